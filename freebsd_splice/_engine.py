@@ -1,0 +1,163 @@
+"""The userspace engine: a few worker threads that move the bytes of every flow.
+
+It mirrors the kernel's design (F6): one worker per CPU, started on first use, a flow belongs to
+one of them.  An idle flow costs nothing: no wake-up, no pipe, no buffer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+
+from ._engine_flow import EngineFlow
+from ._movers import Mover, Supplies
+from ._port import Endpoint, Poller, Port, Readiness, Runner
+
+
+class Engine:
+    """The workers of one port."""
+
+    def __init__(self, port: Port, mover: str | None = None) -> None:
+        self._port = port
+        self._mover = mover
+        self._cpus = port.cpus()
+        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        self._turn = itertools.count()
+
+    def flows(self, count: int) -> list[EngineFlow]:
+        """That many new flows, on the worker whose turn it is.
+
+        The two directions of a pair share a worker.  Dealt out singly, all the pairs' busy
+        directions would meet on one worker and their quiet ones on another.
+        """
+        with self._lock:
+            if len(self._workers) < self._cpus:
+                name = f"freebsd-splice-worker-{len(self._workers)}"
+                self._workers.append(Worker(self._port, self._mover, name))
+            worker = self._workers[next(self._turn) % len(self._workers)]
+        return [EngineFlow(worker) for _ in range(count)]
+
+    def close(self) -> None:
+        """End the workers.  Every flow must have been stopped before."""
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+            self._workers.clear()
+
+
+class Worker:
+    """A thread that waits for sockets, and gives each flow that can move a turn."""
+
+    def __init__(self, port: Port, mover: str | None, name: str) -> None:
+        self.port = port
+        self._supplies = Supplies(port, mover)
+        self._poller: Poller = port.poller()
+        self._lock = threading.Lock()
+        self._watched: dict[int, _Watched] = {}
+        self._ready: deque[EngineFlow] = deque()
+        self._closing = False
+        self._runner: Runner = port.run(self.step, name)
+
+    def step(self) -> bool:
+        """Wait until some flow can move, and give each such flow one turn."""
+        failed_drains = []
+        for descriptor, ready in self._poller.wait(0 if self._ready else None):
+            failed_drains += self._report(descriptor, ready)
+        # One turn each, in order of arrival: whoever has more to move goes to the back, behind
+        # those that become ready meanwhile.
+        for _ in range(len(self._ready)):
+            flow = self._ready.popleft()
+            flow.queued = False
+            if flow.turn():
+                self._queue(flow)
+        # After the turns: a socket that fails is often a source as well, and as that it says
+        # first what came before the failure.
+        for flow, hangup in failed_drains:
+            flow.drain_failed(hangup=hangup)
+        return not self._closing
+
+    def mover(self, *, copy: bool = False) -> Mover:
+        """A mover for one flow; with ``copy`` the one that can serve any socket."""
+        return self._supplies.mover(copy=copy)
+
+    def expect(self, flow: EngineFlow, *, read: bool, write: bool, guard: bool = True) -> None:
+        """Give ``flow`` a turn once its source can be read, or once its drain can be written.
+
+        With ``guard`` it is told when the drain fails, also while it has nothing to write.
+        """
+        with self._lock:
+            source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
+            drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
+            source.reader = flow if read else None
+            drain.writer = flow if write else None
+            drain.guard = flow if guard else None
+            self._apply(source)
+            self._apply(drain)
+
+    def release(self, flow: EngineFlow) -> None:
+        """Watch neither of its sockets for it any more, so that they can be closed."""
+        with self._lock:
+            source = self._watched.get(flow.source.fileno())
+            if source is not None and source.reader is flow:
+                source.reader = None
+                self._apply(source)
+            drain = self._watched.get(flow.drain.fileno())
+            if drain is not None and flow in (drain.guard, drain.writer):
+                drain.guard = drain.writer = None
+                self._apply(drain)
+
+    def close(self) -> None:
+        self._closing = True
+        self._poller.wake()
+        self._runner.join()
+        self._poller.close()
+        self._supplies.close()
+
+    def _queue(self, flow: EngineFlow) -> None:
+        if not flow.queued:
+            flow.queued = True
+            self._ready.append(flow)
+
+    def _apply(self, watched: _Watched) -> None:
+        read = Readiness.READ if watched.reader else Readiness.NONE
+        write = Readiness.WRITE if watched.writer else Readiness.NONE
+        if not (read or write or watched.guard):
+            # A socket that failed reports so as long as it is watched: nobody here would hear it.
+            del self._watched[watched.descriptor]
+            if watched.applied is not None:
+                self._poller.forget(watched.endpoint)
+        elif watched.applied != read | write:
+            self._poller.watch(watched.endpoint, read | write)
+            watched.applied = read | write
+
+    def _report(self, descriptor: int, ready: Readiness) -> list[tuple[EngineFlow, bool]]:
+        """Queue who can move now; give back whose drain has failed, and whether by a hang-up."""
+        with self._lock:
+            watched = self._watched.get(descriptor)
+            if watched is None:
+                return []  # released since the poller saw it
+            reader, writer, guard = watched.reader, watched.writer, watched.guard
+        failed = ready & (Readiness.HANGUP | Readiness.ERROR)
+        if reader and (failed or ready & Readiness.READ):
+            self._queue(reader)
+        if writer and (failed or ready & Readiness.WRITE):
+            self._queue(writer)
+        elif guard and failed:
+            return [(guard, bool(ready & Readiness.HANGUP))]
+        return []
+
+
+class _Watched:
+    """One socket in the poller: at most one flow reads it, and one writes it."""
+
+    __slots__ = ("applied", "descriptor", "endpoint", "guard", "reader", "writer")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.descriptor = endpoint.fileno()
+        self.reader: EngineFlow | None = None
+        self.writer: EngineFlow | None = None
+        self.guard: EngineFlow | None = None
+        self.applied: Readiness | None = None

@@ -1,0 +1,223 @@
+"""One direction, moved in userspace by a worker of the engine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ._flow import End, Reason
+from ._movers import MoverRefusedError
+from ._port import Endpoint
+
+if TYPE_CHECKING:
+    from ._engine import Worker
+    from ._sockets import SharedSocket
+
+logger = logging.getLogger("freebsd_splice")
+
+#: How often a flow may go back to its source in one turn before the others have theirs.
+MOVES_A_TURN = 16
+#: Asked of the source at once where there is no limit.
+_NO_LIMIT = 1 << 30
+
+
+class EngineFlow:
+    """A flow (see ``_flow.Flow``) that a worker moves."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.queued = False  # the worker's own mark: it waits for its turn
+        self.source: Endpoint
+        self.drain: Endpoint
+        self._source_socket: SharedSocket
+        self._drain_socket: SharedSocket
+        self._worker = worker
+        self._port = worker.port
+        self._mover = worker.mover()
+        self._lock = threading.Lock()  # a turn, against a stop from elsewhere
+        self._waiting = (False, False)
+        self._guarded = True
+        self._limit: int | None = None
+        self._on_end: Callable[[End], None]
+        self._moved = 0
+        self._ahead = memoryview(b"")  # goes before anything that the mover takes
+        self._surplus = b""  # what of ``initial`` is past the limit
+        self._started = False
+        self._stopped_early: Reason | None = None
+        self._end: End | None = None
+
+    def start(
+        self,
+        source: SharedSocket,
+        drain: SharedSocket,
+        limit: int | None,
+        initial: bytes,
+        on_end: Callable[[End], None],
+    ) -> None:
+        self.source, self.drain = source.endpoint, drain.endpoint
+        self._source_socket, self._drain_socket = source, drain
+        self._limit = limit
+        self._on_end = on_end
+        allowed = len(initial) if limit is None else min(limit, len(initial))
+        self._ahead, self._surplus = memoryview(initial)[:allowed], initial[allowed:]
+        with self._lock:
+            self._started = True
+            if self._stopped_early is not None:
+                end = self._finish(self._stopped_early)
+            elif limit == 0:
+                end = self._finish(Reason.LIMIT)
+            else:
+                # Both: what is waiting already, bytes, EOF or a socket that can't be read at all,
+                # is found at once, without a turn on the caller's thread.
+                try:
+                    self._wait(read=True, write=True)
+                    return
+                except OSError as error:  # the poller has no room
+                    end = self._finish(Reason.SOURCE_ERROR, error)
+        on_end(end)
+
+    def moved(self) -> int:
+        return self._moved
+
+    def stop(self, reason: Reason = Reason.CANCELLED) -> End:
+        with self._lock:
+            if self._end is not None:
+                return self._end
+            if not self._started:
+                # The other flow of a pair has ended, or a socket was closed, in the meantime.
+                self._stopped_early = reason
+                return End(reason, 0, None, b"", None, "userspace", self._mover.name)
+            end = self._finish(reason)
+        self._on_end(end)
+        return end
+
+    def turn(self) -> bool:
+        """Move what can be moved now, within bounds; True: there was more."""
+        with self._lock:
+            if self._end is not None:
+                return False
+            try:
+                end = self._advance()
+            except Exception as error:  # a defect here must not leave a flow that never ends
+                logger.exception("moving bytes failed unexpectedly")
+                failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
+                end = self._finish(Reason.SOURCE_ERROR, failure)
+            if end is None:
+                return self._waiting == (False, False)
+        self._on_end(end)
+        return False
+
+    def drain_failed(self, *, hangup: bool) -> None:
+        """The poller says that the drain can take nothing any more, or has an error pending."""
+        with self._lock:
+            if self._end is not None:
+                return
+            error = self._drain_socket.failure()
+            if error is None and not hangup:
+                # Not the connection's end (a time stamp in the error queue is reported so too),
+                # and it would be reported for ever.
+                self._guarded = False
+                read, write = self._waiting
+                self._waiting = (False, False)
+                self._wait(read=read, write=write)
+                return
+            end = self._finish(Reason.DRAIN_ERROR, error or _broken_pipe())
+        self._on_end(end)
+
+    def _advance(self) -> End | None:
+        try:
+            for _ in range(MOVES_A_TURN):
+                try:
+                    end = self._push() or self._pull()
+                except MoverRefusedError:
+                    self._ahead = memoryview(self._mover.take_back())
+                    self._mover = self._worker.mover(copy=True)
+                    continue
+                if end is not None:
+                    return end
+        except _NotNow as wanted:
+            self._mover.rest()
+            try:
+                self._wait(read=wanted.read, write=not wanted.read)
+            except OSError as error:  # the poller has no room
+                return self._finish(Reason.SOURCE_ERROR, error)
+            return None
+        # More is there, and it is the others' turn.
+        self._mover.rest()
+        self._waiting = (False, False)
+        return None
+
+    def _push(self) -> End | None:
+        """Into the drain with all that has been taken from the source."""
+        try:
+            while self._ahead:
+                taken = self._port.send(self.drain, self._ahead)
+                self._ahead = self._ahead[taken:]
+                self._moved += taken
+            while self._mover.held:
+                self._moved += self._mover.pour(self.drain)
+        except BlockingIOError:
+            raise _NotNow(read=False) from None
+        except OSError as error:
+            self._drain_socket.failed(error)
+            return self._finish(Reason.DRAIN_ERROR, error)
+        return None
+
+    def _pull(self) -> End | None:
+        """Take from the source; nothing is held before."""
+        room = _NO_LIMIT if self._limit is None else self._limit - self._moved
+        if room == 0:
+            return self._finish(Reason.LIMIT)
+        try:
+            if self._mover.fill(self.source, room) == 0:
+                failure = self._source_socket.failure()
+                if failure is None or isinstance(failure, BrokenPipeError):
+                    # EPIPE is of the sending side, or of a reset that came behind the FIN.
+                    return self._finish(Reason.EOF)
+                return self._finish(Reason.SOURCE_ERROR, failure)
+        except BlockingIOError:
+            raise _NotNow(read=True) from None
+        except OSError as error:
+            self._source_socket.failed(error)
+            return self._finish(Reason.SOURCE_ERROR, error)
+        return None
+
+    def _wait(self, *, read: bool, write: bool) -> None:
+        if (read, write) != self._waiting:
+            self._worker.expect(self, read=read, write=write, guard=self._guarded)
+            self._waiting = (read, write)
+
+    def _finish(self, reason: Reason, error: OSError | None = None) -> End:
+        """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
+        self._worker.release(self)
+        if reason is not Reason.DRAIN_ERROR:
+            # F16: bytes that a dead drain has taken are no success.
+            failure = self._drain_socket.failure()
+            if failure is not None:
+                reason, error = Reason.DRAIN_ERROR, failure
+            elif self._moved == self._limit:
+                reason, error = Reason.LIMIT, None
+        self._end = End(
+            reason=reason,
+            moved=self._moved,
+            limit=self._limit,
+            unsent=bytes(self._ahead) + self._mover.take_back() + self._surplus,
+            error=error,
+            backend="userspace",
+            mover=self._mover.name,
+        )
+        return self._end
+
+
+class _NotNow(Exception):
+    """No error: the source has nothing, or the drain no room."""
+
+    def __init__(self, *, read: bool) -> None:
+        self.read = read
+
+
+def _broken_pipe() -> OSError:
+    return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

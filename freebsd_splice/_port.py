@@ -1,0 +1,181 @@
+"""The port: everything through which flows, ``Splice`` and ``Relay`` touch the outside.
+
+Sockets, pipes, readiness, time and threads come in through the two protocols here and in no other
+way.  ``_system.SystemPort`` is this machine; a test can hand in another one, whose clock it turns
+by hand or whose kernel is a model.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Source(Protocol):
+    """What a caller hands in: a socket, or an object that stands for one.
+
+    ``fileno()`` gives its descriptor while it is open; once it is closed, -1 or an exception.
+    """
+
+    def fileno(self) -> int: ...
+
+
+class Endpoint(Protocol):
+    """A duplicate of a caller's socket, made and closed by the port."""
+
+    def fileno(self) -> int: ...
+
+
+class Pipe(Protocol):
+    """A pipe for ``os.splice``; it is empty whenever nobody holds it."""
+
+    @property
+    def size(self) -> int:
+        """Its capacity in bytes."""
+        ...
+
+
+class Readiness(enum.IntFlag):
+    """What a poller watches for and reports."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    #: The connection can take no more bytes.  Watched always, reported without being asked for.
+    HANGUP = 4
+    #: An error may be pending on the socket.  As HANGUP.
+    ERROR = 8
+
+
+class Poller(Protocol):
+    """Level-triggered readiness.  Every method but ``wait`` may be called from any thread."""
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        """Report ``interest`` on ``endpoint`` from now on, in place of what was watched before.
+
+        ``Readiness.NONE`` still reports HANGUP and ERROR, where the poller can see them.
+        """
+        ...
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Report nothing more; to be called before the endpoint is closed."""
+        ...
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        """Wait for something to report, for ``wake``, or for ``timeout`` seconds."""
+        ...
+
+    def wake(self) -> None:
+        """Make the ``wait`` under way, or else the next one, return."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Event(Protocol):
+    """As ``threading.Event``."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Notice(Protocol):
+    """A descriptor that becomes readable once, and stays so."""
+
+    def fileno(self) -> int: ...
+
+    def give(self) -> None:
+        """Make it readable."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Runner(Protocol):
+    """A loop that has been started."""
+
+    def join(self) -> None:
+        """Wait until it has returned; from its own thread, return at once."""
+        ...
+
+
+class Port(Protocol):
+    """The outside.  Every socket call is non-blocking: BlockingIOError says "not now"."""
+
+    # Sockets
+    def is_open(self, original: Source) -> bool:
+        """Whether the caller's socket object is still open."""
+        ...
+
+    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        """A duplicate that is non-blocking, as from now on every duplicate of that socket is.
+
+        True beside it where O_NONBLOCK was clear before, and so is owed back to the caller.
+        """
+        ...
+
+    def close(self, endpoint: Endpoint) -> None: ...
+
+    def close_original(self, original: Source) -> None:
+        """Close the caller's own socket object (``Relay(close=True)``)."""
+        ...
+
+    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+        """Clear O_NONBLOCK, unless the caller has given the socket a timeout meanwhile."""
+        ...
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int: ...
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int: ...
+
+    def shutdown_write(self, endpoint: Endpoint) -> None: ...
+
+    def reset_on_close(self, endpoint: Endpoint) -> None:
+        """Make the last close of this connection send a reset in place of a FIN."""
+        ...
+
+    def take_error(self, endpoint: Endpoint) -> OSError | None:
+        """The error pending on the socket (SO_ERROR), which is thereby taken off it."""
+        ...
+
+    # os.splice; only called where ``can_splice`` says so
+    def can_splice(self) -> bool:
+        """Whether this system has ``os.splice`` between pipes and sockets."""
+        ...
+
+    def open_pipe(self) -> Pipe: ...
+
+    def close_pipe(self, pipe: Pipe) -> None: ...
+
+    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int: ...
+
+    def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int: ...
+
+    def read_pipe(self, pipe: Pipe, count: int) -> bytes: ...
+
+    # Waiting, time and threads
+    def poller(self) -> Poller: ...
+
+    def event(self) -> Event: ...
+
+    def notice(self) -> Notice: ...
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    def cpus(self) -> int:
+        """How many engine workers this machine should have."""
+        ...
+
+    def run(self, step: Callable[[], bool], name: str) -> Runner:
+        """Call ``step`` again and again, in a thread of its own, until it returns False."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child: close this process's copies of all that the port has opened."""
+        ...

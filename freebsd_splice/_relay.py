@@ -1,0 +1,190 @@
+"""``Relay``: both directions between two sockets, as one thing with one life."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ._deadlines import Deadlines
+from ._flow import End, Reason
+from ._port import Source
+from ._runtime import check_backend, current
+from ._sockets import SharedSocket
+from ._splice import Outcome, make_outcome
+from ._waitable import Waitable
+
+#: Reasons that hold for both directions alike.
+_OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
+
+
+@dataclass(frozen=True)
+class RelayOutcome:
+    """How a relay ended."""
+
+    left_to_right: Outcome
+    right_to_left: Outcome
+    #: What ended the pair: the reason of the first direction that ended otherwise than by an EOF
+    #: which was passed on; EOF where both did.
+    reason: Reason
+    #: That direction's error.
+    error: OSError | None
+    #: From the start to the end of the later direction.
+    seconds: float
+
+
+class Relay(Waitable[RelayOutcome]):
+    """Deliver what arrives at each of two sockets to the other, until both directions have ended.
+
+    It starts at once and runs by itself.  An EOF is passed on (shutdown(2) for writing) after the
+    last byte before it, and the other direction lives on.  A direction that fails ends the pair,
+    but what the other had received by then is still delivered where there is somebody to take it.
+    A direction that ended because the other did has the reason CANCELLED.
+
+    left, right:
+        Two sockets, as for ``Splice``: non-blocking and not to be touched until it is over.
+    idle_timeout, timeout:
+        As for ``Splice``, for the pair: traffic either way keeps both directions alive.
+    half_close:
+        False: the first EOF ends the pair, and is not passed on.
+    close:
+        True: both sockets are closed at the end, and nobody mistakes a broken stream for a whole
+        one: where one side was reset, or bytes for it were lost, the other is reset.
+    initial:
+        What the caller has read already: from the left, for the right; from the right, for the
+        left.
+
+    Raises as ``Splice`` does.  Then nothing has been touched, with ``close=True`` too.
+    """
+
+    def __init__(
+        self,
+        left: Source,
+        right: Source,
+        *,
+        idle_timeout: float | None = None,
+        timeout: float | None = None,
+        half_close: bool = True,
+        close: bool = False,
+        initial: tuple[bytes, bytes] = (b"", b""),
+    ) -> None:
+        check_backend("Relay")
+        runtime = current()
+        super().__init__(runtime)
+        self._half_close = half_close
+        self._close = close
+        self._flows = runtime.flows(2)
+        self._ends: list[End | None] = [None, None]
+        self._seconds = [0.0, 0.0]
+        self._decisive: End | None = None
+        self._deadlines = Deadlines(
+            runtime.port,
+            runtime.watcher,
+            idle_timeout=idle_timeout,
+            timeout=timeout,
+            moved=lambda: sum(flow.moved() for flow in self._flows),
+            expire=self._stop_both,
+        )
+        from_left, from_right = (memoryview(data).tobytes() for data in initial)
+        self._started = runtime.port.now()
+        self._left = self._acquire(left)
+        try:
+            self._right = self._acquire(right)
+        except BaseException:
+            self._release(self._left)
+            raise
+        runtime.add(self)
+        self._flows[0].start(self._left, self._right, None, from_left, self._left_to_right_ended)
+        self._flows[1].start(self._right, self._left, None, from_right, self._right_to_left_ended)
+        self._deadlines.start()
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes moved so far: left to right, right to left."""
+        return self._flows[0].moved(), self._flows[1].moved()
+
+    def __repr__(self) -> str:
+        state = self._outcome.reason.value if self._outcome is not None else "live"
+        return f"<Relay {self._left.original!r} <-> {self._right.original!r}, {state}>"
+
+    def _stop(self) -> None:
+        self._stop_both(Reason.CANCELLED)
+
+    def _socket_closed(self) -> None:
+        self._stop_both(Reason.CLOSED)
+
+    def _stop_both(self, reason: Reason) -> None:
+        for flow in self._flows:
+            flow.stop(reason)
+
+    def _left_to_right_ended(self, end: End) -> None:
+        self._ended(0, end, self._right)
+
+    def _right_to_left_ended(self, end: End) -> None:
+        self._ended(1, end, self._left)
+
+    def _ended(self, direction: int, end: End, drain: SharedSocket) -> None:
+        passed_on = end.reason is Reason.EOF and self._half_close
+        if passed_on:
+            try:
+                # Before this end is recorded: the sockets are given back with the second one.
+                self._runtime.port.shutdown_write(drain.endpoint)
+            except OSError as error:
+                # The drain has died with bytes in it that its peer may not have got (F16).
+                end, passed_on = end._replace(reason=Reason.DRAIN_ERROR, error=error), False
+        with self._state:
+            self._ends[direction] = end
+            self._seconds[direction] = self._runtime.port.now() - self._started
+            if not passed_on and self._decisive is None:
+                self._decisive = end
+            left_to_right, right_to_left = self._ends
+        if left_to_right is not None and right_to_left is not None:
+            self._finish(left_to_right, right_to_left)
+        elif not passed_on and end.reason is not Reason.DRAIN_ERROR:
+            # Where the drain has failed, the other direction reads from that very socket: it
+            # delivers what came before and meets the failure by itself.
+            self._flows[1 - direction].stop(
+                end.reason if end.reason in _OF_THE_PAIR else Reason.CANCELLED
+            )
+
+    def _finish(self, left_to_right: End, right_to_left: End) -> None:
+        self._deadlines.cancel()
+        if self._close:
+            self._reset_if_broken(self._right, left_to_right, right_to_left)
+            self._reset_if_broken(self._left, right_to_left, left_to_right)
+        self._release(self._left)
+        self._release(self._right)
+        if self._close:
+            self._runtime.port.close_original(self._left.original)
+            self._runtime.port.close_original(self._right.original)
+        decisive = self._decisive or left_to_right
+        self._settle(
+            RelayOutcome(
+                left_to_right=make_outcome(left_to_right, self._seconds[0]),
+                right_to_left=make_outcome(right_to_left, self._seconds[1]),
+                reason=decisive.reason,
+                error=decisive.error,
+                seconds=max(self._seconds),
+            )
+        )
+
+    def _reset_if_broken(self, socket: SharedSocket, towards: End, back: End) -> None:
+        """Close with a reset where a FIN would say that all is well.
+
+        That is so for the peer of a drain that has not got all the bytes, and for the peer of a
+        source whose bytes nobody took, unless it has got its whole answer.
+        """
+        lost = towards.reason is Reason.SOURCE_ERROR or towards.unsent
+        refused = back.reason is Reason.DRAIN_ERROR and towards.reason is not Reason.EOF
+        if lost or refused:
+            with suppress(OSError):  # dead already
+                self._runtime.port.reset_on_close(socket.endpoint)
+
+    def _acquire(self, original: Source) -> SharedSocket:
+        return self._runtime.sockets.acquire(
+            original, source=True, drain=True, on_closed=self._socket_closed
+        )
+
+    def _release(self, shared: SharedSocket) -> None:
+        self._runtime.sockets.release(
+            shared, source=True, drain=True, on_closed=self._socket_closed
+        )

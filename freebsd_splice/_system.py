@@ -1,0 +1,273 @@
+"""This machine, behind the port."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from ._pollers import BasePoller, make_poller
+from ._port import Endpoint, Event, Notice, Pipe, Poller, Runner, Source
+
+#: Bytes a pipe should hold: more per system call, but memory of the system while a drain is slow.
+PIPE_BYTES = 1 << 18
+
+#: On POSIX these keep a call from blocking, and a dead drain from raising SIGPIPE, whatever the
+#: program has done to the socket's flags and to its signal handlers.
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+_SEND_FLAGS = _DONT_WAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class SystemPort:
+    """The operating system's sockets, pipes, clock and threads.
+
+    ``readiness`` forces a kind of poller ("epoll", "kqueue", "poll", "select"); None takes the
+    best there is.
+    """
+
+    def __init__(self, readiness: str | None = None) -> None:
+        self._readiness = readiness
+        # All that is open, so that a forked child can close its copies.
+        self._opened: weakref.WeakSet[_Closable] = weakref.WeakSet()
+
+    # Sockets
+
+    def is_open(self, original: Source) -> bool:
+        try:
+            return original.fileno() >= 0
+        except (OSError, ValueError):  # what closed sockets and files of other libraries answer
+            return False
+
+    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        if sys.platform == "win32":
+            if not isinstance(original, socket.socket):
+                raise TypeError("on Windows only socket.socket objects can be spliced")
+            was_blocking = original.getblocking()
+            duplicate = original.dup()
+        else:
+            was_blocking, duplicate = _duplicate_descriptor(original)
+        try:
+            _check_stream(duplicate)
+        except BaseException:
+            duplicate.close()
+            raise
+        duplicate.setblocking(False)
+        self._opened.add(cast(_Closable, duplicate))
+        return duplicate, was_blocking
+
+    def close(self, endpoint: Endpoint) -> None:
+        duplicate = _socket(endpoint)
+        self._opened.discard(cast(_Closable, duplicate))
+        # close(2) reports errors of the connection here (ECONNRESET on FreeBSD); the descriptor
+        # is gone all the same and the error has been reported by the flow, if it mattered.
+        with suppress(OSError):
+            duplicate.close()
+
+    def close_original(self, original: Source) -> None:
+        close = getattr(original, "close", None)
+        if close is not None:
+            with suppress(OSError):
+                close()
+
+    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+        if self.is_open(original):
+            timeout = getattr(original, "gettimeout", None)
+            if timeout is not None and timeout() is not None:
+                return
+        if sys.platform == "win32":
+            _socket(endpoint).setblocking(True)
+        else:
+            os.set_blocking(endpoint.fileno(), True)
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+        return _socket(endpoint).recv_into(buffer, 0, _DONT_WAIT)
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int:
+        return _socket(endpoint).send(data, _SEND_FLAGS)
+
+    def shutdown_write(self, endpoint: Endpoint) -> None:
+        _socket(endpoint).shutdown(socket.SHUT_WR)
+
+    def reset_on_close(self, endpoint: Endpoint) -> None:
+        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        _socket(endpoint).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def take_error(self, endpoint: Endpoint) -> OSError | None:
+        try:
+            number = _socket(endpoint).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as error:  # FreeBSD answers so on a connection that is gone (F21)
+            return error
+        return OSError(number, os.strerror(number)) if number else None
+
+    # os.splice
+
+    def can_splice(self) -> bool:
+        return sys.platform == "linux" and hasattr(os, "splice")
+
+    def open_pipe(self) -> Pipe:
+        pipe = _SystemPipe()
+        self._opened.add(pipe)
+        return pipe
+
+    def close_pipe(self, pipe: Pipe) -> None:
+        opened = _pipe(pipe)
+        self._opened.discard(opened)
+        opened.close()
+
+    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
+        if sys.platform != "linux":
+            raise NotImplementedError
+        return os.splice(source.fileno(), _pipe(pipe).entrance, count, flags=_SPLICE_FLAGS)
+
+    def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
+        if sys.platform != "linux":
+            raise NotImplementedError
+        return os.splice(_pipe(pipe).exit, drain.fileno(), count, flags=_SPLICE_FLAGS)
+
+    def read_pipe(self, pipe: Pipe, count: int) -> bytes:
+        return os.read(_pipe(pipe).exit, count)
+
+    # Waiting, time and threads
+
+    def poller(self) -> Poller:
+        poller = make_poller(self._readiness)
+        self._opened.add(cast(_Closable, poller))
+        return poller
+
+    def event(self) -> Event:
+        return threading.Event()
+
+    def notice(self) -> Notice:
+        notice = _SystemNotice()
+        self._opened.add(notice)
+        return notice
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def cpus(self) -> int:
+        if sys.platform == "linux":
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+    def run(self, step: Callable[[], bool], name: str) -> Runner:
+        return _Thread(step, name)
+
+    def abandon(self) -> None:
+        for opened in list(self._opened):
+            with suppress(OSError):
+                opened.abandon() if isinstance(opened, BasePoller) else opened.close()
+        self._opened.clear()
+
+
+#: Without SPLICE_F_NONBLOCK a full or an empty pipe would block, whatever the socket's flags are.
+_SPLICE_FLAGS: int = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
+
+
+class _Closable:
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class _SystemPipe(_Closable):
+    def __init__(self) -> None:
+        self.exit, self.entrance = os.pipe()
+        self.size = 1 << 16
+        if sys.platform == "linux":
+            import fcntl
+
+            os.set_blocking(self.exit, False)
+            os.set_blocking(self.entrance, False)
+            # F31: past pipe-user-pages-soft an unprivileged user gets two pages and no more.
+            set_size, get_size = (
+                getattr(fcntl, "F_SETPIPE_SZ", 1031),
+                getattr(fcntl, "F_GETPIPE_SZ", 1032),
+            )
+            with suppress(OSError):
+                fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
+            self.size = fcntl.fcntl(self.entrance, get_size)
+
+    def close(self) -> None:
+        os.close(self.exit)
+        os.close(self.entrance)
+
+
+class _SystemNotice(_Closable):
+    """A socket pair whose far end is closed to give the notice: select works on it anywhere."""
+
+    def __init__(self) -> None:
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def give(self) -> None:
+        self._far.close()
+
+    def close(self) -> None:
+        self._far.close()
+        self._near.close()
+
+
+class _Thread:
+    """A loop in a daemon thread; the runtime ends it at exit."""
+
+    def __init__(self, step: Callable[[], bool], name: str) -> None:
+        self._step = step
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if sys.platform != "win32":
+            # Signals belong to the program's threads: one that landed here would not interrupt
+            # the call that the main thread sits in.  It also keeps SIGPIPE, which os.splice
+            # cannot be told to leave out, from killing a program that has restored its default.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._step():
+            pass
+
+
+def _duplicate_descriptor(original: Source) -> tuple[bool, socket.socket]:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    descriptor = os.dup(original.fileno())
+    try:
+        # Read before socket.socket() is made, which sets O_NONBLOCK where the program has set a
+        # default timeout.  socket.dup() would not do: it can clear the flag for everybody.
+        return os.get_blocking(descriptor), socket.socket(fileno=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_stream(duplicate: socket.socket) -> None:
+    """Refuse what would never end, or would end at an empty datagram."""
+    if duplicate.type != socket.SOCK_STREAM:
+        raise OSError(errno.EPROTONOSUPPORT, f"only stream sockets can be spliced, not {duplicate}")
+    accepting = False
+    with suppress(OSError):  # not every system can be asked
+        accepting = bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    if accepting:
+        raise OSError(errno.EINVAL, f"a listening socket can't be spliced: {duplicate}")
+
+
+def _socket(endpoint: Any) -> socket.socket:
+    return cast(socket.socket, endpoint)
+
+
+def _pipe(pipe: Pipe) -> _SystemPipe:
+    return cast(_SystemPipe, pipe)

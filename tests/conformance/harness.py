@@ -1,0 +1,173 @@
+"""The small language the conformance cases are written in.
+
+A case makes connections with ``Harness.pair``. It holds one end of each, the socket a program
+would hand to this package, and lets the ``Peer`` at the other end write, read, send FIN, reset.
+Cases touch the network through nothing else, so that endpoints which aren't real sockets can
+serve the same cases one day.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEADLINE = 25.0  # seconds; only a failing case ever waits this long
+SMALL_BUFFER = 8192  # bytes asked for each buffer of a small pair
+RESET_ON_CLOSE = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+class Peer:
+    """The far end of a connection: what the other machine does. Every wait has a deadline."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        connection.settimeout(DEADLINE)
+
+    @property
+    def address(self) -> tuple[object, ...]:
+        """The far end's own address."""
+        return tuple(self._connection.getsockname())
+
+    def write(self, data: bytes) -> None:
+        """Send all of data."""
+        self._connection.sendall(data)
+
+    def write_what_fits(self, data: bytes = b"f" * 65536) -> int:
+        """Send until every buffer on the way is full; the number of bytes sent."""
+        sent = 0
+        self._connection.settimeout(0)
+        try:
+            while True:
+                sent += self._connection.send(data)
+        except BlockingIOError:
+            return sent
+        finally:
+            self._connection.settimeout(DEADLINE)
+
+    def read(self, size: int) -> bytes:
+        """Exactly size bytes; fewer only where the stream ends first."""
+        data = bytearray()
+        while len(data) < size:
+            piece = self._connection.recv(min(size - len(data), 1 << 20))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+
+    def read_to_end(self) -> bytes:
+        """Everything up to the end of the stream."""
+        data = bytearray()
+        while piece := self._connection.recv(1 << 20):
+            data += piece
+        return bytes(data)
+
+    def has_nothing_to_read(self) -> bool:
+        """True while neither data nor an end has arrived."""
+        self._connection.settimeout(0)
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        finally:
+            self._connection.settimeout(DEADLINE)
+        return False
+
+    def fin(self) -> None:
+        """Say that no more data will follow; reading goes on."""
+        self._connection.shutdown(socket.SHUT_WR)
+
+    def finish(self, data: bytes) -> None:
+        """Send all of data, then FIN."""
+        self.write(data)
+        self.fin()
+
+    def reset(self) -> None:
+        """Break the connection with RST."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self._connection.close()
+
+    def close(self) -> None:
+        """Close the connection in the ordinary way."""
+        self._connection.close()
+
+
+class Harness:
+    """Makes connections, waits for conditions, and cleans up everything it made."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def pair(
+        self, family: int = socket.AF_INET, *, small_buffers: bool = False
+    ) -> tuple[socket.socket, Peer]:
+        """A connected TCP pair: our end, and the peer at the other."""
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            if small_buffers:
+                _shrink(listener)
+            listener.bind((LOOPBACK[socket.AddressFamily(family)], 0))
+            listener.listen(1)
+            far = self.keep(socket.socket(family, socket.SOCK_STREAM))
+            if small_buffers:
+                _shrink(far)
+            far.settimeout(DEADLINE)
+            far.connect(listener.getsockname())
+            listener.settimeout(DEADLINE)
+            near = self.keep(listener.accept()[0])
+        if small_buffers:
+            _shrink(near)
+        near.settimeout(0)
+        return near, Peer(far)
+
+    def keep(self, made: socket.socket) -> socket.socket:
+        """Have a socket that the case made itself closed at its end."""
+        self._sockets.append(made)
+        return made
+
+    def until(self, condition: Callable[[], T], what: str) -> T:
+        """Wait until the condition holds and give its value; fail naming what never happened."""
+        deadline = time.monotonic() + DEADLINE
+        pause = 0.0002
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"never happened within {DEADLINE:g} s: {what}")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+        return value
+
+    def readable(self, ours: socket.socket) -> bool:
+        """Has our end data or an end of its stream to read (asked once, without waiting)?"""
+        return bool(select.select([ours], [], [], 0)[0])
+
+    def waiting(self, ours: socket.socket, size: int) -> bytes:
+        """Read exactly size bytes left at our end, which come within the deadline."""
+        data = bytearray()
+
+        def complete() -> bool:
+            if self.readable(ours):
+                data.extend(ours.recv(size - len(data)))
+            return len(data) == size
+
+        self.until(complete, f"{size} bytes readable at {ours}")
+        return bytes(data)
+
+    def error(self, ours: socket.socket) -> int:
+        """SO_ERROR of our end. Reading it takes it away, as in any program."""
+        return ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def close(self) -> None:
+        """Close everything."""
+        while self._sockets:
+            self._sockets.pop().close()
+
+
+def _shrink(made: socket.socket) -> None:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)

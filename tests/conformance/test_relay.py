@@ -1,0 +1,268 @@
+"""What a ``Relay`` does, on every backend and mover that this machine has."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from freebsd_splice import Reason, Relay
+
+from .harness import DEADLINE, Harness
+from .movers import Served
+
+pytestmark = pytest.mark.usefixtures("served")
+
+
+def test_both_directions_are_moved_and_counted(harness: Harness, served: Served) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    with Relay(left, right) as relay:
+        client.write(b"question")
+        assert server.read(8) == b"question"
+        server.write(b"answer")
+        assert client.read(6) == b"answer"
+        harness.until(lambda: relay.bytes == (8, 6), "8 and 6 bytes counted")
+    outcome = relay.wait()
+    served.check(outcome.left_to_right)
+    served.check(outcome.right_to_left)
+
+
+def test_eof_is_passed_on_and_the_other_direction_lives_on(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right)
+    client.write(b"question")
+    client.fin()
+    assert server.read_to_end() == b"question"
+    assert not relay.done
+    server.write(b"the answer")
+    server.fin()
+    assert client.read_to_end() == b"the answer"
+    outcome = relay.wait(DEADLINE)
+    assert outcome.reason is Reason.EOF
+    assert (outcome.left_to_right.reason, outcome.left_to_right.bytes) == (Reason.EOF, 8)
+    assert (outcome.right_to_left.reason, outcome.right_to_left.bytes) == (Reason.EOF, 10)
+    assert outcome.seconds >= outcome.left_to_right.seconds
+
+
+def test_eof_behind_a_slow_reader_comes_after_the_last_byte(harness: Harness) -> None:
+    """F13: FreeBSD's example proxy truncates such a stream."""
+    left, client = harness.pair()
+    right, server = harness.pair(small_buffers=True)
+    data = random.Random(13).randbytes(230_000)
+    with Relay(left, right):
+        writer = threading.Thread(target=client.finish, args=(data,))
+        writer.start()
+        assert server.read_to_end() == data
+        writer.join()
+
+
+def test_initial_bytes_go_first_both_ways(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    with Relay(left, right, initial=(b"from left, ", b"from right, ")):
+        client.write(b"more")
+        server.write(b"more")
+        assert server.read(15) == b"from left, more"
+        assert client.read(16) == b"from right, more"
+
+
+def test_without_half_close_the_first_eof_ends_the_pair(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, half_close=False)
+    client.write(b"last words")
+    client.fin()
+    outcome = relay.wait(DEADLINE)
+    assert outcome.reason is Reason.EOF
+    assert outcome.left_to_right.bytes == 10
+    assert outcome.right_to_left.reason is Reason.CANCELLED
+    assert server.read(10) == b"last words"
+    assert server.has_nothing_to_read()
+
+
+def test_traffic_one_way_keeps_both_directions_alive(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, idle_timeout=1)
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        client.write(b"x")
+        assert server.read(1) == b"x"
+        assert not relay.done
+    server.write(b"y")
+    assert client.read(1) == b"y"
+    outcome = relay.wait(DEADLINE)
+    assert outcome.reason is Reason.IDLE
+    assert outcome.left_to_right.reason is outcome.right_to_left.reason is Reason.IDLE
+
+
+def test_a_timeout_ends_both(harness: Harness) -> None:
+    left, _ = harness.pair()
+    right, _ = harness.pair()
+    outcome = Relay(left, right, timeout=0.1).wait(DEADLINE)
+    assert outcome.reason is Reason.TIMEOUT
+    assert outcome.seconds >= 0.1
+
+
+def test_cancel_ends_both_and_leaves_the_sockets_usable(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    outcome = Relay(left, right).cancel()
+    assert outcome.reason is Reason.CANCELLED
+    left.sendall(b"mine")
+    right.sendall(b"mine")
+    assert client.read(4) == server.read(4) == b"mine"
+
+
+def test_closing_one_socket_object_ends_both(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, _ = harness.pair()
+    relay = Relay(left, right)
+    left.close()
+    assert relay.wait(DEADLINE).reason is Reason.CLOSED
+    assert client.read(1) == b""
+
+
+def test_close_closes_both_at_the_end(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True)
+    client.fin()
+    server.fin()
+    relay.wait(DEADLINE)
+    assert left.fileno() == right.fileno() == -1
+    assert client.read_to_end() == server.read_to_end() == b""
+
+
+def test_without_close_nothing_is_closed(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right)
+    client.fin()
+    server.fin()
+    relay.wait(DEADLINE)
+    assert left.fileno() >= 0
+    assert right.fileno() >= 0
+
+
+@pytest.mark.parametrize("from_left", [True, False])
+def test_a_reset_is_passed_on_as_a_reset(harness: Harness, from_left: bool) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True)
+    breaker, other = (client, server) if from_left else (server, client)
+    breaker.write(b"half of it")
+    assert other.read(10) == b"half of it"
+    breaker.reset()
+    with pytest.raises(ConnectionResetError):
+        other.read(1)
+    outcome = relay.wait(DEADLINE)
+    assert outcome.reason in (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
+    assert outcome.error is not None
+
+
+def test_bytes_lost_by_a_cut_are_not_followed_by_a_fin(harness: Harness) -> None:
+    """A FIN would tell the reader that it has got everything."""
+    left, _client = harness.pair()
+    right, server = harness.pair(small_buffers=True)
+    relay = Relay(left, right, close=True, initial=(b"x" * 3_000_000, b""))
+    harness.until(lambda: relay.bytes[0] > 0, "a first byte")
+    outcome = relay.cancel()
+    assert outcome.left_to_right.unsent
+    with pytest.raises(ConnectionResetError):
+        server.read_to_end()
+
+
+def test_what_a_dying_server_had_sent_is_still_delivered(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    answer = random.Random(3).randbytes(150_000)
+    relay = Relay(left, right)
+    server.write(answer)
+    harness.until(lambda: relay.bytes[1] > 0, "a first byte")
+    server.fin()
+    client.write(b"nobody reads this")
+    harness.until(lambda: relay.bytes[0] > 0, "the request moved")
+    server.close()  # with unread bytes: a reset
+    assert client.read(len(answer)) == answer
+    relay.cancel()
+
+
+def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    answer = random.Random(4).randbytes(150_000)
+    relay = Relay(left, right)
+    server.write(answer)
+    harness.until(lambda: relay.bytes[1] > 0, "a first byte")
+    server.close()
+    client.write(b"too late")  # answered by a reset
+    harness.until(lambda: relay.bytes[0] > 0, "the late request moved")
+    assert client.read_to_end() == answer
+    outcome = relay.wait(DEADLINE)
+    assert outcome.right_to_left.reason is Reason.EOF
+    assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+
+
+def test_the_sockets_stay_nonblocking_until_both_directions_have_ended(harness: Harness) -> None:
+    """F24"""
+    left, client = harness.pair()
+    right, server = harness.pair()
+    left.setblocking(True)
+    right.setblocking(True)
+    relay = Relay(left, right)
+    client.fin()
+    assert server.read_to_end() == b""
+    assert not os.get_blocking(left.fileno())
+    assert not os.get_blocking(right.fileno())
+    server.fin()
+    relay.wait(DEADLINE)
+    assert os.get_blocking(left.fileno())
+    assert os.get_blocking(right.fileno())
+
+
+def test_a_pair_of_one_socket_is_refused_and_the_socket_is_free(harness: Harness) -> None:
+    both, peer = harness.pair()
+    with pytest.raises(OSError, match="source of a splice"):
+        Relay(both, both)
+    other, other_peer = harness.pair()
+    with Relay(both, other, close=True):
+        peer.write(b"free")
+        assert other_peer.read(4) == b"free"
+
+
+def test_a_refused_relay_closes_nothing(harness: Harness) -> None:
+    left, _ = harness.pair()
+    right, _ = harness.pair()
+    third, _ = harness.pair()
+    with Relay(left, right):
+        with pytest.raises(OSError, match="is the"):
+            Relay(third, right, close=True)
+        assert third.fileno() >= 0
+
+
+def test_bulk_both_ways_at_once(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    up, down = (random.Random(seed).randbytes(16 << 20) for seed in (1, 2))
+    got: dict[str, bytes] = {}
+    threads = [
+        threading.Thread(target=client.finish, args=(up,)),
+        threading.Thread(target=server.finish, args=(down,)),
+        threading.Thread(target=lambda: got.update(up=server.read_to_end())),
+        threading.Thread(target=lambda: got.update(down=client.read_to_end())),
+    ]
+    with Relay(left, right) as relay:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        outcome = relay.wait(DEADLINE)
+    assert outcome.reason is Reason.EOF
+    assert got["up"] == up
+    assert got["down"] == down

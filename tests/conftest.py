@@ -1,0 +1,48 @@
+"""What holds for every test: it leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import freebsd_splice
+from conformance.harness import Harness
+from conformance.movers import MOVERS, Served
+from freebsd_splice import _emulation
+from leaks import has_children, open_descriptors
+from ports import RecordingPort, runtime
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    made = Harness()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=MOVERS)
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """``Splice`` and ``Relay`` on each backend and mover that this machine has."""
+    port = RecordingPort()
+    with runtime(port, request.param):
+        yield Served(request.param, port)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads, descriptors and children are counted after the package's own shutdown."""
+    threads = set(threading.enumerate())
+    descriptors = open_descriptors()
+    yield
+    freebsd_splice.shutdown()
+    _emulation.shutdown()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)  # a test's own that is on its way out
+    assert set(threading.enumerate()) <= threads
+    if len(open_descriptors()) > len(descriptors):
+        gc.collect()  # what only a reference cycle of a failing test holds is not the package's
+    assert len(open_descriptors()) <= len(descriptors), (descriptors, open_descriptors())
+    assert not has_children()

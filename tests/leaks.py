@@ -1,0 +1,28 @@
+"""What a test could leave behind, counted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def open_descriptors() -> dict[int, str]:
+    """This process's descriptors and what they are, where the system lists them."""
+    listing = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
+    found = {}
+    for name in os.listdir(listing) if listing.is_dir() else []:
+        try:
+            found[int(name)] = os.readlink(listing / name) if listing.parts[1] == "proc" else ""
+        except OSError:
+            continue  # the one that listed them
+    return found
+
+
+def has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    except AttributeError:  # Windows
+        return False
+    return True

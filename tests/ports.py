@@ -1,0 +1,140 @@
+"""Ports for tests: this machine, with something added or something taken away."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from conformance.harness import Harness
+
+from freebsd_splice import _runtime
+from freebsd_splice._port import Endpoint, Pipe, Poller, Port, Readiness, Runner
+from freebsd_splice._system import SystemPort
+
+
+@contextmanager
+def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
+    """Have splices made over ``port`` inside the block."""
+    made = _runtime.Runtime(port, mover)
+    before = _runtime.install(made)
+    try:
+        yield made
+    finally:
+        _runtime.install(before)
+        made.close()
+
+
+class RecordingPort(SystemPort):
+    """Counts the payload that passes through Python."""
+
+    def __init__(self, readiness: str | None = None) -> None:
+        super().__init__(readiness)
+        self.copied = 0
+        self.pipes = 0
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+        count = super().receive_into(endpoint, buffer)
+        self.copied += count
+        return count
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int:
+        count = super().send(endpoint, data)
+        self.copied += count
+        return count
+
+    def open_pipe(self) -> Pipe:
+        self.pipes += 1
+        return super().open_pipe()
+
+
+class NoPipesPort(RecordingPort):
+    """A process that has no descriptor left for a pipe."""
+
+    def open_pipe(self) -> Pipe:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class RefusingPort(RecordingPort):
+    """A system whose os.splice does not serve these sockets, on the way in or on the way out."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self._way = way
+
+    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
+        if self._way == "in":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return super().splice_in(source, pipe, count)
+
+    def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
+        if self._way == "out":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return super().splice_out(pipe, drain, count)
+
+
+class SteppedPort(RecordingPort):
+    """Real sockets, but a clock and loops that move only when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 1000.0
+        self._steps: list[Callable[[], bool]] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def cpus(self) -> int:
+        return 1
+
+    def poller(self) -> Poller:
+        return _NeverSleeping(super().poller())
+
+    def run(self, step: Callable[[], bool], name: str) -> Runner:
+        self._steps.append(step)
+        return _NoThread()
+
+    def step(self) -> None:
+        """Every loop once around: what is due and what is ready."""
+        for step in list(self._steps):
+            step()
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Go round until the condition holds; the network may take its time, the clock stands."""
+
+        def stepped() -> object:
+            self.step()
+            return condition()
+
+        Harness().until(stepped, what)
+
+    def advance(self, seconds: float) -> None:
+        self.time += seconds
+        self.step()
+
+
+class _NeverSleeping:
+    """A poller that reports what is ready and does not wait for more."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        self._poller.watch(endpoint, interest)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._poller.forget(endpoint)
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        return self._poller.wait(0)
+
+    def wake(self) -> None:
+        self._poller.wake()
+
+    def close(self) -> None:
+        self._poller.close()
+
+
+class _NoThread:
+    def join(self) -> None: ...

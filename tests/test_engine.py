@@ -1,0 +1,433 @@
+"""The userspace engine: readiness, movers, fairness, and what idle and ended flows cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from conformance.harness import DEADLINE, Harness
+from conformance.movers import MOVERS
+from freebsd_splice import Reason, Relay, Splice
+from freebsd_splice._flow import End
+from freebsd_splice._movers import COPY, OS_SPLICE
+from freebsd_splice._pollers import kinds
+from freebsd_splice._port import Endpoint
+from leaks import open_descriptors
+from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="os.splice and /proc are Linux's")
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("mover", MOVERS)
+def test_every_kind_of_readiness_serves(harness: Harness, kind: str, mover: str) -> None:
+    data = random.Random(5).randbytes(3_000_000)
+    with runtime(RecordingPort(kind), mover):
+        left, client = harness.pair()
+        right, server = harness.pair(small_buffers=True)
+        relay = Relay(left, right)
+        writer = threading.Thread(target=client.finish, args=(data,))
+        writer.start()
+        assert server.read_to_end() == data
+        server.write(b"answer")
+        server.fin()
+        assert client.read_to_end() == b"answer"
+        outcome = relay.wait(DEADLINE)
+        writer.join()
+        assert outcome.reason is Reason.EOF
+        assert outcome.left_to_right.mover == mover
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "select"])
+def test_every_kind_but_select_sees_an_idle_drain_die(harness: Harness, kind: str) -> None:
+    """F16"""
+    with runtime(RecordingPort(kind)):
+        source, _ = harness.pair()
+        drain, receiver = harness.pair()
+        splice = Splice(source, drain)
+        receiver.reset()
+        assert splice.wait(DEADLINE).reason is Reason.DRAIN_ERROR
+
+
+def test_an_unknown_kind_of_readiness_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no 'carrier pigeon'; it has .*poll"):
+        RecordingPort("carrier pigeon").poller()
+
+
+def test_select_refuses_a_descriptor_that_it_cannot_watch(harness: Harness) -> None:
+    """It raises ValueError at every wait, once it has one such: that would be a busy loop."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1200:
+        pytest.skip("needs 1200 descriptors")
+    with runtime(_OneWorker("select")):
+        source, _ = harness.pair()
+        high, _ = harness.pair()
+        Splice(source, high).cancel()  # the worker and the watcher are below the bound
+        fillers = [os.dup(source.fileno()) for _ in range(1024)]
+        try:
+            outcome = Splice(source, high).wait(DEADLINE)
+        finally:
+            for filler in fillers:
+                os.close(filler)
+    assert outcome.reason is Reason.SOURCE_ERROR
+    assert "select() can watch no further socket" in str(outcome.error)
+
+
+class _OneWorker(RecordingPort):
+    def cpus(self) -> int:
+        return 1
+
+
+@linux
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_where_os_splice_refuses_a_copy_serves(harness: Harness, way: str) -> None:
+    data = random.Random(6).randbytes(500_000)
+    with runtime(RefusingPort(way)):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair(small_buffers=True)
+        splice = Splice(source, drain, initial=b"first ")
+        writer = threading.Thread(target=sender.finish, args=(data,))
+        writer.start()
+        assert receiver.read(len(data) + 6) == b"first " + data
+        outcome = splice.wait(DEADLINE)
+        writer.join()
+    assert (outcome.reason, outcome.bytes) == (Reason.EOF, len(data) + 6)
+    assert outcome.mover == COPY
+
+
+@linux
+def test_without_a_descriptor_for_a_pipe_a_copy_serves(harness: Harness) -> None:
+    with runtime(NoPipesPort()):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        with Splice(source, drain) as splice:
+            sender.write(b"all the same")
+            assert receiver.read(12) == b"all the same"
+        assert splice.wait().mover == COPY
+
+
+@linux
+def test_small_pipes_serve_when_the_users_share_is_used_up(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F31"""
+    monkeypatch.setattr("freebsd_splice._system.PIPE_BYTES", 1 << 40)  # refused by the system
+    data = random.Random(31).randbytes(1_000_000)
+    with runtime(RecordingPort(), OS_SPLICE):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        with Splice(source, drain) as splice:
+            writer = threading.Thread(target=sender.write, args=(data,))
+            writer.start()
+            assert receiver.read(len(data)) == data
+            writer.join()
+        assert splice.wait().mover == OS_SPLICE
+
+
+@pytest.mark.parametrize("mover", MOVERS)
+def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) -> None:
+    """The copier's buffer is shared: what waits for its drain must be out of it."""
+    port = SteppedPort()
+    with runtime(port, mover):
+        made = []
+        for number in range(3):
+            source, sender = harness.pair()
+            drain, receiver = harness.pair(small_buffers=True)
+            data = random.Random(number).randbytes(120_000)
+            sender.write(data)
+            made.append((Splice(source, drain), receiver, data, source))
+        for _ in range(20):
+            port.step()
+        for splice, receiver, data, source in made:
+            outcome = splice.cancel()
+            assert outcome.unsent
+            got = receiver.read(outcome.bytes) + outcome.unsent
+            assert got + harness.waiting(source, len(data) - len(got)) == data
+
+
+def test_one_busy_flow_leaves_the_others_their_turn(harness: Harness) -> None:
+    """A source that always has more must not keep the worker for itself."""
+    port = _Bottomless()
+    with runtime(port, COPY):
+        busy, _ = harness.pair()
+        quiet, sender = harness.pair()
+        hole, _ = harness.pair()
+        drain, receiver = harness.pair()
+        port.bottomless = busy
+        port.hole = hole
+        endless = Splice(busy, hole)
+        other = Splice(quiet, drain)
+        sender.write(b"my turn")
+        for _ in range(3):
+            port.step()
+        assert endless.bytes > 0
+        assert receiver.read(7) == b"my turn"
+        assert other.bytes == 7
+        port.bottomless = None
+
+
+class _Bottomless(SteppedPort):
+    """One source that never runs dry and one drain that is never full."""
+
+    bottomless: socket.socket | None = None
+    hole: socket.socket | None = None
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+        if self._same(endpoint, self.bottomless):
+            return len(buffer)
+        return super().receive_into(endpoint, buffer)
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int:
+        if self._same(endpoint, self.hole):
+            return len(data)
+        return super().send(endpoint, data)
+
+    @staticmethod
+    def _same(endpoint: Endpoint, original: socket.socket | None) -> bool:
+        return original is not None and os.path.sameopenfile(endpoint.fileno(), original.fileno())
+
+
+@linux
+def test_idle_flows_hold_no_pipe(harness: Harness) -> None:
+    """F31"""
+    port = RecordingPort()
+    with runtime(port, OS_SPLICE):
+        splices = []
+        before = open_descriptors()
+        for _ in range(40):
+            source, sender = harness.pair()
+            drain, receiver = harness.pair()
+            splices.append(Splice(source, drain))
+            sender.write(b"x")
+            assert receiver.read(1) == b"x"
+        links = [link for fd, link in open_descriptors().items() if fd not in before]
+        pipes = [link for link in links if link.startswith("pipe:")]
+        assert 0 < len(pipes) <= 2 * 2 * port.cpus()
+        # A flow costs its two duplicates, whatever it has moved.
+        ours = 4 * 40 + 2 * 40
+        assert len(links) <= ours + len(pipes) + 3 * (port.cpus() + 1)
+        for splice in splices:
+            splice.cancel()
+
+
+@pytest.mark.parametrize("mover", MOVERS)
+def test_nothing_is_watched_for_a_flow_that_has_ended(harness: Harness, mover: str) -> None:
+    """epoll goes on reporting a socket whose duplicate was closed: the caller's is still open."""
+    port = SteppedPort()
+    with runtime(port, mover) as made:
+        source, sender = harness.pair()
+        drain, _ = harness.pair()
+        splice = Splice(source, drain, max_bytes=1)
+        sender.write(b"1 and what stays readable")
+        port.until(lambda: splice.done, "the limit")
+        worker = made._engine._workers[0]
+        assert worker._poller.wait(0) == []
+        assert worker._watched == {}
+
+
+@pytest.mark.parametrize("mover", MOVERS)
+def test_a_full_drain_and_a_dead_source_are_waited_for_without_spinning(
+    harness: Harness, mover: str
+) -> None:
+    port = SteppedPort()
+    with runtime(port, mover) as made:
+        source, sender = harness.pair()
+        drain, receiver = harness.pair(small_buffers=True)
+        splice = Splice(source, drain)
+        sender.write(b"x" * 200_000)
+        [worker] = made._engine._workers
+        port.until(
+            lambda: splice.bytes > 0 and worker._poller.wait(0) == [],
+            "the drain full",
+        )
+        sender.reset()
+        assert worker._poller.wait(0) == []
+        got = 0
+        while not splice.done:
+            got += len(receiver._connection.recv(4096))
+            port.step()
+        assert splice.wait().reason is Reason.SOURCE_ERROR
+
+
+@linux
+def test_an_error_queue_that_is_not_the_connections_end_is_left_alone(harness: Harness) -> None:
+    """Time stamps make a socket report an error for ever; the splice lives, nobody spins."""
+    so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
+    port = SteppedPort()
+    with runtime(port) as made:
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        drain.setsockopt(socket.SOL_SOCKET, so_timestamping, on_acknowledgement)
+        splice = Splice(source, drain)
+        worker = made._engine._workers[0]
+        sender.write(b"stamped")
+        port.until(lambda: splice.bytes == 7, "the bytes moved")
+        assert receiver.read(7) == b"stamped"
+        harness.until(lambda: worker._poller.wait(0) != [], "a time stamp in the error queue")
+        port.step()
+        assert not splice.done
+        sender.write(b"again")
+        port.until(lambda: splice.bytes == 12, "the splice alive")
+
+
+def test_a_reset_that_came_with_the_eof_is_not_hidden(harness: Harness) -> None:
+    """F16: the drain has died with the bytes; EOF or a limit would call that a success."""
+    port = SteppedPort()
+    with runtime(port):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        splice = Splice(source, drain)
+        sender.write(b"lost")
+        port.until(lambda: splice.bytes == 4, "the bytes moved")
+        sender.fin()
+        harness.until(lambda: harness.readable(source), "EOF at the source")
+        receiver.reset()
+        harness.until(lambda: harness.readable(drain), "the reset at the drain")
+        port.step()
+        outcome = splice.wait(0)
+        assert outcome.reason is Reason.DRAIN_ERROR
+        assert isinstance(outcome.error, ConnectionResetError)
+
+
+def test_a_flow_stopped_before_its_start_ends_with_it(harness: Harness) -> None:
+    """The other flow of a pair can fail, or a socket be closed, while a relay is being made."""
+    with runtime(SteppedPort()) as made:
+        source, sender = harness.pair()
+        drain, _ = harness.pair()
+        sender.write(b"kept")
+        shared = [
+            made.sockets.acquire(one, source=True, drain=True, on_closed=_nothing)
+            for one in (source, drain)
+        ]
+        [flow] = made.flows(1)
+        flow.stop(Reason.CLOSED)
+        ends: list[End] = []
+        flow.start(shared[0], shared[1], None, b"ahead", ends.append)
+        assert [(end.reason, end.moved, end.unsent) for end in ends] == [
+            (Reason.CLOSED, 0, b"ahead")
+        ]
+        for one in shared:
+            made.sockets.release(one, source=True, drain=True, on_closed=_nothing)
+        assert harness.waiting(source, 4) == b"kept"
+
+
+def _nothing() -> None: ...
+
+
+def test_a_defect_ends_the_flow_and_not_the_worker(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defective(RecordingPort):
+        def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+            raise ZeroDivisionError("a defect")
+
+    with runtime(Defective(), COPY), caplog.at_level(logging.CRITICAL, "freebsd_splice"):
+        for _ in range(2):
+            source, sender = harness.pair()
+            drain, _ = harness.pair()
+            sender.write(b"x")
+            outcome = Splice(source, drain).wait(DEADLINE)
+            assert outcome.reason is Reason.SOURCE_ERROR
+            assert "a defect" in str(outcome.error)
+
+
+def test_a_callback_that_fails_is_logged_and_the_worker_goes_on(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    with runtime(RecordingPort()):
+        for _ in range(2):
+            source, sender = harness.pair()
+            drain, _ = harness.pair()
+            splice = Splice(source, drain)
+            splice.add_done_callback(lambda _: 1 / 0)
+            sender.fin()
+            splice.wait(DEADLINE)
+    assert "a done callback of <Splice" in caplog.text
+
+
+@linux
+def test_signals_are_left_to_the_programs_threads(harness: Harness) -> None:
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    with Splice(source, drain, timeout=60):
+        for thread in threading.enumerate():
+            if thread.name.startswith("freebsd-splice"):
+                status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+                [blocked] = [line for line in status.splitlines() if line.startswith("SigBlk")]
+                assert int(blocked.split()[1], 16) & 0x1007 == 0x1007  # HUP, INT, QUIT, PIPE
+
+
+@pytest.mark.parametrize("mover", MOVERS)
+def test_a_dead_drain_does_not_kill_a_program_with_sigpipe(mover: str) -> None:
+    """Command line programs restore SIGPIPE's default; the splice must not end them."""
+    program = """
+import signal, socket
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+from freebsd_splice import Splice
+source, sender = socket.socketpair()
+drain, receiver = socket.socketpair()
+splice = Splice(source, drain)
+receiver.close()
+sender.send(b"x")
+print(splice.wait(20).reason.name)
+for one in (source, sender, drain): one.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "FREEBSD_SPLICE_MOVER": mover},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "DRAIN_ERROR\n"), done.stderr
+
+
+def test_an_unknown_mover_is_refused_by_name(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FREEBSD_SPLICE_MOVER", "magic")
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    with pytest.raises(ValueError, match="FREEBSD_SPLICE_MOVER is 'magic'"):
+        Splice(source, drain)
+
+
+def test_threads_start_with_the_first_splice_and_end_with_shutdown(harness: Harness) -> None:
+    import freebsd_splice
+
+    assert _our_threads() == []
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    splice = Splice(source, drain)
+    assert _our_threads()
+    freebsd_splice.shutdown()
+    assert _our_threads() == []
+    assert splice.wait(0).reason is Reason.CANCELLED
+    with Splice(source, drain):  # and start again when they are needed
+        assert _our_threads()
+
+
+def test_a_program_that_forgets_its_splices_still_exits(harness: Harness) -> None:
+    program = """
+import socket
+from freebsd_splice import Relay
+keep = [socket.socketpair() for _ in range(2)]
+Relay(keep[0][0], keep[1][0], idle_timeout=3600)
+print("bye")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"bye\n", b"")
+
+
+def _our_threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("freebsd-splice")]

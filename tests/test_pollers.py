@@ -1,0 +1,166 @@
+"""Pollers one by one; kqueue, which isn't here, over a small stand-in."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any, NamedTuple
+
+import pytest
+
+from conformance.harness import Harness
+from freebsd_splice._pollers import BasePoller, KqueuePoller, kinds, make_poller
+from freebsd_splice._port import Readiness
+
+READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
+
+
+class PollingKqueue:
+    """Stands for FreeBSD's select module: kqueue's read and write filters, made from poll(2).
+
+    Level-triggered filters, EV_CLEAR, EV_DELETE, EV_EOF, and NOTE_LOWAT as kqueue(2) has it: a
+    write filter whose mark is out of reach fires at the connection's end alone.
+    """
+
+    KQ_FILTER_READ, KQ_FILTER_WRITE = -1, -2
+    KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_CLEAR, KQ_EV_EOF = 1, 2, 0x20, 0x8000
+    KQ_NOTE_LOWAT = 1
+
+    class kevent(NamedTuple):
+        ident: int
+        filter: int
+        flags: int
+        fflags: int = 0
+        data: int = 0
+
+    class kqueue:
+        def __init__(self) -> None:
+            self.filters: dict[tuple[int, int], PollingKqueue.kevent] = {}
+            self.reported: set[tuple[int, int]] = set()
+
+        def control(
+            self, changes: list[PollingKqueue.kevent] | None, most: int, timeout: float | None
+        ) -> list[PollingKqueue.kevent]:
+            for change in changes or []:
+                key = (change.ident, change.filter)
+                if change.flags & PollingKqueue.KQ_EV_DELETE:
+                    del self.filters[key]  # KeyError where the kernel says ENOENT
+                    self.reported.discard(key)
+                else:
+                    self.filters[key] = change
+            return self._ready(timeout)[:most] if most else []
+
+        def _ready(self, timeout: float | None) -> list[PollingKqueue.kevent]:
+            poll = select.poll()
+            for ident in {ident for ident, _ in self.filters}:
+                poll.register(ident, self._mask(ident))
+            found = []
+            for ident, mask in poll.poll(None if timeout is None else timeout * 1000):
+                for key, change in self.filters.items():
+                    event = self._event(change, mask) if key[0] == ident else None
+                    if event and not (
+                        change.flags & PollingKqueue.KQ_EV_CLEAR and key in self.reported
+                    ):
+                        self.reported.add(key)
+                        found.append(event)
+            return found
+
+        def _mask(self, ident: int) -> int:
+            read = select.POLLIN if (ident, PollingKqueue.KQ_FILTER_READ) in self.filters else 0
+            write = self.filters.get((ident, PollingKqueue.KQ_FILTER_WRITE))
+            return read | (select.POLLOUT if write and not write.fflags else 0)
+
+        def _event(self, change: PollingKqueue.kevent, mask: int) -> PollingKqueue.kevent | None:
+            over = mask & (select.POLLHUP | select.POLLERR)
+            if change.filter == PollingKqueue.KQ_FILTER_READ:
+                ready = mask & select.POLLIN or over
+            else:
+                ready = over or (mask & select.POLLOUT and not change.fflags)
+            flags = PollingKqueue.KQ_EV_EOF if over else 0
+            return PollingKqueue.kevent(change.ident, change.filter, flags) if ready else None
+
+        def close(self) -> None:
+            self.filters.clear()
+
+
+def _make(kind: str, monkeypatch: pytest.MonkeyPatch) -> BasePoller:
+    if kind == "kqueue" and kind not in kinds():
+        monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
+        return KqueuePoller()
+    return make_poller(kind)
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds(), "kqueue"}))
+def test_readiness_is_reported_as_asked(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    poller = _make(kind, monkeypatch)
+    ours, peer = harness.pair()
+    seen = _seen(poller, ours)
+    poller.watch(ours, READ)
+    assert seen(0) == Readiness.NONE
+    peer.write(b"x")
+    assert seen(20) == READ
+    assert seen(0) == READ  # as long as it is so
+    poller.watch(ours, READ | WRITE)
+    assert seen(20) == READ | WRITE
+    poller.watch(ours, WRITE)
+    assert seen(20) == WRITE
+    poller.watch(ours, Readiness.NONE)
+    assert seen(0) == Readiness.NONE
+    poller.watch(ours, READ)
+    assert seen(20) == READ
+    poller.forget(ours)
+    assert seen(0) == Readiness.NONE
+    poller.forget(ours)  # twice is once
+    poller.close()
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds(), "kqueue"} - {"select"}))
+def test_a_dead_connection_is_reported_unasked(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """F16: the drain of an idle flow."""
+    poller = _make(kind, monkeypatch)
+    ours, peer = harness.pair()
+    poller.watch(ours, Readiness.NONE)
+    assert _seen(poller, ours)(0) == Readiness.NONE
+    peer.reset()
+    assert _seen(poller, ours)(20) & (HANGUP | ERROR)
+    poller.forget(ours)
+    poller.close()
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds(), "kqueue"}))
+def test_a_wake_up_ends_a_wait_and_is_used_up(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    poller = _make(kind, monkeypatch)
+    for _ in range(100_000):
+        poller.wake()  # more than its buffer takes
+    assert poller.wait(20) == []
+    while poller.wait(0):
+        pass
+    assert not select.select([poller._woken], [], [], 0)[0]
+    poller.close()
+
+
+def test_kqueue_is_not_closed_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kqueue(2): it isn't inherited; its number may be a stranger's there."""
+    closed: list[Any] = []
+    monkeypatch.setattr(PollingKqueue.kqueue, "close", closed.append)
+    poller = _make("kqueue", monkeypatch)
+    if "kqueue" in kinds():
+        pytest.skip("a real kqueue is tested by forking")
+    poller.abandon()
+    assert not closed
+    assert poller._woken.fileno() == -1
+
+
+def _seen(poller: BasePoller, ours: socket.socket) -> Any:
+    def look(timeout: float) -> Readiness:
+        found = Readiness.NONE
+        for descriptor, ready in poller.wait(timeout):
+            assert descriptor == ours.fileno()
+            found |= ready
+        return found
+
+    return look
