@@ -248,7 +248,11 @@ def _duplicate_descriptor(original: Source) -> tuple[bool, socket.socket]:
     try:
         # Read before socket.socket() is made, which sets O_NONBLOCK where the program has set a
         # default timeout.  socket.dup() would not do: it can clear the flag for everybody.
-        return os.get_blocking(descriptor), socket.socket(fileno=descriptor)
+        was_blocking = os.get_blocking(descriptor)
+        # What the caller's object knows isn't asked of the system, which may know no more of a
+        # connection that was reset.
+        family, kind, proto = (getattr(original, name, -1) for name in ("family", "type", "proto"))
+        return was_blocking, socket.socket(family, kind, proto, fileno=descriptor)
     except BaseException:
         os.close(descriptor)
         raise

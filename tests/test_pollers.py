@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from conformance.harness import Harness
+from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._pollers import BasePoller, KqueuePoller, kinds, make_poller
 from freebsd_splice._port import Readiness
+from ports import SteppedPort, runtime
 
 READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
 
@@ -153,6 +155,44 @@ def test_kqueue_is_not_closed_in_a_forked_child(monkeypatch: pytest.MonkeyPatch)
     poller.abandon()
     assert not closed
     assert poller._woken.fileno() == -1
+
+
+def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
+    monkeypatch.setattr("freebsd_splice._system.make_poller", lambda kind: KqueuePoller())
+    data = bytes(range(256)) * 2000
+    port = SteppedPort()
+    with runtime(port):
+        left, client = harness.pair()
+        right, server = harness.pair(small_buffers=True)
+        relay = Relay(left, right)
+        client.finish(data)
+        got = bytearray()
+        while len(got) < len(data):
+            port.until(lambda: not server.has_nothing_to_read(), "something to read")
+            got += server._connection.recv(100_000)
+        assert got == data
+        server.finish(b"answer")
+        port.until(lambda: relay.done, "the end")
+        assert client.read_to_end() == b"answer"
+        assert relay.wait().reason is Reason.EOF
+
+
+def test_an_idle_drains_death_is_seen_by_kqueue(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F16"""
+    monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
+    monkeypatch.setattr("freebsd_splice._system.make_poller", lambda kind: KqueuePoller())
+    port = SteppedPort()
+    with runtime(port):
+        source, _ = harness.pair()
+        drain, receiver = harness.pair()
+        splice = Splice(source, drain)
+        port.step()
+        receiver.reset()
+        port.until(lambda: splice.done, "the end")
+        assert splice.wait().reason is Reason.DRAIN_ERROR
 
 
 def _seen(poller: BasePoller, ours: socket.socket) -> Any:
