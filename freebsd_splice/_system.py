@@ -21,10 +21,8 @@ from ._port import Endpoint, Event, Notice, Pipe, Poller, Runner, Source
 #: Bytes a pipe should hold: more per system call, but memory of the system while a drain is slow.
 PIPE_BYTES = 1 << 18
 
-#: On POSIX these keep a call from blocking, and a dead drain from raising SIGPIPE, whatever the
-#: program has done to the socket's flags and to its signal handlers.
+#: Keeps a call from blocking whatever the program has done to the socket's flags.
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
-_SEND_FLAGS = _DONT_WAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class SystemPort:
@@ -92,7 +90,7 @@ class SystemPort:
         return _socket(endpoint).recv_into(buffer, 0, _DONT_WAIT)
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
-        return _socket(endpoint).send(data, _SEND_FLAGS)
+        return _socket(endpoint).send(data, _DONT_WAIT)
 
     def shutdown_write(self, endpoint: Endpoint) -> None:
         _socket(endpoint).shutdown(socket.SHUT_WR)
@@ -234,8 +232,8 @@ class _Thread:
     def _run(self) -> None:
         if sys.platform != "win32":
             # Signals belong to the program's threads: one that landed here would not interrupt
-            # the call that the main thread sits in.  It also keeps SIGPIPE, which os.splice
-            # cannot be told to leave out, from killing a program that has restored its default.
+            # the call that the main thread sits in.  It also keeps a dead drain's SIGPIPE, which
+            # os.splice can't be told to leave out, from ending a program that has its default.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self._step():
             pass
