@@ -1,0 +1,35 @@
+"""Socket splicing: SO_SPLICE of FreeBSD and OpenBSD for Python, and the same everywhere else.
+
+``splice``, ``unsplice`` and ``spliced_bytes`` are the kernel's own calls.  ``Splice`` and ``Relay``
+are what a proxy needs: every byte delivered, every end reported with its reason.
+"""
+
+from __future__ import annotations
+
+from ._abi import SO_SPLICE
+from ._backend import Backend, backend
+from ._errors import BackendUnavailable, InvalidArgument
+from ._flow import Reason
+from ._relay import Relay, RelayOutcome
+from ._runtime import shutdown
+from ._splice import Outcome, Splice
+from ._thin import splice, spliced_bytes, unsplice
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SO_SPLICE",
+    "Backend",
+    "BackendUnavailable",
+    "InvalidArgument",
+    "Outcome",
+    "Reason",
+    "Relay",
+    "RelayOutcome",
+    "Splice",
+    "backend",
+    "shutdown",
+    "splice",
+    "spliced_bytes",
+    "unsplice",
+]

@@ -1,0 +1,199 @@
+"""What the emulation asks a socket. None of it changes the socket or takes its SO_ERROR away."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import enum
+import errno
+import os
+import select
+import socket
+import sys
+from collections.abc import Hashable, Iterable, Iterator
+from typing import NamedTuple, NoReturn
+
+from ._errors import refusal
+
+# Linux tells two sockets apart by inode. Elsewhere only a connection's two addresses do.
+HAS_INODES = sys.platform.startswith("linux")
+OWN_DESCRIPTORS = "/proc/self/fd"
+MOST_TRIED = 65536
+
+PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
+RECEIVE = getattr(socket, "MSG_DONTWAIT", 0)
+SEND = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+_TLS = {  # the options that tell of KTLS, by system and direction
+    ("linux", True): (282, 1),  # SOL_TLS, TLS_TX
+    ("linux", False): (282, 2),  # SOL_TLS, TLS_RX
+    ("freebsd", True): (socket.IPPROTO_TCP, 40),  # TCP_TXTLS_MODE
+    ("freebsd", False): (socket.IPPROTO_TCP, 42),  # TCP_RXTLS_MODE
+}
+
+
+class State(enum.Enum):
+    """What splicing needs to know of a connection's state."""
+
+    CLOSED = enum.auto()  # never connected, or broken, or over in both directions
+    LISTENING = enum.auto()
+    CONNECTING = enum.auto()
+    OPEN = enum.auto()
+    SHUT_DOWN = enum.auto()  # we have said that no more will be written
+
+
+_OPTION: int | None
+if sys.platform.startswith("linux"):
+    _OPTION = socket.TCP_INFO
+    _SHUT_DOWN, _OPEN, _CONNECTING, _LISTENING = {4, 5, 9, 11}, {1, 8}, {2, 3, 12}, {10}
+else:
+    # The BSDs' tcp_fsm.h. macOS gives the state in TCP_CONNECTION_INFO; Windows doesn't tell.
+    _OPTION = (
+        0x106 if sys.platform == "darwin" else 32 if sys.platform.startswith("freebsd") else None
+    )
+    _SHUT_DOWN, _OPEN, _CONNECTING, _LISTENING = {6, 7, 8, 9}, {4, 5}, {2, 3}, {1}
+
+
+def tcp_state(asked: socket.socket) -> State:
+    """The connection's state. EPROTONOSUPPORT: no TCP socket; ENOTSOCK: no socket."""
+    try:
+        asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    except OSError as error:
+        if error.errno in (errno.ENOTSOCK, errno.EBADF):
+            raise
+        if error.errno in (errno.ECONNRESET, errno.EINVAL) and _is_stream(asked):
+            return State.CLOSED  # how the BSDs speak of a broken connection
+        raise refusal(errno.EPROTONOSUPPORT, "only TCP sockets can be spliced") from None
+    if _OPTION is None:
+        return _guessed_state(asked)
+    try:
+        number = asked.getsockopt(socket.IPPROTO_TCP, _OPTION, 1)[0]
+    except OSError:
+        return State.CLOSED
+    for state, numbers in (
+        (State.OPEN, _OPEN),
+        (State.SHUT_DOWN, _SHUT_DOWN),
+        (State.CONNECTING, _CONNECTING),
+        (State.LISTENING, _LISTENING),
+    ):
+        if number in numbers:
+            return state
+    return State.CLOSED
+
+
+def _is_stream(asked: socket.socket) -> bool:
+    return isinstance(asked.getsockname(), tuple) and (
+        asked.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+    )
+
+
+def _guessed_state(asked: socket.socket) -> State:
+    """Without TCP_INFO a shut down socket looks open until send says otherwise."""
+    if asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return State.LISTENING
+    return State.CLOSED if _peer(asked) is None else State.OPEN
+
+
+def does_tls(asked: socket.socket, *, sending: bool) -> bool:
+    """Does the kernel encrypt what is sent, or decrypt what is received (KTLS)?"""
+    level, option = _TLS.get((sys.platform.rstrip("0123456789"), sending), (0, 0))
+    try:
+        return level != 0 and any(asked.getsockopt(level, option, 4))
+    except OSError:
+        return False
+
+
+def identity(asked: socket.socket) -> Hashable:
+    """Equal for two descriptors of one socket, different for two sockets."""
+    if HAS_INODES:
+        status = os.fstat(asked.fileno())
+        return status.st_dev, status.st_ino
+    return asked.getsockname(), _peer(asked)
+
+
+def _peer(asked: socket.socket) -> object:
+    try:
+        return asked.getpeername()
+    except OSError:
+        return None
+
+
+def is_same(known: Hashable, now: Hashable) -> bool:
+    """Is it the socket known from before? A broken connection has lost its peer's address."""
+    if HAS_INODES or known == now:
+        return known == now
+    return isinstance(known, tuple) and now == (known[0], None)
+
+
+def own_sockets() -> Iterator[tuple[int, Hashable]]:
+    """This process's descriptors and what they are, where inodes tell."""
+    if sys.platform == "win32" or not HAS_INODES:
+        return
+    numbers: Iterable[int]
+    try:
+        numbers = map(int, os.listdir(OWN_DESCRIPTORS))
+    except OSError:  # no /proc, or no descriptor left to read it with
+        numbers = range(min(MOST_TRIED, os.sysconf("SC_OPEN_MAX")))
+    for number in numbers:
+        with contextlib.suppress(OSError):  # closed
+            status = os.fstat(number)
+            yield number, (status.st_dev, status.st_ino)
+
+
+class Look(NamedTuple):
+    """What a source and a drain say when asked, without waiting."""
+
+    readable: bool
+    source_broken: bool
+    writable: bool
+    drain_broken: bool
+
+
+def look(source: socket.socket, drain: socket.socket) -> Look:
+    """Ask both. A broken socket is seen here, before a call would take its SO_ERROR (F16, F18)."""
+    if sys.platform == "win32":
+        readable, writable, _ = select.select([source], [drain], [], 0)
+        return Look(bool(readable), False, bool(writable), False)
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    poll.register(drain, select.POLLOUT)
+    events = dict(poll.poll(0))
+    at_source, at_drain = events.get(source.fileno(), 0), events.get(drain.fileno(), 0)
+    broken = select.POLLERR | select.POLLHUP | select.POLLNVAL
+    return Look(
+        bool(at_source & select.POLLIN),
+        bool(at_source & broken),
+        bool(at_drain & select.POLLOUT),
+        bool(at_drain & broken),
+    )
+
+
+def waiting_bytes(source: socket.socket) -> int:
+    """How many bytes could be read at once (FIONREAD)."""
+    if sys.platform == "win32":
+        return 0
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(source, termios.FIONREAD, count)
+    return count[0]
+
+
+def check_socket(asked: socket.socket) -> None:
+    """ENOTSOCK, if it is none."""
+    asked.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+
+
+def refuse_to_end(asked: socket.socket) -> NoReturn:
+    """What ending says about a socket that never was a source."""
+    check_socket(asked)
+    if asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise refusal(errno.EINVAL, "the source is a listening socket")
+    raise none_to_end()
+
+
+def none_to_end() -> OSError:
+    """What ending says where there is no splice."""
+    return refusal(errno.ENOTCONN, "there is no splice to end, or it is over already")

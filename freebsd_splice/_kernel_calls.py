@@ -1,0 +1,117 @@
+"""What the kernel path asks the system, over descriptors: a seam, and the real thing behind it."""
+
+from __future__ import annotations
+
+import array
+import os
+import re
+import select
+import socket
+import struct
+import sys
+from typing import Protocol
+
+from . import _abi
+
+__all__ = ["KernelCalls", "SystemKernelCalls"]
+
+
+class KernelCalls(Protocol):
+    """The kernel's side of a splice. Every method raises OSError with the kernel's errno."""
+
+    @property
+    def system(self) -> str:
+        """``FreeBSD`` or ``OpenBSD``."""
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """The running kernel's release, (15, 1); (0, 0) where it can't be told."""
+
+    def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
+        """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
+
+    def end_splice(self, source: int) -> None:
+        """End source's splice."""
+
+    def spliced_count(self, source: int) -> int:
+        """Bytes moved by source's current or last splice."""
+
+    def tcp_state(self, descriptor: int) -> int:
+        """The first byte of TCP_INFO: 4 is ESTABLISHED (F21)."""
+
+    def transmit_tls_mode(self, descriptor: int) -> int:
+        """0: what is sent isn't encrypted by the kernel."""
+
+    def writable_now(self, descriptor: int) -> bool:
+        """Does poll(2) for POLLOUT report anything at once: POLLOUT, POLLHUP or POLLERR?
+
+        A live drain is reported by none of them, a dead one by POLLHUP alone (F20).
+        """
+
+    def send_space(self, descriptor: int) -> int:
+        """Free bytes in the send buffer."""
+
+    def send_low_water(self, descriptor: int) -> int:
+        """The free bytes from which a socket counts as writable."""
+
+
+if sys.platform != "win32":
+    import fcntl
+
+    TCP_INFO = 32
+    TCP_TXTLS_MODE = 40
+    SO_SNDLOWAT = 0x1003
+    FIONSPACE = 0x40046676
+
+    class SystemKernelCalls:
+        """The calls of the kernel this runs on. The numbers are FreeBSD's."""
+
+        @property
+        def system(self) -> str:
+            """``FreeBSD`` or ``OpenBSD``."""
+            return "OpenBSD" if sys.platform.startswith("openbsd") else "FreeBSD"
+
+        @property
+        def release(self) -> tuple[int, int]:
+            """The running kernel's release, which a jail fakes in ``release``, not ``version``."""
+            found = re.match(r"\w+ (\d+)\.(\d+)", os.uname().version)
+            return (int(found[1]), int(found[2])) if found else (0, 0)
+
+        def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
+            """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
+            _abi.set_splice(source, drain, max_bytes, idle)
+
+        def end_splice(self, source: int) -> None:
+            """End source's splice."""
+            _abi.end_splice(source)
+
+        def spliced_count(self, source: int) -> int:
+            """Bytes moved by source's current or last splice."""
+            return _abi.spliced_count(source)
+
+        def tcp_state(self, descriptor: int) -> int:
+            """The first byte of TCP_INFO."""
+            return _abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_INFO, 1)[0]
+
+        def transmit_tls_mode(self, descriptor: int) -> int:
+            """getsockopt(TCP_TXTLS_MODE)."""
+            return _integer(_abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_TXTLS_MODE, 4))
+
+        def writable_now(self, descriptor: int) -> bool:
+            """poll(2) for POLLOUT, without waiting."""
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            return bool(poll.poll(0))
+
+        def send_space(self, descriptor: int) -> int:
+            """ioctl(FIONSPACE)."""
+            space = array.array("i", [0])
+            fcntl.ioctl(descriptor, FIONSPACE, space)
+            return space[0]
+
+        def send_low_water(self, descriptor: int) -> int:
+            """getsockopt(SO_SNDLOWAT)."""
+            return _integer(_abi.read_option(descriptor, socket.SOL_SOCKET, SO_SNDLOWAT, 4))
+
+    def _integer(value: bytes) -> int:
+        return int(struct.unpack("i", value)[0])

@@ -1,0 +1,409 @@
+"""How the emulation waits, with each way to wait, and how it knows sockets on other systems."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from conformance.harness import Harness, Peer
+from freebsd_splice import (
+    _emulation,
+    _emulation_copier,
+    _emulation_readiness,
+    _emulation_sockets,
+    splice,
+    spliced_bytes,
+    unsplice,
+)
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("looks into Linux's /proc", allow_module_level=True)
+
+Way = tuple[socket.socket, Peer, socket.socket, Peer]
+
+
+@pytest.fixture(autouse=True)
+def in_userspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+    _emulation.shutdown()
+    yield
+    _emulation.shutdown()
+
+
+@pytest.fixture
+def way(harness: Harness) -> Way:
+    """A source with its peer, a drain with its peer."""
+    return *harness.pair(), *harness.pair()
+
+
+def moves(source: socket.socket, client: Peer, server: Peer, text: bytes = b"hello") -> None:
+    """State that what the client writes comes out at the server."""
+    before = spliced_bytes(source)
+    client.write(text)
+    assert server.read(len(text)) == text
+    assert spliced_bytes(source) == before + len(text)
+
+
+def over(source: socket.socket | int) -> None:
+    """State that there is no splice to end."""
+    with pytest.raises(OSError) as caught:
+        unsplice(source)
+    assert caught.value.errno == errno.ENOTCONN
+
+
+def running() -> _emulation_copier.Copier:
+    assert _emulation._running is not None
+    return _emulation._running
+
+
+# How it waits
+
+
+class ModelledKqueue:
+    """kqueue as far as it is used: one-shot filters, on top of epoll's one-shot events."""
+
+    READ, WRITE, ADD, DELETE, ONESHOT = -1, -2, 1, 2, 0x10
+
+    def __init__(self) -> None:
+        self._filters: dict[int, set[int]] = {}
+        self._epoll = select.epoll()
+
+    def control(
+        self, changes: list[ModelledKevent] | None, most: int, timeout: float | None
+    ) -> list[ModelledKevent]:
+        for change in changes or []:
+            wanted = self._filters.setdefault(change.ident, set())
+            if change.flags == self.DELETE:
+                if change.filter not in wanted:
+                    raise FileNotFoundError(errno.ENOENT, "no such event")
+                wanted.discard(change.filter)
+            else:
+                assert change.flags == self.ADD | self.ONESHOT
+                wanted.add(change.filter)
+            self._arm(change.ident)
+        found = []
+        for ident, events in self._epoll.poll(timeout, most) if most else []:
+            for filter_, event in ((self.READ, select.EPOLLIN), (self.WRITE, select.EPOLLOUT)):
+                fired = events & (event | select.EPOLLHUP | select.EPOLLERR)
+                if fired and filter_ in self._filters.get(ident, ()):
+                    self._filters[ident].discard(filter_)
+                    found.append(ModelledKevent(ident, filter_, 0))
+            self._arm(ident)
+        return found
+
+    def _arm(self, ident: int) -> None:
+        wanted = self._filters[ident]
+        events = select.EPOLLONESHOT
+        events |= select.EPOLLIN if self.READ in wanted else 0
+        events |= select.EPOLLOUT if self.WRITE in wanted else 0
+        try:
+            if wanted:
+                try:
+                    self._epoll.modify(ident, events)
+                except FileNotFoundError:
+                    self._epoll.register(ident, events)
+            else:
+                self._epoll.unregister(ident)
+        except OSError:
+            self._filters.pop(ident)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class ModelledKevent:
+    def __init__(self, ident: int, filter: int, flags: int) -> None:
+        self.ident, self.filter, self.flags = ident, filter, flags
+
+
+class ModelledSelectModule:
+    """The select module of a system with kqueue."""
+
+    kqueue, kevent = ModelledKqueue, ModelledKevent
+    KQ_FILTER_READ, KQ_FILTER_WRITE = ModelledKqueue.READ, ModelledKqueue.WRITE
+    KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_ONESHOT = 1, 2, 0x10
+
+
+def kqueue_readiness() -> _emulation_readiness.KqueueReadiness:
+    made = _emulation_readiness.KqueueReadiness.__new__(_emulation_readiness.KqueueReadiness)
+    made._select = ModelledSelectModule
+    made._kqueue = ModelledKqueue()
+    return made
+
+
+WAYS_TO_WAIT: dict[str, Callable[[], _emulation_readiness.Readiness]] = {
+    "kqueue": kqueue_readiness,
+    "select": _emulation_readiness.SelectReadiness,
+}
+if sys.platform != "win32":
+    WAYS_TO_WAIT["poll"] = _emulation_readiness.PollReadiness
+if sys.platform.startswith("linux"):
+    WAYS_TO_WAIT["epoll"] = _emulation_readiness.EpollReadiness
+
+
+@pytest.fixture(params=sorted(WAYS_TO_WAIT))
+def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_emulation_readiness, "best", WAYS_TO_WAIT[request.param])
+    name: str = request.param
+    return name
+
+
+def test_it_moves_and_ends_with_every_way_to_wait(waiting_with: str, way: Way) -> None:
+    source, client, drain, server = way
+    splice(source, drain)
+    for number in range(20):
+        moves(source, client, server, b"%02d" % number)
+    assert type(running()._readiness).__name__.lower() == f"{waiting_with}readiness"
+    unsplice(source)
+    client.write(b"left")
+    assert server.has_nothing_to_read()
+
+
+def test_a_full_drain_is_waited_for_with_every_way_to_wait(
+    waiting_with: str, harness: Harness
+) -> None:
+    source, client = harness.pair(small_buffers=True)
+    drain, server = harness.pair(small_buffers=True)
+    data = os.urandom(300_000)
+    splice(source, drain)
+    writer = threading.Thread(target=client.write, args=(data,))
+    writer.start()
+    assert server.read(len(data)) == data
+    writer.join()
+
+
+def test_both_directions_share_a_descriptor_with_every_way_to_wait(
+    waiting_with: str, harness: Harness
+) -> None:
+    """One of them waits to write where the other waits to read."""
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair(small_buffers=True)
+    splice(left, right)
+    splice(right, left)
+    data = os.urandom(150_000)
+    writer = threading.Thread(target=client.write, args=(data,))
+    writer.start()
+    harness.until(lambda: spliced_bytes(left) > 10_000, "the drain filling up")
+    for number in range(10):
+        moves(right, server, client, b"%02d" % number)
+    assert server.read(len(data)) == data
+    writer.join()
+
+
+def test_an_ended_splice_is_watched_no_more_with_every_way_to_wait(
+    waiting_with: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, client, drain, server = way
+    splice(source, drain)
+    moves(source, client, server)
+    unsplice(source)
+    copier, served = running(), []
+    serve = copier._serve
+
+    def noted(number: int) -> None:
+        served.append(number)
+        serve(number)
+
+    monkeypatch.setattr(copier, "_serve", noted)
+    client.write(b"left")
+    for _ in range(3):
+        spliced_bytes(source)
+    assert set(served) == {copier._wakened.fileno()}
+
+
+def test_a_close_ends_with_every_way_to_wait(waiting_with: str, way: Way) -> None:
+    """F8"""
+    source, client, drain, server = way
+    splice(source, drain)
+    moves(source, client, server)
+    source.close()
+    assert client.read_to_end() == b""
+    drain.close()
+    assert server.read_to_end() == b""
+
+
+def test_a_closed_duplicate_is_replaced_with_every_way_to_wait(
+    waiting_with: str, harness: Harness, way: Way
+) -> None:
+    """F8"""
+    if waiting_with == "kqueue":
+        pytest.skip("a kqueue forgets a closed descriptor; its systems have no /proc either")
+    source, client, drain, server = way
+    splice(source, drain)
+    kept = harness.keep(source.dup())
+    source.close()
+    moves(kept, client, server)
+
+
+def test_what_cannot_be_watched_is_not_spliced(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a user's limit on epoll watches."""
+    source, client, drain, server = way
+    splice(drain, source)
+    unsplice(drain)
+    arm = running()._readiness.arm
+
+    def full(descriptor: int, readable: bool, writable: bool) -> None:
+        if descriptor == source.fileno():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        arm(descriptor, readable, writable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running()._readiness, "arm", full)
+        with pytest.raises(OSError) as caught:
+            splice(source, drain)
+    assert caught.value.errno == errno.ENOSPC
+    over(source)
+    splice(source, drain)
+    moves(source, client, server)
+
+
+def test_what_can_be_watched_at_the_second_try_is_spliced(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another thread closes one of two descriptors in between."""
+    source, client, drain, server = way
+    splice(drain, source)
+    unsplice(drain)
+    arm, failures = running()._readiness.arm, [errno.EBADF]
+
+    def closed(descriptor: int, readable: bool, writable: bool) -> None:
+        if descriptor == source.fileno() and failures:
+            raise OSError(failures.pop(), "closed")
+        arm(descriptor, readable, writable)
+
+    monkeypatch.setattr(running()._readiness, "arm", closed)
+    splice(source, drain)
+    assert not failures
+    moves(source, client, server)
+
+
+def test_select_refuses_a_number_it_cannot_take() -> None:
+    readiness = _emulation_readiness.SelectReadiness()
+    with pytest.raises(OSError) as caught:
+        readiness.arm(readiness.HIGHEST + 1, True, False)
+    assert caught.value.errno == errno.EMFILE
+
+
+# Other systems' ways to know a socket
+
+
+@pytest.fixture
+def without_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems whose fstat says nothing of a TCP socket."""
+    monkeypatch.setattr(_emulation_sockets, "HAS_INODES", False)
+    monkeypatch.setattr(_emulation_copier, "HAS_INODES", False)
+
+
+@pytest.mark.usefixtures("without_inodes")
+def test_sockets_are_known_by_their_addresses(harness: Harness, way: Way) -> None:
+    source, client, drain, server = way
+    splice(source, drain)
+    moves(source, client, server)
+    moves(harness.keep(source.dup()), client, server)
+    with pytest.raises(OSError) as caught:
+        splice(source, drain)
+    assert caught.value.errno == errno.EBUSY
+    unsplice(harness.keep(source.dup()))
+
+
+@pytest.mark.usefixtures("without_inodes")
+def test_a_socket_that_lost_its_peer_is_still_known(harness: Harness, way: Way) -> None:
+    """F4: its count is."""
+    source, client, drain, server = way
+    splice(source, drain)
+    moves(source, client, server)
+    client.reset()
+    harness.until(lambda: harness.readable(source), "the reset")
+    over(source)
+    assert spliced_bytes(source) == 5
+    assert harness.error(source) == errno.ECONNRESET
+
+
+@pytest.mark.usefixtures("without_inodes")
+def test_a_stranger_is_known_by_its_addresses(harness: Harness, way: Way) -> None:
+    source, _, drain, server = way
+    splice(source, drain)
+    number = source.fileno()
+    stranger, peer = harness.pair()
+    os.dup2(stranger.fileno(), number)
+    peer.write(b"private")
+    assert harness.waiting(stranger, 7) == b"private"
+    over(number)
+    assert server.has_nothing_to_read()
+
+
+def test_states_are_guessed_where_the_system_does_not_tell(
+    harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_emulation_sockets, "_OPTION", None)
+    source, client, drain, server = way
+    listener = harness.keep(socket.create_server(("127.0.0.1", 0)))
+    for unfit, number in ((listener, errno.EINVAL), (socket.socket(), errno.ENOTCONN)):
+        for pair in ((unfit, drain), (source, unfit)):
+            with pytest.raises(OSError) as caught:
+                splice(*pair)
+            assert caught.value.errno == number
+        unfit.close()
+    splice(source, drain)
+    moves(source, client, server)
+    drain.shutdown(socket.SHUT_WR)
+    client.write(b"kept")
+    assert server.read_to_end() == b""
+    over(source)
+    assert harness.waiting(source, 4) == b"kept"
+
+
+class ModelledTlsSocket:
+    """A socket for which the kernel does TLS in one direction."""
+
+    def __init__(self, option: int) -> None:
+        self._option = option
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        if (level, option) != (282, self._option):
+            raise OSError(errno.EBUSY, "no keys for this direction")
+        return b"\x04\x03\x33\x00"
+
+
+@pytest.mark.parametrize("sending", [True, False])
+def test_tls_is_seen_in_the_direction_it_is_done(sending: bool) -> None:
+    asked: Any = ModelledTlsSocket(1 if sending else 2)
+    assert _emulation_sockets.does_tls(asked, sending=sending)
+    assert not _emulation_sockets.does_tls(asked, sending=not sending)
+
+
+@pytest.mark.parametrize("sending", [True, False])
+def test_a_socket_with_tls_is_refused(
+    way: Way, monkeypatch: pytest.MonkeyPatch, sending: bool
+) -> None:
+    """F9"""
+
+    def does_tls(asked: socket.socket, *, sending: bool, which: bool = sending) -> bool:
+        return sending is which
+
+    monkeypatch.setattr(_emulation_copier, "does_tls", does_tls)
+    with pytest.raises(OSError) as caught:
+        splice(way[0], way[2])
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_close_a_kqueue(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hasn't inherited it: the number may be another file's by then."""
+    monkeypatch.setattr(_emulation_readiness, "best", kqueue_readiness)
+    source, client, drain, server = way
+    splice(source, drain)
+    moves(source, client, server)
+    readiness: Any = running()._readiness
+    child = os.fork()
+    if child == 0:
+        os._exit(1 if readiness._kqueue._epoll.closed else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
