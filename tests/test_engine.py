@@ -298,6 +298,24 @@ def test_a_reset_that_came_with_the_eof_is_not_hidden(harness: Harness) -> None:
         assert isinstance(outcome.error, ConnectionResetError)
 
 
+def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(harness: Harness) -> None:
+    """The system tells an error once, to the send here, and gives the reads after it EOF."""
+    port = SteppedPort()
+    with runtime(port):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = Relay(left, right, close=True)
+        port.step()
+        client.write(b"first in the worker's queue")
+        server.reset()
+        port.until(lambda: relay.done, "the end")
+        outcome = relay.wait()
+        assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+        assert outcome.right_to_left.reason is Reason.SOURCE_ERROR
+        with pytest.raises(ConnectionResetError):
+            client.read(1)
+
+
 def test_a_flow_stopped_before_its_start_ends_with_it(harness: Harness) -> None:
     """The other flow of a pair can fail, or a socket be closed, while a relay is being made."""
     with runtime(SteppedPort()) as made:
