@@ -198,8 +198,6 @@ class EngineFlow:
             failure = self._drain_socket.failure()
             if failure is not None:
                 reason, error = Reason.DRAIN_ERROR, failure
-            elif self._moved == self._limit:
-                reason, error = Reason.LIMIT, None
         self._end = End(
             reason=reason,
             moved=self._moved,

@@ -273,7 +273,7 @@ def test_an_error_queue_that_is_not_the_connections_end_is_left_alone(harness: H
         port.until(lambda: splice.bytes == 7, "the bytes moved")
         assert receiver.read(7) == b"stamped"
         harness.until(lambda: worker._poller.wait(0) != [], "a time stamp in the error queue")
-        port.step()
+        port.until(lambda: worker._poller.wait(0) == [], "quiet")
         assert not splice.done
         sender.write(b"again")
         port.until(lambda: splice.bytes == 12, "the splice alive")
