@@ -298,22 +298,47 @@ def test_a_reset_that_came_with_the_eof_is_not_hidden(harness: Harness) -> None:
         assert isinstance(outcome.error, ConnectionResetError)
 
 
-def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(harness: Harness) -> None:
+def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The system tells an error once, to the send here, and gives the reads after it EOF."""
+    monkeypatch.setattr("freebsd_splice._engine_flow.MOVES_A_TURN", 1)
     port = SteppedPort()
     with runtime(port):
         left, client = harness.pair()
         right, server = harness.pair()
         relay = Relay(left, right, close=True)
+        for _ in range(3):
+            port.step()
+        client.write(b"taken in one turn, sent in the next")
         port.step()
-        client.write(b"first in the worker's queue")
         server.reset()
         port.until(lambda: relay.done, "the end")
         outcome = relay.wait()
-        assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+        assert outcome.reason is Reason.DRAIN_ERROR
         assert outcome.right_to_left.reason is Reason.SOURCE_ERROR
         with pytest.raises(ConnectionResetError):
             client.read(1)
+
+
+@linux
+def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
+    """F31: after a crowd of slow drains the user's share of pipes is free again."""
+    port = SteppedPort()
+    with runtime(port, OS_SPLICE) as made:
+        splices = []
+        for _ in range(24):
+            source, sender = harness.pair()
+            drain, _ = harness.pair(small_buffers=True)
+            splices.append(Splice(source, drain))
+            sender.write(b"x" * 120_000)
+        for _ in range(5):
+            port.step()
+        assert port.pipes == 24
+        for splice in splices:
+            assert splice.cancel().unsent
+        [worker] = made._engine._workers
+        assert 0 < len(worker._supplies._pipes) <= 16
 
 
 def test_a_flow_stopped_before_its_start_ends_with_it(harness: Harness) -> None:
