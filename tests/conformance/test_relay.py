@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 
@@ -166,6 +167,32 @@ def test_a_reset_is_passed_on_as_a_reset(harness: Harness, from_left: bool) -> N
     assert outcome.error is not None
 
 
+def test_a_reset_after_the_answer_is_passed_on_too(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True)
+    server.finish(b"the whole answer")
+    assert client.read_to_end() == b"the whole answer"
+    client.write(b"half of a request")
+    assert server.read(17) == b"half of a request"
+    client.reset()
+    with pytest.raises(ConnectionResetError):
+        server.read(1)
+    assert relay.wait(DEADLINE).reason is Reason.SOURCE_ERROR
+
+
+def test_a_client_whose_bytes_nobody_took_is_reset(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True)
+    right.shutdown(socket.SHUT_WR)
+    client.write(b"for nobody")
+    harness.until(lambda: relay._ends[0] is not None, "the end of that direction")
+    relay.cancel()
+    with pytest.raises(ConnectionResetError):
+        client.read(1)
+
+
 def test_bytes_lost_by_a_cut_are_not_followed_by_a_fin(harness: Harness) -> None:
     """A FIN would tell the reader that it has got everything."""
     left, _client = harness.pair()
@@ -197,7 +224,7 @@ def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) 
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
     answer = random.Random(4).randbytes(150_000)
-    relay = Relay(left, right)
+    relay = Relay(left, right, close=True)
     server.write(answer)
     harness.until(lambda: relay.bytes[1] > 0, "a first byte")
     server.close()
@@ -207,6 +234,20 @@ def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) 
     outcome = relay.wait(DEADLINE)
     assert outcome.right_to_left.reason is Reason.EOF
     assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+
+
+def test_an_answer_still_in_the_send_buffer_survives_the_reset_behind_it(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    answer = random.Random(5).randbytes(12_000)  # more than the client's buffer holds
+    relay = Relay(left, right, close=True)
+    server.write(answer)
+    server.close()
+    harness.until(lambda: relay.bytes[1] == len(answer), "the answer taken")
+    client.write(b"too late")  # answered by a reset
+    outcome = relay.wait(DEADLINE)
+    assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+    assert client.read_to_end() == answer
 
 
 def test_the_sockets_stay_nonblocking_until_both_directions_have_ended(harness: Harness) -> None:
