@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -319,6 +320,27 @@ def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(
         assert outcome.right_to_left.reason is Reason.SOURCE_ERROR
         with pytest.raises(ConnectionResetError):
             client.read(1)
+
+
+def test_an_eof_that_cannot_be_passed_on_is_a_drain_error(harness: Harness) -> None:
+    """F16: a drain that has died meanwhile, as one whose error somebody else has read."""
+
+    class Dead(SteppedPort):
+        def shutdown_write(self, endpoint: Endpoint) -> None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    port = Dead()
+    with runtime(port):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = Relay(left, right)
+        client.finish(b"all there is")
+        server.fin()
+        port.until(lambda: relay.done, "the end")
+        outcome = relay.wait()
+        assert outcome.reason is outcome.left_to_right.reason is Reason.DRAIN_ERROR
+        assert outcome.error is not None
+        assert outcome.error.errno == errno.ENOTCONN
 
 
 @linux

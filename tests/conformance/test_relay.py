@@ -239,7 +239,7 @@ def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) 
 def test_an_answer_still_in_the_send_buffer_survives_the_reset_behind_it(harness: Harness) -> None:
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
-    answer = random.Random(5).randbytes(12_000)  # more than the client's buffer holds
+    answer = random.Random(5).randbytes(16_000)  # more than the client's buffer holds
     relay = Relay(left, right, close=True)
     server.write(answer)
     server.close()
