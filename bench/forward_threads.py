@@ -1,0 +1,36 @@
+"""A forwarder with two threads a connection, recv_into and sendall.  LISTEN_PORT TARGET_PORT"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+
+
+def pump(source: socket.socket, drain: socket.socket) -> None:
+    buffer = memoryview(bytearray(1 << 18))
+    with contextlib.suppress(OSError):
+        while count := source.recv_into(buffer):
+            drain.sendall(buffer[:count])
+        drain.shutdown(socket.SHUT_WR)
+
+
+def serve(client: socket.socket, target: int) -> None:
+    with client, socket.create_connection(("127.0.0.1", target)) as server:
+        for sock in (client, server):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=pump, args=(server, client), daemon=True)
+        back.start()
+        pump(client, server)
+        back.join()
+
+
+def main(listen: int, target: int) -> None:
+    with socket.create_server(("127.0.0.1", listen), backlog=128) as listener:
+        while True:
+            client, _ = listener.accept()
+            threading.Thread(target=serve, args=(client, target), daemon=True).start()
+
+
+main(*map(int, sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Addresses: how they are written, what they resolve to, how they are shown."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, NamedTuple
+
+#: What ``socket.bind`` and ``socket.connect`` take: (host, port) and, for IPv6, two numbers more.
+SocketAddress = tuple[Any, ...]
+
+
+class Address(NamedTuple):
+    """A host and a port, as written: nothing has been looked up yet."""
+
+    #: A name or a numeric address, without brackets; "" is every address of this machine.
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Resolved(NamedTuple):
+    """One of the addresses that a name stands for."""
+
+    family: int
+    address: SocketAddress
+
+    def __str__(self) -> str:
+        return show(self.address)
+
+
+def parse_listen(text: str) -> Address:
+    """``host:port``, ``[v6]:port``, or ``:port`` for every address of this machine.
+
+    Port 0 asks the system for a free one.  Raises ValueError, whose message says what is wrong.
+    """
+    return _parse(text)
+
+
+def parse_target(text: str) -> Address:
+    """``host:port`` or ``[v6]:port``.  Raises ValueError, whose message says what is wrong."""
+    address = _parse(text)
+    if not address.host:
+        raise ValueError(f"{text!r} names no host to connect to: write host:port")
+    if not address.port:
+        raise ValueError(f"{text!r}: nothing can be connected to at port 0")
+    return address
+
+
+def show(address: SocketAddress | None) -> str:
+    """``127.0.0.1:80`` or ``[fe80::1%eth0]:80``.
+
+    An address can be missing: some systems have none for a client that has reset already.
+    """
+    if not address:
+        return "unknown"
+    flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    host, port = socket.getnameinfo(address, flags)
+    return str(Address(host, int(port)))
+
+
+def look_up(address: Address, flags: int = 0) -> list[Resolved]:
+    """All that it stands for, in the system's order (``getaddrinfo`` and its flags).
+
+    Blocks until the name servers have answered.  Raises socket.gaierror and, for what can be no
+    name, UnicodeError.
+    """
+    found = socket.getaddrinfo(
+        address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags
+    )
+    return list(dict.fromkeys(Resolved(family, where) for family, _, _, _, where in found))
+
+
+def _parse(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not colon or set(host) & set("[] "):
+        raise ValueError(f"{text!r} is no address: write host:port or [v6]:port")
+    if bracketed and ":" not in host:
+        raise ValueError(f"{text!r}: there is no IPv6 address between the brackets")
+    if ":" in host and not bracketed:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:8080")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
+    return Address(host, int(port))

@@ -1,0 +1,344 @@
+"""What every proxy needs: accept, join, limit, stop, and say what happened.
+
+A proxy is a function that is given an accepted client and answers with the connection to join it
+to.  One asyncio loop accepts and connects; the bytes are moved by ``Relay`` alone, which needs no
+thread of its own for a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+from .. import Reason, Relay, RelayOutcome
+from .._runtime import current
+from ._addresses import Address, SocketAddress, show
+from ._connecting import (
+    SHORTAGES,
+    Dialer,
+    Spare,
+    TargetError,
+    listen_on,
+    reset_on_close,
+    tune,
+)
+
+logger = logging.getLogger("freebsd_splice.proxies")
+
+#: What a connection needs besides its client: the target, and the relay's duplicates of the two.
+_NEEDED_TO_DIAL = 3
+_NEEDED_TO_JOIN = 2
+
+#: How many more there must be when a client is accepted: for pipes, look-ups of names, files.
+_TO_SPARE = 8
+
+#: Seconds after which a shortage is looked at again although no connection of ours has ended.
+_RETRY_AFTER = 1.0
+
+
+class Client:
+    """An accepted client, as a proxy's ``open_target`` is given it."""
+
+    def __init__(self, server: ProxyServer, sock: socket.socket, name: str, spare: Spare) -> None:
+        #: Non-blocking; the server closes it.
+        self.socket = sock
+        #: Its address, as the log shows it.
+        self.name = name
+        self.target: socket.socket | None = None
+        self.relay: Relay | None = None
+        self.spare = spare
+        self._server = server
+
+    async def dial(self, address: Address) -> socket.socket:
+        """Connect to the first address of the name that answers, within ``connect_timeout``.
+
+        While there are too few descriptors for it, it waits for some.  Raises TargetError.
+        """
+        return await self._server.dial_for(self, address)
+
+
+#: Connect to where this client wants to go.  The second part is what has been read already and
+#: must go first: (from the client, from the target).  An OSError is logged, the client closed.
+OpenTarget = Callable[[Client], Awaitable[tuple[socket.socket, tuple[bytes, bytes]]]]
+
+
+class ProxyServer:
+    """Accepts clients, joins each to the target that ``open_target`` opens, and logs every end.
+
+    ``connect_timeout`` (seconds) bounds a whole ``dial``: looking the name up and trying each of
+    its addresses.  ``idle_timeout`` (seconds, None: none) is the relay's.  ``grace`` (seconds) is
+    how long live connections may go on after ``stop``.  ``keepalive`` asks the system to find out
+    about peers that have vanished: nothing else would while nothing is sent to them (F17).
+    """
+
+    def __init__(
+        self,
+        open_target: OpenTarget,
+        *,
+        connect_timeout: float = 10.0,
+        idle_timeout: float | None = None,
+        grace: float = 10.0,
+        keepalive: bool = True,
+    ) -> None:
+        self._open_target = open_target
+        self._dialer = Dialer(connect_timeout)
+        self._idle_timeout = idle_timeout
+        self._grace = grace
+        self._keepalive = keepalive
+        self._listeners: list[socket.socket] = []
+        self._clients: dict[asyncio.Task[None], Client] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._stops = 0
+        self._cutting = False
+        # Whether descriptors are short: from the first that are missing until nobody waits.
+        self._short = False
+
+    def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
+        """Listen on every address that the name stands for; with port 0 on one free port of all.
+
+        Gives the addresses that it got.  Raises ListenError.
+        """
+        opened = listen_on(address, backlog)
+        self._listeners += opened
+        for listener in opened:
+            logger.info("listening on %s", show(listener.getsockname()))
+        return [listener.getsockname() for listener in opened]
+
+    async def run(self) -> None:
+        """Serve until ``stop``, then until the last connection has ended."""
+        _start_workers()
+        loop = asyncio.get_running_loop()
+        accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
+        for task in accepting:
+            task.add_done_callback(lambda _: self._wake())
+        try:
+            while not self._stops and not any(task.done() for task in accepting):
+                await self._change()
+        except asyncio.CancelledError:
+            self._stops = 2
+            raise
+        finally:
+            for task in accepting:
+                task.cancel()
+            ends = await asyncio.gather(*accepting, return_exceptions=True)
+            for listener in self._listeners:
+                listener.close()
+            await self._finish()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+
+    def stop(self) -> None:
+        """Accept no more and give live connections the grace time; a second call cuts them.
+
+        To be called in the loop's thread.
+        """
+        self._stops += 1
+        self._wake()
+
+    async def dial_for(self, client: Client, address: Address) -> socket.socket:
+        """``Client.dial``."""
+        while True:
+            try:
+                return await self._dialer.dial(address, lambda: client.spare.keep(_NEEDED_TO_JOIN))
+            except TargetError:
+                raise
+            except OSError as error:
+                await self._shortage(error)
+
+    # Accepting
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stops:
+            spare = await self._room()
+            try:
+                try:
+                    sock, address = listener.accept()
+                except BlockingIOError:
+                    self._say_enough()  # for nobody is waiting
+                    sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                spare.keep(0)
+                await self._accept_failed(error)
+                continue
+            except BaseException:
+                spare.keep(0)
+                raise
+            sock.setblocking(False)
+            client = Client(self, sock, show(address), spare)
+            task = loop.create_task(self._serve(client))
+            self._clients[task] = client
+            task.add_done_callback(self._ended)
+            # As long as clients are waiting sock_accept doesn't: let the others have their turn.
+            await asyncio.sleep(0)
+
+    async def _room(self) -> Spare:
+        """Wait until there is all that one more connection needs, and take it.
+
+        Clients that had only a part of it could wait for each other's for ever.
+        """
+        while True:
+            try:
+                return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
+            except OSError as error:
+                await self._shortage(error)
+
+    async def _accept_failed(self, error: OSError) -> None:
+        if isinstance(error, ConnectionAbortedError):
+            return  # the client gave up while it was waiting
+        if error.errno in SHORTAGES:
+            await self._shortage(error)
+        else:
+            logger.error("cannot accept: %s", error)
+            await asyncio.sleep(_RETRY_AFTER)
+
+    async def _shortage(self, error: OSError) -> None:
+        """Wait for descriptors: until a connection has ended, or a while: others can free some."""
+        self._say_short(error)
+        await self._change(_RETRY_AFTER)
+
+    def _say_short(self, error: OSError) -> None:
+        if not self._short:
+            self._short = True
+            reason, live = os.strerror(error.errno or 0), len(self._clients)
+            logger.warning("%s: accepting pauses at %d connections", reason, live)
+
+    def _say_enough(self) -> None:
+        if self._short:
+            self._short = False
+            logger.info("there are descriptors for all clients again")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        client = self._clients.pop(task)
+        client.spare.keep(0)
+        if not task.cancelled() and task.exception():
+            logger.error("%s: failed", client.name, exc_info=task.exception())
+        self._wake()
+
+    # One connection
+
+    async def _serve(self, client: Client) -> None:
+        with contextlib.closing(client.socket):
+            try:
+                target, initial = await self._open_target(client)
+                with contextlib.closing(target):
+                    client.target = target
+                    target_name = _peer_name(target)
+                    outcome = await self._join(client, target, initial)
+            except OSError as error:
+                logger.warning("%s: %s", client.name, error)
+                return
+        logger.info("%s -> %s: %s", client.name, target_name, _describe(outcome))
+
+    async def _join(
+        self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
+    ) -> RelayOutcome:
+        tune(client.socket, self._keepalive)
+        tune(target, self._keepalive)
+        client.spare.keep(0)
+        while client.relay is None:
+            if self._cutting:  # ``open_target`` can have missed that it was cancelled
+                raise asyncio.CancelledError
+            try:
+                client.relay = Relay(
+                    client.socket,
+                    target,
+                    idle_timeout=self._idle_timeout,
+                    close=True,
+                    initial=initial,
+                )
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+                await self._shortage(error)
+        return await _end_of(client.relay)
+
+    # Stopping
+
+    async def _finish(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._grace
+        logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)
+        while self._clients and self._stops < 2 and loop.time() < deadline:
+            await self._change(deadline - loop.time())
+        if self._clients:
+            logger.warning("cutting %d connections", len(self._clients))
+            self._cut()
+        while self._clients:
+            await self._change()
+
+    def _cut(self) -> None:
+        self._cutting = True
+        for task, client in list(self._clients.items()):
+            if client.relay is None or client.target is None:
+                task.cancel()
+            else:
+                # A FIN would tell both that they have got all there was.
+                reset_on_close(client.socket)
+                reset_on_close(client.target)
+                client.relay.cancel()
+
+    # Waiting for something to change
+
+    async def _change(self, seconds: float | None = None) -> None:
+        """Wait until a connection has ended, ``stop`` was called, or ``seconds`` have passed."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(waiting)
+        timer = None if seconds is None else loop.call_later(seconds, _set, waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        for waiting in self._waiting:
+            _set(waiting)
+
+
+def _start_workers() -> None:
+    """Start the engine's workers: later they would take the descriptors of accepted clients."""
+    for _ in range(os.cpu_count() or 1):
+        current().flows(1)
+
+
+async def _end_of(relay: Relay) -> RelayOutcome:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    relay.add_done_callback(lambda _: loop.call_soon_threadsafe(_set, ended))
+    await ended
+    return relay.wait(0)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _describe(outcome: RelayOutcome) -> str:
+    up, down = outcome.left_to_right, outcome.right_to_left
+    reason = outcome.reason.value
+    if outcome.error is not None:
+        upwards = up.reason is outcome.reason and up.error is outcome.error
+        at_source = outcome.reason is Reason.SOURCE_ERROR
+        side = "client" if upwards == at_source else "target"
+        reason += f" ({side}: {os.strerror(outcome.error.errno or 0)})"
+    movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
+    return (
+        f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
+        f"{' and '.join(movers)}"
+    )
+
+
+def _peer_name(sock: socket.socket) -> str:
+    try:
+        return show(sock.getpeername())
+    except OSError:  # it has reset meanwhile
+        return show(None)

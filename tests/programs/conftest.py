@@ -1,0 +1,62 @@
+"""Fixtures that start programs and servers, and end them with the test."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from programs.processes import Forwarder, Program, Server, echo
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """What is closed at the end of the test, last first."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def program(opened: ExitStack) -> Callable[..., Program]:
+    """Starts a Python program."""
+    return lambda *args, **options: opened.enter_context(closing(Program(*args, **options)))
+
+
+@pytest.fixture
+def forwarder(opened: ExitStack) -> Callable[..., Forwarder]:
+    """Starts a forwarder to a target."""
+    return lambda *args, **options: opened.enter_context(closing(Forwarder(*args, **options)))
+
+
+@pytest.fixture
+def server(opened: ExitStack) -> Callable[..., Server]:
+    """Starts a server that runs a function for each connection."""
+    return lambda *args, **options: opened.enter_context(closing(Server(*args, **options)))
+
+
+@pytest.fixture
+def echo_server(server: Callable[..., Server]) -> Server:
+    return server(echo)
+
+
+@pytest.fixture
+def refusing(opened: ExitStack) -> socket.socket:
+    """Bound, so that nobody else takes its port, and not listening: connections are refused."""
+    bound = opened.enter_context(socket.socket())
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
+@pytest.fixture
+def silent(opened: ExitStack) -> socket.socket:
+    """Listening with its queue full: connections to it are neither made nor refused."""
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    while True:
+        waiting = opened.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(listener.getsockname())
+        if not select.select([], [waiting], [], 0.3)[1]:
+            return listener

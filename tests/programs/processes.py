@@ -1,0 +1,307 @@
+"""Programs driven as processes, and the small servers that they talk to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import freebsd_splice
+
+assert sys.platform != "win32"  # signals, resource limits, /bin/sh
+
+#: Seconds after which a test fails loudly.
+PATIENCE = 30.0
+
+MAIN = ["-m", "freebsd_splice"]
+
+
+class Program:
+    """A Python program whose lines (of both outputs) are read as they come."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [*_with_limit(descriptors), sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **_import_path(), **(environment or {})},
+        )
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def expect(self, pattern: str, times: int = 1) -> list[re.Match[str]]:
+        """Wait until so many lines match, and give the matches."""
+        with self._news:
+            deadline = time.monotonic() + PATIENCE
+            while len(found := self.find(pattern)) < times:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._reader.is_alive():
+                    raise AssertionError(f"{len(found)} lines match {pattern!r} in\n{self.text}")
+                self._news.wait(min(left, 1.0))
+            return found
+
+    def find(self, pattern: str) -> list[re.Match[str]]:
+        """The matches in the lines there are."""
+        return [match for line in list(self.lines) if (match := re.search(pattern, line))]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end; gives the exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def voluntary_switches(self) -> int:
+        """How often its threads have gone to sleep: none of that happens to one that is asleep."""
+        return sum(
+            int(line.split()[1])
+            for task in Path(f"/proc/{self.pid}/task").iterdir()
+            for line in (task / "status").read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                with self._news:
+                    self.lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+
+class Forwarder(Program):
+    """``freebsd-splice forward`` on a free port of 127.0.0.1, to ``target``."""
+
+    def __init__(
+        self,
+        target: tuple[str, int] | str,
+        *options: str,
+        listen: str = "127.0.0.1:0",
+        patch: str = "",
+        environment: dict[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        start = ["-c", f"{patch}\n{_RUN_MAIN}"] if patch else MAIN
+        name = target if isinstance(target, str) else f"{target[0]}:{target[1]}"
+        super().__init__(
+            *start,
+            "forward",
+            *options,
+            listen,
+            name,
+            environment=environment,
+            descriptors=descriptors,
+        )
+
+    @property
+    def port(self) -> int:
+        return int(self.expect(r"listening on .*:(\d+)$")[0][1])
+
+    def connect(self, host: str = "127.0.0.1") -> socket.socket:
+        """A client of it."""
+        return socket.create_connection((host, self.port), PATIENCE)
+
+    def stop(self) -> int:
+        """SIGTERM; gives the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.end()
+
+
+_RUN_MAIN = """
+import sys
+from freebsd_splice._cli import main
+sys.exit(main())
+"""
+
+
+class Server:
+    """Runs ``serve(connection)`` in a thread for each connection it accepts."""
+
+    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._serve = serve
+        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._connections: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            connection.settimeout(PATIENCE)
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._run, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self._serve(connection)
+
+
+def echo(connection: socket.socket) -> None:
+    """All that arrives goes back, EOF last."""
+    while data := connection.recv(1 << 16):
+        connection.sendall(data)
+
+
+def exchange(client: socket.socket, data: bytes) -> bytes:
+    """Send it to an echo and take it back."""
+    client.sendall(data)
+    return receive(client, len(data))
+
+
+def receive(sock: socket.socket, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        data = sock.recv(count - len(parts))
+        if not data:
+            raise AssertionError(f"EOF after {len(parts)} of {count} bytes")
+        parts += data
+    return bytes(parts)
+
+
+def digest_to_eof(sock: socket.socket) -> tuple[int, str]:
+    """How many bytes come before EOF, and their SHA-256."""
+    count, sha = 0, hashlib.sha256()
+    while data := sock.recv(1 << 20):
+        count += len(data)
+        sha.update(data)
+    return count, sha.hexdigest()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def free_port() -> int:
+    """A port for a program that can't say which one it got.
+
+    Below those that systems hand out by themselves, so that no client gets it meanwhile.
+    """
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for what no event tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def needs(program: str) -> None:
+    """Skip where that program isn't installed; in CI that is a failure."""
+    if shutil.which(program) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+
+
+@contextlib.contextmanager
+def closing_all() -> Iterator[list[socket.socket]]:
+    """A list of sockets that are closed at the end."""
+    sockets: list[socket.socket] = []
+    try:
+        yield sockets
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leave this process that many free descriptors."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = min(limit[0], max(map(int, os.listdir("/dev/fd"))) + 50)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        while count:
+            os.close(taken.pop())
+            count -= 1
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def _with_limit(descriptors: int | None) -> list[str]:
+    """Run a program with that many descriptors, soft limit and hard."""
+    if descriptors is None:
+        return []
+    return ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
+
+
+def _import_path() -> dict[str, str]:
+    root = str(Path(freebsd_splice.__file__).parent.parent)
+    others = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([root, others] if others else [root])}

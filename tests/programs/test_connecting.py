@@ -1,0 +1,241 @@
+"""Listening on all addresses of a name, and connecting to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from freebsd_splice.proxies import Address, ListenError, TargetError, _connecting
+from freebsd_splice.proxies._addresses import Resolved, look_up
+from freebsd_splice.proxies._connecting import Dialer, Spare, listen_on
+from programs.processes import PATIENCE, Server, descriptors_left, until
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Resolved]]:
+    """What names stand for: the name servers that a test has no say in."""
+    known: dict[str, list[Resolved]] = {}
+
+    def look_up_here(address: Address, flags: int = 0) -> list[Resolved]:
+        if address.host not in known:
+            return look_up(address, flags)
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
+        return known[address.host]
+
+    monkeypatch.setattr(_connecting, "look_up", look_up_here)
+    return known
+
+
+def test_all_addresses_of_a_name_are_listened_on_with_the_same_free_port(
+    names: dict[str, list[Resolved]],
+) -> None:
+    names["both"] = [
+        Resolved(socket.AF_INET6, ("::1", 0, 0, 0)),
+        Resolved(socket.AF_INET, ("127.0.0.1", 0)),
+    ]
+    six, four = listen_on(Address("both", 0), 5)
+    with six, four:
+        assert six.getsockname()[:2] == ("::1", four.getsockname()[1])
+        assert four.getsockname() == ("127.0.0.1", six.getsockname()[1])
+
+
+def test_without_a_host_every_address_of_the_machine_is_listened_on() -> None:
+    listeners = listen_on(Address("", 0), 5)
+    try:
+        for host in ("127.0.0.1", "::1"):
+            address = (host, listeners[0].getsockname()[1])
+            socket.create_connection(address, PATIENCE).close()
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_another_port_is_taken_where_the_first_is_free_on_one_address_only(
+    names: dict[str, list[Resolved]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names["both"] = [
+        Resolved(socket.AF_INET6, ("::1", 0, 0, 0)),
+        Resolved(socket.AF_INET, ("127.0.0.1", 0)),
+    ]
+    bound: list[socket.socket] = []
+    real = _connecting._listener
+
+    def listener_whose_port_is_taken_at_first(resolved: Resolved, backlog: int) -> socket.socket:
+        made = real(resolved, backlog)
+        if len(bound) < 3 and resolved.family == socket.AF_INET6:
+            bound.append(socket.create_server(("127.0.0.1", made.getsockname()[1])))
+        return made
+
+    monkeypatch.setattr(_connecting, "_listener", listener_whose_port_is_taken_at_first)
+    listeners = listen_on(Address("both", 0), 5)
+    assert len(bound) == 3
+    assert len({listener.getsockname()[1] for listener in listeners}) == 1
+    for listener in bound + listeners:
+        listener.close()
+
+
+def test_a_port_that_was_asked_for_is_not_replaced_by_another(echo_server: Server) -> None:
+    with pytest.raises(ListenError) as caught:
+        listen_on(Address(*echo_server.address), 5)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_addresses_that_the_machine_does_not_have_are_left_out(
+    names: dict[str, list[Resolved]],
+) -> None:
+    absent = Resolved(socket.AF_INET, ("192.0.2.1", 0))
+    names["partly"] = [absent, Resolved(socket.AF_INET, ("127.0.0.1", 0))]
+    (listener,) = listen_on(Address("partly", 0), 5)
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+    names["elsewhere"] = [absent]
+    with pytest.raises(ListenError, match="cannot listen on elsewhere:0: ") as caught:
+        listen_on(Address("elsewhere", 0), 5)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_what_can_be_no_name_is_said_to_be_none() -> None:
+    impossible = Address("a" * 64 + ".example", 80)
+    with pytest.raises(ListenError, match="can be no name"):
+        listen_on(impossible, 5)
+    with pytest.raises(TargetError, match="can be no name"):
+        asyncio.run(Dialer(PATIENCE).dial(impossible))
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    names: dict[str, list[Resolved]], silent: socket.socket, echo_server: Server
+) -> None:
+    names["several"] = [
+        Resolved(socket.AF_INET, silent.getsockname()),
+        Resolved(socket.AF_INET, echo_server.address),
+    ]
+    start = time.monotonic()
+    with asyncio.run(Dialer(1.0).dial(Address("several", 80))) as connected:
+        assert connected.getpeername() == echo_server.address
+    assert 0.45 < time.monotonic() - start < PATIENCE
+
+
+def test_the_timeout_is_for_all_addresses_together(
+    names: dict[str, list[Resolved]], silent: socket.socket
+) -> None:
+    names["several"] = 5 * [Resolved(socket.AF_INET, silent.getsockname())]
+    start = time.monotonic()
+    with pytest.raises(TargetError, match="no answer in time") as caught:
+        asyncio.run(Dialer(0.5).dial(Address("several", 80)))
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert 0.4 < time.monotonic() - start < 1.5
+
+
+@pytest.fixture
+def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowNames]:
+    slow = SlowNames()
+    monkeypatch.setattr(_connecting, "look_up", slow.look_up)
+    yield slow
+    slow.answer.set()
+
+
+class SlowNames:
+    """Name servers that answer when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answer = threading.Event()
+        self.address: tuple[str, int] = ("127.0.0.1", 0)
+
+    def look_up(self, address: Address, flags: int = 0) -> list[Resolved]:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
+        self.asked += 1
+        assert self.answer.wait(PATIENCE)
+        return [Resolved(socket.AF_INET, self.address)]
+
+
+def test_many_look_ups_of_a_name_share_one_thread(
+    slow_names: SlowNames, echo_server: Server
+) -> None:
+    slow_names.address = echo_server.address
+    threads = threading.active_count()
+
+    async def dial_100_times() -> list[socket.socket]:
+        dialer = Dialer(PATIENCE)
+        dials = [asyncio.ensure_future(dialer.dial(Address("slow", 80))) for _ in range(100)]
+        await asyncio.sleep(0)
+        assert threading.active_count() == threads + 1
+        slow_names.answer.set()
+        connected = await asyncio.gather(*dials)
+        assert slow_names.asked == 1
+        connected.append(await dialer.dial(Address("slow", 80)))
+        assert slow_names.asked == 2  # the next one asks anew
+        return connected
+
+    for connected in asyncio.run(dial_100_times()):
+        connected.close()
+
+
+def test_a_name_server_that_does_not_answer_is_given_up_after_the_timeout(
+    slow_names: SlowNames,
+) -> None:
+    with pytest.raises(TargetError, match="cannot look up slow: no answer in time"):
+        asyncio.run(Dialer(0.1).dial(Address("slow", 80)))
+    slow_names.answer.set()  # too late, and nobody minds
+    until(lambda: not _look_ups())
+
+
+def test_the_next_attempt_hears_the_answer_that_came_too_late_for_the_first(
+    slow_names: SlowNames, echo_server: Server
+) -> None:
+    slow_names.address = echo_server.address
+
+    async def dial_twice() -> None:
+        dialer = Dialer(0.1)
+        with pytest.raises(TargetError):
+            await dialer.dial(Address("slow", 80))
+        slow_names.answer.set()
+        with closing(await dialer.dial(Address("slow", 80))):
+            assert slow_names.asked == 1
+
+    asyncio.run(dial_twice())
+
+
+def test_too_few_descriptors_are_no_fault_of_the_target(echo_server: Server) -> None:
+    async def dial() -> None:
+        with descriptors_left(0):
+            await Dialer(PATIENCE).dial(Address(*echo_server.address))
+
+    with pytest.raises(OSError) as caught:
+        asyncio.run(dial())
+    assert caught.value.errno == errno.EMFILE
+    assert not isinstance(caught.value, TargetError)
+
+
+def test_spare_descriptors_are_there_when_they_are_needed() -> None:
+    spare = Spare(2, 0)
+    with descriptors_left(0):
+        with pytest.raises(OSError):
+            os.dup(0)
+        spare.keep(1)
+        os.close(os.dup(0))
+        spare.keep(0)
+
+
+def test_spare_descriptors_are_taken_all_or_none() -> None:
+    with descriptors_left(5):
+        Spare(2, 3).keep(0)
+        with pytest.raises(OSError) as caught:
+            Spare(2, 4)
+        assert caught.value.errno == errno.EMFILE
+        Spare(2, 3).keep(0)
+
+
+def _look_ups() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("look up")]

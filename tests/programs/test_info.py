@@ -1,0 +1,47 @@
+"""``freebsd-splice info``."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import freebsd_splice
+from programs.processes import MAIN, Program
+
+StartProgram = Callable[..., Program]
+
+
+def test_info_says_what_there_is(program: StartProgram) -> None:
+    facts = _info(program)
+    assert facts["freebsd-splice"].startswith(freebsd_splice.__version__)
+    assert facts["system"].startswith(f"{platform.system()} {platform.release()}")
+    assert facts["backend"] == ": ".join(freebsd_splice.backend())
+    assert re.match(r"\d+, one for each CPU", facts["workers"])
+    for name in ("SO_SPLICE", "struct splice", "movers", "readiness", "descriptors"):
+        assert facts[name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes matter to os.splice")
+def test_on_linux_info_says_how_large_pipes_may_be(program: StartProgram) -> None:
+    """F31."""
+    facts = _info(program)
+    assert facts["movers"] == "os.splice, then copy"
+    assert re.match(r"\d+ bytes each; all of a user's together \d+ bytes", facts["pipes"])
+
+
+def test_info_works_where_nothing_else_does(program: StartProgram) -> None:
+    environment = {"FREEBSD_SPLICE_BACKEND": "mach", "FREEBSD_SPLICE_MOVER": "van"}
+    facts = _info(program, environment)
+    assert facts["backend"].startswith("none: FREEBSD_SPLICE_BACKEND")
+    assert facts["movers"].endswith("; FREEBSD_SPLICE_MOVER=van")
+
+
+def _info(program: StartProgram, environment: dict[str, str] | None = None) -> dict[str, str]:
+    run = program(*MAIN, "info", environment=environment)
+    assert run.end() == 0, run.text
+    text = re.sub(r"\n +", " ", run.text)
+    return {line[:16].rstrip(): line[16:] for line in text.splitlines()}

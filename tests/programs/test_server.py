@@ -1,0 +1,255 @@
+"""The server core that proxies share, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+import pytest
+
+from freebsd_splice import Relay
+from freebsd_splice.proxies import Address, Client, ProxyServer, _server, forwarder
+from programs.processes import PATIENCE, Server, descriptors_left
+
+OpenedTarget = tuple[socket.socket, tuple[bytes, bytes]]
+
+
+@asynccontextmanager
+async def running(server: ProxyServer) -> AsyncIterator[tuple[str, int]]:
+    """Serve; gives the address, and cuts at the end."""
+    (address,) = server.listen(Address("127.0.0.1", 0))
+    task = asyncio.ensure_future(server.run())
+    try:
+        yield address
+    finally:
+        server.stop()
+        server.stop()
+        await asyncio.wait_for(task, PATIENCE)
+
+
+async def ask(address: tuple[str, int], data: bytes) -> bytes:
+    """What comes back through the proxy, and no more."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_what_was_read_already_goes_first(echo_server: Server) -> None:
+    async def open_target(client: Client) -> OpenedTarget:
+        assert not client.socket.getblocking()
+        head = await asyncio.get_running_loop().sock_recv(client.socket, 5)
+        assert head == b"HELLO"
+        return await client.dial(Address(*echo_server.address)), (b"hello", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            assert await ask(address, b"HELLO world") == b"hello world"
+
+    asyncio.run(main())
+
+
+def test_a_proxy_that_fails_costs_only_that_client(
+    echo_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[Exception] = [ZeroDivisionError(), ConnectionResetError(errno.ECONNRESET, "x")]
+
+    async def open_target(client: Client) -> OpenedTarget:
+        if failures:
+            raise failures.pop()
+        return await client.dial(Address(*echo_server.address)), (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection(*address)
+                assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+                writer.close()
+            assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    levels = [(record.levelname, bool(record.exc_info)) for record in caplog.records]
+    assert levels == [("WARNING", False), ("ERROR", True), ("WARNING", False)]  # cut at the end
+
+
+def test_the_options_are_set_before_the_relay_begins(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F17 is why connections are kept alive."""
+    seen: list[list[int]] = []
+
+    class WatchedRelay(Relay):
+        def __init__(self, left: socket.socket, right: socket.socket, **options: object) -> None:
+            seen.append(
+                [
+                    bool(sock.getsockopt(*option))
+                    for sock in (left, right)
+                    for option in (
+                        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    )
+                ]
+            )
+            super().__init__(left, right, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_server, "Relay", WatchedRelay)
+
+    async def main() -> None:
+        for keepalive in (True, False):
+            server = forwarder(Address(*echo_server.address), keepalive=keepalive)
+            async with running(server) as address:
+                assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert seen == [[True, True, True, True], [True, False, True, False]]
+
+
+class BadListener(socket.socket):
+    """A listening socket whose ``accept`` fails first in the ways it is told."""
+
+    failures: list[OSError]
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().accept()
+
+
+def bad_listener(*numbers: int) -> BadListener:
+    listener = BadListener()
+    listener.failures = [OSError(number, os.strerror(number)) for number in numbers]
+    listener.setblocking(False)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+@pytest.mark.parametrize(
+    ("number", "logged"),
+    [(errno.ECONNABORTED, []), (errno.EPERM, ["ERROR"]), (errno.ENOBUFS, ["WARNING", "INFO"])],
+)
+def test_an_accept_that_fails_does_not_end_the_server(
+    number: int,
+    logged: list[str],
+    echo_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_server, "listen_on", lambda *_: [bad_listener(number)])
+    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with running(forwarder(Address(*echo_server.address))) as address:
+            assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    about_accepting = [
+        record.levelname
+        for record in caplog.records
+        if "accept" in record.message or "descriptors" in record.message
+    ]
+    assert about_accepting == logged
+
+
+def test_clients_without_end_do_not_keep_it_from_stopping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Crowded(BadListener):
+        def accept(self) -> tuple[socket.socket, object]:
+            client, other = socket.socketpair()
+            other.close()
+            return client, ("127.0.0.1", 1)
+
+    monkeypatch.setattr(_server, "listen_on", lambda *_: [Crowded()])
+
+    async def refuse(client: Client) -> OpenedTarget:
+        raise ConnectionRefusedError
+
+    async def main() -> None:
+        server = ProxyServer(refuse)
+        server.listen(Address("", 0))
+        asyncio.get_running_loop().call_later(0.1, server.stop)
+        await server.run()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_cancelling_run_cuts_at_once(echo_server: Server) -> None:
+    async def main() -> None:
+        server = forwarder(Address(*echo_server.address), grace=1000)
+        (address,) = server.listen(Address("127.0.0.1", 0))
+        task = asyncio.ensure_future(server.run())
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        task.cancel()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), PATIENCE)
+        writer.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_connection_made_in_spite_of_the_end_is_not_served(echo_server: Server) -> None:
+    async def open_target(client: Client) -> OpenedTarget:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            pass  # as asyncio.wait_for does at times, up to Python 3.11
+        return socket.create_connection(echo_server.address), (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            await asyncio.sleep(0.1)
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("starved_in", ["dial", "relay"])
+def test_an_accepted_client_is_served_once_there_are_descriptors_again(
+    starved_in: str,
+    echo_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Even where others have taken what the server held for it."""
+    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    shortage = ExitStack()
+
+    async def open_target(client: Client) -> OpenedTarget:
+        target = Address(*echo_server.address)
+        dialled = await client.dial(target) if starved_in == "relay" else None
+        client.spare.keep(0)
+        shortage.enter_context(descriptors_left(0))
+        return dialled or await client.dial(target), (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            asking = asyncio.ensure_future(ask(address, b"hello"))
+            while "accepting pauses" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert not asking.done()
+            shortage.close()
+            assert await asking == b"hello"
+
+    with shortage:
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert caplog.text.count("accepting pauses") == 1
