@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from conformance.harness import Harness
-
 from freebsd_splice import _runtime
 from freebsd_splice._port import Endpoint, Pipe, Poller, Port, Readiness, Runner
 from freebsd_splice._system import SystemPort

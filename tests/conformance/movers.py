@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ports import RecordingPort
-
 from freebsd_splice import Outcome
 from freebsd_splice._movers import COPY, OS_SPLICE
+from ports import RecordingPort
 
 
 class Served:

@@ -183,7 +183,7 @@ def test_a_reset_after_the_answer_is_passed_on_too(harness: Harness) -> None:
 
 def test_a_client_whose_bytes_nobody_took_is_reset(harness: Harness) -> None:
     left, client = harness.pair()
-    right, server = harness.pair()
+    right, _server = harness.pair()
     relay = Relay(left, right, close=True)
     right.shutdown(socket.SHUT_WR)
     client.write(b"for nobody")
