@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import platform
 import sys
@@ -87,7 +88,7 @@ def _pipes() -> str:
     try:
         size = int((limits / "pipe-max-size").read_text())
         pages = int((limits / "pipe-user-pages-soft").read_text())
-        page = os.sysconf("SC_PAGE_SIZE")
+        page = mmap.PAGESIZE
     except OSError:
         return ""
     return (
