@@ -171,6 +171,7 @@ class ProxyServer:
                 raise
             sock.setblocking(False)
             client = Client(self, sock, show(address), spare)
+            logger.debug("%s: accepted", client.name)
             task = loop.create_task(self._serve(client))
             self._clients[task] = client
             task.add_done_callback(self._ended)

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from programs.processes import Forwarder, Server, exchange, receive
+from programs.processes import Forwarder, Server, exchange, receive, until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -88,7 +88,10 @@ def test_attempts_that_are_under_way_end_with_the_forwarder(
     silent: socket.socket, forwarder: StartForwarder
 ) -> None:
     front = forwarder(silent.getsockname(), "--connect-timeout", "1000", "--grace", "0.1")
+    front.expect("listening on")
+    before = front.sockets()
     clients = [front.connect() for _ in range(3)]
+    until(lambda: front.sockets() == before + 6)  # accepted, and on the way to the target
     front.signal(signal.SIGTERM)
     assert front.end() == 0
     assert front.find("cutting 3 connections")
