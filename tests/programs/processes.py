@@ -90,14 +90,6 @@ class Program:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
-    def sockets(self) -> int:
-        folder = Path(f"/proc/{self.pid}/fd")
-        links = []
-        for descriptor in folder.iterdir():
-            with contextlib.suppress(OSError):  # closed meanwhile
-                links.append(os.readlink(descriptor))
-        return sum(link.startswith("socket:") for link in links)
-
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
