@@ -7,12 +7,17 @@ one of them.  An idle flow costs nothing: no wake-up, no pipe, no buffer.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ._engine_flow import EngineFlow
 from ._movers import Mover, Supplies
 from ._port import Endpoint, Poller, Port, Readiness, Runner
+
+logger = logging.getLogger("freebsd_splice")
 
 
 class Engine:
@@ -25,6 +30,7 @@ class Engine:
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._turn = itertools.count()
+        self._closed = False
 
     def flows(self, count: int) -> list[EngineFlow]:
         """That many new flows, on the worker whose turn it is.
@@ -33,6 +39,8 @@ class Engine:
         directions would meet on one worker and their quiet ones on another.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("freebsd_splice was shut down while a splice was being made")
             if len(self._workers) < self._cpus:
                 name = f"freebsd-splice-worker-{len(self._workers)}"
                 self._workers.append(Worker(self._port, self._mover, name))
@@ -42,6 +50,7 @@ class Engine:
     def close(self) -> None:
         """End the workers.  Every flow must have been stopped before."""
         with self._lock:
+            self._closed = True
             for worker in self._workers:
                 worker.close()
             self._workers.clear()
@@ -58,7 +67,11 @@ class Worker:
         self._watched: dict[int, _Watched] = {}
         self._ready: deque[EngineFlow] = deque()
         self._closing = False
-        self._runner: Runner = port.run(self.step, name)
+        try:
+            self._runner: Runner = port.run(self.step, name)
+        except BaseException:
+            self._poller.close()
+            raise
 
     def step(self) -> bool:
         """Wait until some flow can move, and give each such flow one turn."""
@@ -70,29 +83,31 @@ class Worker:
         for _ in range(len(self._ready)):
             flow = self._ready.popleft()
             flow.queued = False
-            if flow.turn():
-                self._queue(flow)
+            with _logged():
+                if flow.turn():
+                    self._queue(flow)
         # After the turns: a socket that fails is often a source as well, and as that it says
         # first what came before the failure.
-        for flow, hangup in failed_drains:
-            flow.drain_failed(hangup=hangup)
+        for flow in failed_drains:
+            with _logged():
+                flow.drain_failed()
         return not self._closing
 
     def mover(self, *, copy: bool = False) -> Mover:
         """A mover for one flow; with ``copy`` the one that can serve any socket."""
         return self._supplies.mover(copy=copy)
 
-    def expect(self, flow: EngineFlow, *, read: bool, write: bool, guard: bool = True) -> None:
+    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
         """Give ``flow`` a turn once its source can be read, or once its drain can be written.
 
-        With ``guard`` it is told when the drain fails, also while it has nothing to write.
+        It is told when the drain fails, also while it has nothing to write.
         """
         with self._lock:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
             source.reader = flow if read else None
             drain.writer = flow if write else None
-            drain.guard = flow if guard else None
+            drain.guard = flow
             self._apply(source)
             self._apply(drain)
 
@@ -132,21 +147,45 @@ class Worker:
             self._poller.watch(watched.endpoint, read | write)
             watched.applied = read | write
 
-    def _report(self, descriptor: int, ready: Readiness) -> list[tuple[EngineFlow, bool]]:
-        """Queue who can move now; give back whose drain has failed, and whether by a hang-up."""
+    def _report(self, descriptor: int, ready: Readiness) -> list[EngineFlow]:
+        """Queue who can move now; give back whose drain has failed."""
         with self._lock:
             watched = self._watched.get(descriptor)
             if watched is None:
                 return []  # released since the poller saw it
             reader, writer, guard = watched.reader, watched.writer, watched.guard
-        failed = ready & (Readiness.HANGUP | Readiness.ERROR)
+        failed = bool(ready & (Readiness.HANGUP | Readiness.ERROR))
+        if failed and not ready & Readiness.HANGUP and not _has_failed(reader, writer, guard):
+            # A time stamp in the error queue, for instance: it would be reported for ever.
+            failed = False
+            with self._lock:
+                if self._watched.get(descriptor) is watched:
+                    self._poller.quieten(watched.endpoint)
+                    watched.applied = None
+                    self._apply(watched)
         if reader and (failed or ready & Readiness.READ):
             self._queue(reader)
         if writer and (failed or ready & Readiness.WRITE):
             self._queue(writer)
         elif guard and failed:
-            return [(guard, bool(ready & Readiness.HANGUP))]
+            return [guard]
         return []
+
+
+def _has_failed(
+    reader: EngineFlow | None, writer: EngineFlow | None, guard: EngineFlow | None
+) -> bool:
+    flow = writer or guard
+    return flow.drain_has_failed() if flow else reader is not None and reader.source_has_failed()
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What a callback of the program's lets through, ``sys.exit()`` even, ends no worker."""
+    try:
+        yield
+    except BaseException:
+        logger.exception("ending a splice failed")
 
 
 class _Watched:

@@ -21,6 +21,8 @@ logger = logging.getLogger("freebsd_splice")
 
 #: How often a flow may go back to its source in one turn before the others have theirs.
 MOVES_A_TURN = 16
+#: Reasons that a closed socket stands before.
+_BY_HAND = (Reason.TIMEOUT, Reason.IDLE, Reason.CANCELLED)
 #: Asked of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
@@ -39,7 +41,6 @@ class EngineFlow:
         self._mover = worker.mover()
         self._lock = threading.Lock()  # a turn, against a stop from elsewhere
         self._waiting = (False, False)
-        self._guarded = True
         self._limit: int | None = None
         self._on_end: Callable[[End], None]
         self._moved = 0
@@ -69,6 +70,10 @@ class EngineFlow:
                 end = self._finish(self._stopped_early)
             elif limit == 0:
                 end = self._finish(Reason.LIMIT)
+            elif not self._port.is_connected(self.drain):
+                # Some systems say nothing at all of a socket that is not connected (kqueue).
+                error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+                end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or error)
             else:
                 # Both: what is waiting already, bytes, EOF or a socket that can't be read at all,
                 # is found at once, without a turn on the caller's thread.
@@ -110,22 +115,21 @@ class EngineFlow:
         self._on_end(end)
         return False
 
-    def drain_failed(self, *, hangup: bool) -> None:
-        """The poller says that the drain can take nothing any more, or has an error pending."""
+    def drain_failed(self) -> None:
+        """The poller says that the drain can take nothing any more."""
         with self._lock:
             if self._end is not None:
                 return
-            error = self._drain_socket.failure()
-            if error is None and not hangup:
-                # Not the connection's end (a time stamp in the error queue is reported so too),
-                # and it would be reported for ever.
-                self._guarded = False
-                read, write = self._waiting
-                self._waiting = (False, False)
-                self._wait(read=read, write=write)
-                return
-            end = self._finish(Reason.DRAIN_ERROR, error or _broken_pipe())
+            end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or _broken_pipe())
         self._on_end(end)
+
+    def drain_has_failed(self) -> bool:
+        with self._lock:
+            return self._end is None and self._drain_failure() is not None
+
+    def source_has_failed(self) -> bool:
+        with self._lock, self._source_socket.lock:
+            return self._end is None and self._source_socket.failure() is not None
 
     def _advance(self) -> End | None:
         try:
@@ -153,16 +157,20 @@ class EngineFlow:
     def _push(self) -> End | None:
         """Into the drain with all that has been taken from the source."""
         try:
-            while self._ahead:
-                taken = self._port.send(self.drain, self._ahead)
-                self._ahead = self._ahead[taken:]
-                self._moved += taken
-            while self._mover.held:
-                self._moved += self._mover.pour(self.drain)
-        except BlockingIOError:
-            raise _NotNow(read=False) from None
+            with self._drain_socket.lock:
+                try:
+                    while self._ahead:
+                        taken = self._port.send(self.drain, self._ahead)
+                        self._ahead = self._ahead[taken:]
+                        self._moved += taken
+                    while self._mover.held:
+                        self._moved += self._mover.pour(self.drain)
+                except BlockingIOError:
+                    raise _NotNow(read=False) from None
+                except OSError as error:
+                    self._drain_socket.failed(error)
+                    raise
         except OSError as error:
-            self._drain_socket.failed(error)
             return self._finish(Reason.DRAIN_ERROR, error)
         return None
 
@@ -171,23 +179,24 @@ class EngineFlow:
         room = _NO_LIMIT if self._limit is None else self._limit - self._moved
         if room == 0:
             return self._finish(Reason.LIMIT)
-        try:
-            if self._mover.fill(self.source, room) == 0:
+        with self._source_socket.lock:
+            try:
+                if self._mover.fill(self.source, room):
+                    return None
                 failure = self._source_socket.failure()
-                if failure is None or isinstance(failure, BrokenPipeError):
-                    # EPIPE is of the sending side, or of a reset that came behind the FIN.
-                    return self._finish(Reason.EOF)
-                return self._finish(Reason.SOURCE_ERROR, failure)
-        except BlockingIOError:
-            raise _NotNow(read=True) from None
-        except OSError as error:
-            self._source_socket.failed(error)
-            return self._finish(Reason.SOURCE_ERROR, error)
-        return None
+            except BlockingIOError:
+                raise _NotNow(read=True) from None
+            except OSError as error:
+                self._source_socket.failed(error)
+                failure = error
+        if failure is None or isinstance(failure, BrokenPipeError):
+            # EPIPE is of the sending side, or of a reset that came behind the FIN.
+            return self._finish(Reason.EOF)
+        return self._finish(Reason.SOURCE_ERROR, failure)
 
     def _wait(self, *, read: bool, write: bool) -> None:
         if (read, write) != self._waiting:
-            self._worker.expect(self, read=read, write=write, guard=self._guarded)
+            self._worker.expect(self, read=read, write=write)
             self._waiting = (read, write)
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
@@ -195,9 +204,11 @@ class EngineFlow:
         self._worker.release(self)
         if reason is not Reason.DRAIN_ERROR:
             # F16: bytes that a dead drain has taken are no success.
-            failure = self._drain_socket.failure()
+            failure = self._drain_failure()
             if failure is not None:
                 reason, error = Reason.DRAIN_ERROR, failure
+            elif reason in _BY_HAND and self._was_closed():
+                reason = Reason.CLOSED
         self._end = End(
             reason=reason,
             moved=self._moved,
@@ -208,6 +219,14 @@ class EngineFlow:
             mover=self._mover.name,
         )
         return self._end
+
+    def _drain_failure(self) -> OSError | None:
+        with self._drain_socket.lock:
+            return self._drain_socket.failure()
+
+    def _was_closed(self) -> bool:
+        sockets = (self._source_socket, self._drain_socket)
+        return not all(self._port.is_open(socket.original) for socket in sockets)
 
 
 class _NotNow(Exception):

@@ -108,10 +108,18 @@ class SpliceMover:
                 if error.errno in _SHORTAGES:
                     raise MoverRefusedError("no pipe") from error
                 raise
+        if self._port.peek(source) == 0:
+            return 0
+        # Something is there, so that this doesn't block whatever the socket's flags are, and that
+        # "nothing" and "EOF" mean: os.splice doesn't get past TCP's urgent mark.
         try:
             self.held = self._port.splice_in(source, self._pipe, min(count, self._pipe.size))
+        except BlockingIOError as error:
+            raise MoverRefusedError("an urgent mark") from error
         except OSError as error:
             raise _refusal(error) from error
+        if not self.held:
+            raise MoverRefusedError("an urgent mark")
         return self.held
 
     def pour(self, drain: Endpoint) -> int:

@@ -74,6 +74,9 @@ class BasePoller(ABC):
     @abstractmethod
     def forget(self, endpoint: Endpoint) -> None: ...
 
+    def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - most need not do anything
+        """Report an ERROR of it no more while it lasts."""
+
     @abstractmethod
     def _open(self, wake_descriptor: int) -> None: ...
 
@@ -88,9 +91,12 @@ class EpollPoller(BasePoller):
         self._epoll = _select.epoll()
         self._epoll.register(wake_descriptor, _EPOLL_MASK[READ])
         self._known: set[int] = set()
+        self._quiet: set[int] = set()
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
         descriptor, mask = endpoint.fileno(), _EPOLL_MASK[interest]
+        if descriptor in self._quiet:
+            mask |= _select.EPOLLET
         if descriptor in self._known:
             self._epoll.modify(descriptor, mask)
         else:
@@ -102,7 +108,13 @@ class EpollPoller(BasePoller):
         # keeps the socket open.
         if endpoint.fileno() in self._known:
             self._known.discard(endpoint.fileno())
+            self._quiet.discard(endpoint.fileno())
             self._epoll.unregister(endpoint.fileno())
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        # Reported at each change from now on, which serves as well: who is told that it can read
+        # or write does so until it can't.
+        self._quiet.add(endpoint.fileno())
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]

@@ -62,6 +62,10 @@ class Poller(Protocol):
         """Report nothing more; to be called before the endpoint is closed."""
         ...
 
+    def quieten(self, endpoint: Endpoint) -> None:
+        """Report an ERROR of it no more while it lasts: it is no failure of the connection."""
+        ...
+
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         """Wait for something to report, for ``wake``, or for ``timeout`` seconds."""
         ...
@@ -99,7 +103,7 @@ class Runner(Protocol):
     """A loop that has been started."""
 
     def join(self) -> None:
-        """Wait until it has returned; from its own thread, return at once."""
+        """Wait until it has returned."""
         ...
 
 
@@ -125,12 +129,18 @@ class Port(Protocol):
         ...
 
     def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
-        """Clear O_NONBLOCK, unless the caller has given the socket a timeout meanwhile."""
+        """Clear O_NONBLOCK, unless the caller has closed the socket or given it a timeout."""
         ...
 
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int: ...
 
+    def peek(self, endpoint: Endpoint) -> int:
+        """1 where there is something to read, 0 at EOF."""
+        ...
+
     def send(self, endpoint: Endpoint, data: memoryview) -> int: ...
+
+    def is_connected(self, endpoint: Endpoint) -> bool: ...
 
     def shutdown_write(self, endpoint: Endpoint) -> None: ...
 
@@ -174,6 +184,10 @@ class Port(Protocol):
 
     def run(self, step: Callable[[], bool], name: str) -> Runner:
         """Call ``step`` again and again, in a thread of its own, until it returns False."""
+        ...
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs in a thread that ``run`` has started."""
         ...
 
     def abandon(self) -> None:

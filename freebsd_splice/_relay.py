@@ -47,8 +47,9 @@ class Relay(Waitable[RelayOutcome]):
     half_close:
         False: the first EOF ends the pair, and is not passed on.
     close:
-        True: both sockets are closed at the end, and nobody mistakes a broken stream for a whole
-        one: where one side was reset, or bytes for it were lost, the other is reset.
+        True: both sockets are closed at the end.  A side that was not sent all that had arrived for
+        it, or whose other side was reset, is reset: a FIN would tell it that all is well.  (With
+        SO_LINGER and a time set, closing waits, and the other relays of that worker with it.)
     initial:
         What the caller has read already: from the left, for the right; from the right, for the
         left.
@@ -86,13 +87,12 @@ class Relay(Waitable[RelayOutcome]):
         )
         from_left, from_right = (memoryview(data).tobytes() for data in initial)
         self._started = runtime.port.now()
-        self._left = self._acquire(left)
-        try:
-            self._right = self._acquire(right)
-        except BaseException:
-            self._release(self._left)
-            raise
         runtime.add(self)
+        try:
+            self._acquire_both(left, right)
+        except BaseException:
+            self._not_made()
+            raise
         self._flows[0].start(self._left, self._right, None, from_left, self._left_to_right_ended)
         self._flows[1].start(self._right, self._left, None, from_right, self._right_to_left_ended)
         self._deadlines.start()
@@ -149,8 +149,8 @@ class Relay(Waitable[RelayOutcome]):
     def _finish(self, left_to_right: End, right_to_left: End) -> None:
         self._deadlines.cancel()
         if self._close:
-            self._reset_if_broken(self._right, left_to_right, right_to_left)
-            self._reset_if_broken(self._left, right_to_left, left_to_right)
+            self._reset_if_broken(self._left, self._right, left_to_right, right_to_left)
+            self._reset_if_broken(self._right, self._left, right_to_left, left_to_right)
         self._release(self._left)
         self._release(self._right)
         if self._close:
@@ -167,17 +167,39 @@ class Relay(Waitable[RelayOutcome]):
             )
         )
 
-    def _reset_if_broken(self, socket: SharedSocket, towards: End, back: End) -> None:
+    def _reset_if_broken(
+        self, source: SharedSocket, drain: SharedSocket, towards: End, back: End
+    ) -> None:
         """Close with a reset where a FIN would say that all is well.
 
         That is so for the peer of a drain that has not got all the bytes, and for the peer of a
         source whose bytes nobody took, unless it has got its whole answer.
         """
-        lost = towards.reason is Reason.SOURCE_ERROR or towards.unsent
+        lost = towards.unsent or (towards.reason is not Reason.EOF and self._has_rest(source))
         refused = back.reason is Reason.DRAIN_ERROR and towards.reason is not Reason.EOF
         if lost or refused:
             with suppress(OSError):  # dead already
-                self._runtime.port.reset_on_close(socket.endpoint)
+                self._runtime.port.reset_on_close(drain.endpoint)
+
+    def _has_rest(self, source: SharedSocket) -> bool:
+        """Whether more has arrived, or would have but for a failure."""
+        with source.lock:
+            if source.failure() is not None:
+                return True
+            try:
+                return self._runtime.port.peek(source.endpoint) > 0
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+
+    def _acquire_both(self, left: Source, right: Source) -> None:
+        self._left = self._acquire(left)
+        try:
+            self._right = self._acquire(right)
+        except BaseException:
+            self._release(self._left)
+            raise
 
     def _acquire(self, original: Source) -> SharedSocket:
         return self._runtime.sockets.acquire(

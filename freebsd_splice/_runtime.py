@@ -19,8 +19,8 @@ from ._system import SystemPort
 from ._watcher import Watcher
 
 
-class _Cancellable(Protocol):
-    def cancel(self) -> object: ...
+class _Endable(Protocol):
+    def end_for_shutdown(self) -> None: ...
 
 
 class Runtime:
@@ -33,22 +33,32 @@ class Runtime:
         #: In a forked child: this is the parent's, and nothing in it may be touched.
         self.inherited = False
         self._engine = Engine(port, mover)
-        self._live: set[_Cancellable] = set()
+        self._lock = threading.Lock()
+        self._live: set[_Endable] = set()
+        self._closing = False
 
     def flows(self, count: int) -> list[Flow]:
         """New flows: one, or the two of a pair."""
         return list(self._engine.flows(count))
 
-    def add(self, splice: _Cancellable) -> None:
-        self._live.add(splice)
+    def add(self, splice: _Endable) -> None:
+        """``splice`` is being made; it will ``discard`` itself.  Before it touches anything."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("freebsd_splice was shut down while a splice was being made")
+            self._live.add(splice)
 
-    def discard(self, splice: _Cancellable) -> None:
-        self._live.discard(splice)
+    def discard(self, splice: _Endable) -> None:
+        with self._lock:
+            self._live.discard(splice)
 
     def close(self) -> None:
         """Cancel what is live, then end the threads and close all that they had open."""
-        for splice in list(self._live):
-            splice.cancel()
+        with self._lock:
+            self._closing = True
+            live = list(self._live)
+        for splice in live:
+            splice.end_for_shutdown()
         self._engine.close()
         self.watcher.close()
 
@@ -86,6 +96,8 @@ def shutdown() -> None:
     What is made afterwards starts new ones.  Happens by itself when the interpreter exits.  Not to
     be called from a done callback, which runs on one of those threads (RuntimeError).
     """
+    if _current is not None and _current.port.is_own_thread():
+        raise RuntimeError("shutdown() was called on a thread that it would have to wait for")
     runtime = install(None)
     if runtime is not None:
         runtime.close()

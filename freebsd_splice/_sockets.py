@@ -40,15 +40,17 @@ class SharedSocket:
         self.is_source = False
         self.is_drain = False
         self.on_closed: list[Callable[[], None]] = []
+        #: Held over each call that can be told an error, until ``failed`` knows of it.
+        self.lock = threading.Lock()
         self._port = port
         self._failure: OSError | None = None
 
     def failed(self, error: OSError) -> None:
-        """A call on it has raised ``error``, which is now known to nobody else."""
+        """A call on it has raised ``error``, which is now known to nobody else (with ``lock``)."""
         self._failure = self._failure or error
 
     def failure(self) -> OSError | None:
-        """What the connection died of, if anything.
+        """What the connection died of, if anything (with ``lock``).
 
         The system tells each error once, whoever asks (a call, SO_ERROR), and reports EOF from
         then on.  The flow of the other direction must not take that for a FIN.
@@ -124,15 +126,15 @@ class Sockets:
 
     def _look_for_closed(self) -> None:
         with self._lock:
+            self._sweep = (
+                self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
+            )
             closed = [
                 on_closed
                 for shared in self._in_use
                 if not self._port.is_open(shared.original)
                 for on_closed in shared.on_closed
             ]
-            self._sweep = (
-                self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
-            )
         for on_closed in closed:
             on_closed()
 

@@ -93,18 +93,12 @@ class Splice(Waitable[Outcome]):
             expire=self._flow.stop,
         )
         self._started = runtime.port.now()
-        sockets = runtime.sockets
-        self._source = sockets.acquire(
-            source, source=True, drain=False, on_closed=self._socket_closed
-        )
-        try:
-            self._drain = sockets.acquire(
-                drain, source=False, drain=True, on_closed=self._socket_closed
-            )
-        except BaseException:
-            self._release_source()
-            raise
         runtime.add(self)
+        try:
+            self._acquire(source, drain)
+        except BaseException:
+            self._not_made()
+            raise
         self._flow.start(self._source, self._drain, limit, ahead, self._ended)
         self._deadlines.start()
 
@@ -116,6 +110,19 @@ class Splice(Waitable[Outcome]):
     def __repr__(self) -> str:
         state = self._outcome.reason.value if self._outcome is not None else "live"
         return f"<Splice {self._source.original!r} -> {self._drain.original!r}, {state}>"
+
+    def _acquire(self, source: Source, drain: Source) -> None:
+        sockets = self._runtime.sockets
+        self._source = sockets.acquire(
+            source, source=True, drain=False, on_closed=self._socket_closed
+        )
+        try:
+            self._drain = sockets.acquire(
+                drain, source=False, drain=True, on_closed=self._socket_closed
+            )
+        except BaseException:
+            self._release_source()
+            raise
 
     def _stop(self) -> None:
         self._flow.stop()

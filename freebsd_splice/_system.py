@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ from typing import Any, cast
 
 from ._pollers import BasePoller, make_poller
 from ._port import Endpoint, Event, Notice, Pipe, Poller, Runner, Source
+
+logger = logging.getLogger("freebsd_splice")
 
 #: Bytes a pipe should hold: more per system call, but memory of the system while a drain is slow.
 PIPE_BYTES = 1 << 18
@@ -36,13 +39,14 @@ class SystemPort:
         self._readiness = readiness
         # All that is open, so that a forked child can close its copies.
         self._opened: weakref.WeakSet[_Closable] = weakref.WeakSet()
+        self._threads: weakref.WeakSet[_Thread] = weakref.WeakSet()
 
     # Sockets
 
     def is_open(self, original: Source) -> bool:
         try:
             return original.fileno() >= 0
-        except (OSError, ValueError):  # what closed sockets and files of other libraries answer
+        except Exception:  # a closed one's answer is its library's own choice
             return False
 
     def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
@@ -73,14 +77,18 @@ class SystemPort:
     def close_original(self, original: Source) -> None:
         close = getattr(original, "close", None)
         if close is not None:
-            with suppress(OSError):
+            try:
                 close()
+            except Exception:  # an object of somebody else's, on a thread of ours
+                logger.exception("closing %r failed", original)
 
     def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
-        if self.is_open(original):
-            timeout = getattr(original, "gettimeout", None)
-            if timeout is not None and timeout() is not None:
-                return
+        if not self.is_open(original):
+            # Who else has the connection has taken it over, perhaps for a splice of its own.
+            return
+        timeout = getattr(original, "gettimeout", None)
+        if timeout is not None and timeout() is not None:
+            return
         if sys.platform == "win32":
             _socket(endpoint).setblocking(True)
         else:
@@ -88,6 +96,16 @@ class SystemPort:
 
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
         return _socket(endpoint).recv_into(buffer, 0, _DONT_WAIT)
+
+    def peek(self, endpoint: Endpoint) -> int:
+        return len(_socket(endpoint).recv(1, socket.MSG_PEEK | _DONT_WAIT))
+
+    def is_connected(self, endpoint: Endpoint) -> bool:
+        try:
+            _socket(endpoint).getpeername()
+        except OSError:
+            return False
+        return True
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
         return _socket(endpoint).send(data, _DONT_WAIT)
@@ -129,6 +147,9 @@ class SystemPort:
     def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
         if sys.platform != "linux":
             raise NotImplementedError
+        # Anybody with a duplicate can have cleared it (socket.dup() does), SPLICE_F_NONBLOCK
+        # speaks for the pipe alone, and a worker that blocks here blocks all its flows.
+        os.set_blocking(drain.fileno(), False)
         return os.splice(_pipe(pipe).exit, drain.fileno(), count, flags=_SPLICE_FLAGS)
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
@@ -158,7 +179,12 @@ class SystemPort:
         return os.cpu_count() or 1
 
     def run(self, step: Callable[[], bool], name: str) -> Runner:
-        return _Thread(step, name)
+        thread = _Thread(step, name)
+        self._threads.add(thread)
+        return thread
+
+    def is_own_thread(self) -> bool:
+        return any(thread.is_current() for thread in self._threads)
 
     def abandon(self) -> None:
         for opened in list(self._opened):
@@ -169,6 +195,11 @@ class SystemPort:
 
 #: Without SPLICE_F_NONBLOCK a full or an empty pipe would block, whatever the socket's flags are.
 _SPLICE_FLAGS: int = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
+
+
+_OF_THE_THREAD = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+if sys.platform != "win32":
+    _OF_THE_THREAD.add(signal.SIGBUS)
 
 
 class _Closable:
@@ -226,15 +257,18 @@ class _Thread:
         self._thread.start()
 
     def join(self) -> None:
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
+
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
         if sys.platform != "win32":
             # Signals belong to the program's threads: one that landed here would not interrupt
             # the call that the main thread sits in.  It also keeps a dead drain's SIGPIPE, which
             # os.splice can't be told to leave out, from ending a program that has its default.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            # Those that say what is wrong with this very thread stay: faulthandler wants them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OF_THE_THREAD)
         while self._step():
             pass
 

@@ -93,6 +93,16 @@ class Waitable(ABC, Generic[OutcomeT]):
         if self._notice is not None:
             self._notice.close()
 
+    def end_for_shutdown(self) -> None:
+        """Cancel it, also while it is still being made, and wait for that."""
+        self._stop()
+        self._over.wait()
+
+    def _not_made(self) -> None:
+        """The constructor fails: nobody may wait for this one."""
+        self._runtime.discard(self)
+        self._over.set()
+
     @abstractmethod
     def _stop(self) -> None:
         """Bring the end about."""
@@ -102,10 +112,11 @@ class Waitable(ABC, Generic[OutcomeT]):
         with self._state:
             self._outcome = outcome
             callbacks, self._callbacks = self._callbacks, []
+            # First: who is told by the notice finds it over.
+            self._over.set()
             if self._notice is not None:
                 self._notice.give()
         self._runtime.discard(self)
-        self._over.set()
         for callback in callbacks:
             self._call(callback)
 

@@ -51,11 +51,10 @@ class Watcher:
         """Call ``call`` once ``seconds`` have passed, never earlier."""
         with self._lock:
             if self._poller is None:
-                self._poller = self._port.poller()
-                self._runner = self._port.run(self.step, "freebsd-splice-watcher")
+                self._start()
             timer = Timer(self, self._port.now() + seconds, call)
             heapq.heappush(self._heap, (timer.when, next(self._order), timer))
-            if timer.when < self._sleeps_until:
+            if self._poller is not None and timer.when < self._sleeps_until:
                 self._sleeps_until = float("-inf")
                 self._poller.wake()
         return timer
@@ -69,10 +68,22 @@ class Watcher:
                 heapq.heapify(self._heap)
                 self._cancelled = 0
 
+    def _start(self) -> None:
+        if self._closing:
+            raise RuntimeError("freebsd_splice was shut down while a splice was being made")
+        self._poller = self._port.poller()
+        try:
+            self._runner = self._port.run(self.step, "freebsd-splice-watcher")
+        except BaseException:
+            self._poller.close()
+            self._poller = None
+            raise
+
     def step(self) -> bool:
         """Make the calls that are due, then sleep until the next is."""
         poller = self._poller
-        assert poller is not None
+        if poller is None:
+            return False  # closed
         for timer in self._take_due():
             call, timer.call = timer.call, None
             if call is not None:
@@ -85,9 +96,10 @@ class Watcher:
 
     def close(self) -> None:
         """End the watcher; what is still in the heap is never called."""
-        self._closing = True
         with self._lock:
+            self._closing = True
             poller, runner = self._poller, self._runner
+            self._poller = self._runner = None
         if poller is not None and runner is not None:
             poller.wake()
             runner.join()

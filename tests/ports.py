@@ -125,6 +125,9 @@ class _NeverSleeping:
     def forget(self, endpoint: Endpoint) -> None:
         self._poller.forget(endpoint)
 
+    def quieten(self, endpoint: Endpoint) -> None:
+        self._poller.quieten(endpoint)
+
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return self._poller.wait(0)
 

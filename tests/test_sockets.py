@@ -132,6 +132,47 @@ def test_blocking_mode_comes_back_with_the_last_of_two_flows(harness: Harness) -
     assert os.get_blocking(middle.fileno())
 
 
+@posix
+def test_who_has_taken_a_socket_over_keeps_its_mode(harness: Harness) -> None:
+    """The end of a splice of the closed object must not make the new one's socket blocking."""
+    port = SteppedPort()
+    with runtime(port):
+        source, _ = harness.pair()
+        drain, _ = harness.pair()
+        source.setblocking(True)
+        old = Splice(source, drain)
+        again = harness.keep(socket.socket(fileno=source.detach()))
+        other, _ = harness.pair()
+        with Splice(again, other):
+            port.advance(1)
+            assert old.wait(0).reason is Reason.CLOSED
+            assert not os.get_blocking(again.fileno())
+
+
+def test_an_object_that_raises_what_it_likes_does_not_end_the_sweep(harness: Harness) -> None:
+    class Odd:
+        def __init__(self, wrapped: socket.socket) -> None:
+            self.wrapped = wrapped
+
+        def fileno(self) -> int:
+            if self.wrapped.fileno() < 0:
+                raise LookupError("closed, in the words of its library")
+            return self.wrapped.fileno()
+
+    port = SteppedPort()
+    with runtime(port):
+        odd, _ = harness.pair()
+        plain, _ = harness.pair()
+        first = Splice(Odd(odd), harness.pair()[0])
+        second = Splice(plain, harness.pair()[0])
+        odd.close()
+        port.advance(1)
+        assert first.wait(0).reason is Reason.CLOSED
+        plain.close()
+        port.advance(1)
+        assert second.wait(0).reason is Reason.CLOSED
+
+
 def test_one_duplicate_a_socket_is_shared_by_its_flows(harness: Harness) -> None:
     class Counting(RecordingPort):
         duplicates = 0

@@ -547,6 +547,28 @@ def test_many_megabytes_arrive_whole(harness: Harness, served: Served) -> None:
     served.check(outcome)
 
 
+def test_urgent_data_does_not_stop_the_stream(harness: Harness) -> None:
+    """The urgent byte itself is out of band and stays there; os.splice can't pass its mark."""
+    source, sender = harness.pair()
+    drain, receiver = harness.pair()
+    splice = Splice(source, drain)
+    sender.write(b"abc")
+    assert receiver.read(3) == b"abc"
+    sender._connection.send(b"!", socket.MSG_OOB)
+    sender.finish(b"the rest")
+    outcome = splice.wait(DEADLINE)
+    assert (outcome.reason, outcome.bytes) == (Reason.EOF, 11)
+    assert receiver.read(8) == b"the rest"
+
+
+def test_a_closed_object_comes_before_the_cancel_after_it(harness: Harness) -> None:
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    splice = Splice(source, drain)
+    source.close()
+    assert splice.cancel().reason is Reason.CLOSED
+
+
 def test_small_writes_arrive_in_order(harness: Harness) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()
