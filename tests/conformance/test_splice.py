@@ -555,10 +555,23 @@ def test_urgent_data_does_not_stop_the_stream(harness: Harness) -> None:
     sender.write(b"abc")
     assert receiver.read(3) == b"abc"
     sender._connection.send(b"!", socket.MSG_OOB)
+    sender.write(b"what follows")
+    assert receiver.read(12) == b"what follows"
+    sender._connection.send(b"!", socket.MSG_OOB)
     sender.finish(b"the rest")
     outcome = splice.wait(DEADLINE)
-    assert (outcome.reason, outcome.bytes) == (Reason.EOF, 11)
+    assert (outcome.reason, outcome.bytes) == (Reason.EOF, 23)
     assert receiver.read(8) == b"the rest"
+
+
+def test_urgent_data_right_before_the_end_hides_nothing(harness: Harness) -> None:
+    source, sender = harness.pair()
+    drain, receiver = harness.pair()
+    sender.write(b"abc")
+    sender._connection.send(b"!", socket.MSG_OOB)
+    sender.finish(b"the rest")
+    assert Splice(source, drain).wait(DEADLINE).reason is Reason.EOF
+    assert receiver.read(11) == b"abcthe rest"
 
 
 def test_a_closed_object_comes_before_the_cancel_after_it(harness: Harness) -> None:
