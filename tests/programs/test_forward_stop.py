@@ -12,7 +12,16 @@ from collections.abc import Callable
 import pytest
 
 import freebsd_splice
-from programs.processes import MAIN, Forwarder, Program, Server, echo, exchange, until
+from programs.processes import (
+    MAIN,
+    Forwarder,
+    Program,
+    Server,
+    digest_to_eof,
+    echo,
+    exchange,
+    until,
+)
 
 StartForwarder = Callable[..., Forwarder]
 StartProgram = Callable[..., Program]
@@ -104,6 +113,25 @@ def test_no_name_server_can_keep_it_from_ending(forwarder: StartForwarder) -> No
         front.expect("asked")
         assert front.stop() == 0
         assert client.recv(1) == b""
+
+
+def test_it_can_be_started_again_at_once(
+    server: Callable[..., Server], forwarder: StartForwarder
+) -> None:
+    """Although the system remembers for a while the connections that it closed first."""
+
+    def greet(connection: socket.socket) -> None:
+        connection.sendall(b"hello")
+
+    target = server(greet).address
+    port = 0
+    for _ in range(2):
+        front = forwarder(target, listen=f"127.0.0.1:{port}")
+        port = front.port
+        with front.connect() as client:
+            assert digest_to_eof(client)[0] == 5
+        front.expect("eof")
+        assert front.stop() == 0
 
 
 def test_a_port_in_use(echo_server: Server, program: StartProgram) -> None:

@@ -6,9 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from programs.processes import Forwarder, Server, exchange, receive, until
+from programs.processes import Forwarder, Server, exchange, receive
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -88,20 +87,13 @@ def test_a_target_that_does_not_answer_is_given_up_after_the_connect_timeout(
 def test_attempts_that_are_under_way_end_with_the_forwarder(
     silent: socket.socket, forwarder: StartForwarder
 ) -> None:
-    front = forwarder(silent.getsockname(), "--connect-timeout", "1000", "--grace", "0.1")
-    before = _attempts(silent)
+    options = ["--connect-timeout", "1000", "--grace", "0.1", "--log-level", "debug"]
+    front = forwarder(silent.getsockname(), *options)
     clients = [front.connect() for _ in range(3)]
-    until(lambda: _attempts(silent) == before + 3)
+    front.expect("DEBUG .*: accepted", 3)
     front.signal(signal.SIGTERM)
     assert front.end() == 0
     assert front.find("cutting 3 connections")
     for client in clients:
         with client:
             assert client.recv(1) == b""
-
-
-def _attempts(listener: socket.socket) -> int:
-    """How many connections to it are being tried on this machine (SYN_SENT is 2)."""
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    wanted = f":{listener.getsockname()[1]:04X}"
-    return sum(row[2].endswith(wanted) and row[3] == "02" for row in rows)

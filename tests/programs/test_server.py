@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -78,7 +77,8 @@ def test_a_proxy_that_fails_costs_only_that_client(
 
     asyncio.run(main())
     levels = [(record.levelname, bool(record.exc_info)) for record in caplog.records]
-    assert levels == [("WARNING", False), ("ERROR", True), ("WARNING", False)]  # cut at the end
+    # The third may end by itself, or be cut with the server.
+    assert levels[:2] == [("WARNING", False), ("ERROR", True)]
 
 
 def test_the_options_are_set_before_the_relay_begins(
@@ -161,11 +161,14 @@ def test_an_accept_that_fails_does_not_end_the_server(
     assert about_accepting == logged
 
 
-def test_clients_without_end_do_not_keep_it_from_stopping(
+def test_clients_without_end_leave_turns_to_those_that_are_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    live: list[int] = []
+
     class Crowded(BadListener):
         def accept(self) -> tuple[socket.socket, object]:
+            live.append(len(server._clients))
             client, other = socket.socketpair()
             other.close()
             return client, ("127.0.0.1", 1)
@@ -175,16 +178,15 @@ def test_clients_without_end_do_not_keep_it_from_stopping(
     async def refuse(client: Client) -> OpenedTarget:
         raise ConnectionRefusedError
 
+    server = ProxyServer(refuse)
+
     async def main() -> None:
-        server = ProxyServer(refuse)
         server.listen(Address("", 0))
         asyncio.get_running_loop().call_later(0.1, server.stop)
         await server.run()
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    asyncio.run(main())
+    assert max(live) < 10
 
 
 def test_cancelling_run_cuts_at_once(echo_server: Server) -> None:
