@@ -157,6 +157,22 @@ def test_kqueue_is_not_closed_in_a_forked_child(monkeypatch: pytest.MonkeyPatch)
     assert poller._woken.fileno() == -1
 
 
+@pytest.mark.skipif("epoll" not in kinds(), reason="only epoll reports an error for ever")
+def test_a_socket_watched_anew_is_reported_as_long_as_it_is_ready(harness: Harness) -> None:
+    """Its descriptor may have been another's, whose error was quietened."""
+    poller = make_poller("epoll")
+    ours, peer = harness.pair()
+    seen = _seen(poller, ours)
+    poller.watch(ours, READ)
+    poller.quieten(ours)
+    poller.forget(ours)
+    poller.watch(ours, READ)
+    peer.write(b"x")
+    assert seen(20) == READ
+    assert seen(0) == READ
+    poller.close()
+
+
 def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
     monkeypatch.setattr("freebsd_splice._system.make_poller", lambda kind: KqueuePoller())
