@@ -686,6 +686,30 @@ def test_a_splice_made_after_the_shutdown_began_touches_nothing(harness: Harness
         with pytest.raises(RuntimeError, match="was shut down"):
             Splice(source, drain)
         assert os.get_blocking(source.fileno())
+        assert _our_threads() == []
+
+
+def test_a_shutdown_right_before_a_splice_is_known_touches_nothing(harness: Harness) -> None:
+    class ClosingClock(RecordingPort):
+        due = False
+
+        def now(self) -> float:
+            if self.due:
+                self.due = False
+                made.close()
+            return super().now()
+
+    port = ClosingClock()
+    with runtime(port) as made:
+        source, _ = harness.pair()
+        drain, _ = harness.pair()
+        source.setblocking(True)
+        Splice(source, drain).cancel()
+        harness.until(lambda: made.watcher._sleeps_until > 0, "the watcher asleep")
+        port.due = True
+        with pytest.raises(RuntimeError, match="was shut down"):
+            Splice(source, drain)
+        assert os.get_blocking(source.fileno())
 
 
 def test_a_splice_that_is_being_made_during_the_shutdown_ends_with_it(harness: Harness) -> None:
@@ -710,13 +734,18 @@ def test_a_splice_that_is_being_made_during_the_shutdown_ends_with_it(harness: H
 
 def test_a_thread_that_cannot_be_started_is_started_the_next_time(harness: Harness) -> None:
     class Short(RecordingPort):
-        fails = 2
+        def __init__(self) -> None:
+            super().__init__()
+            self.started: set[str] = set()
 
         def run(self, step: Callable[[], bool], name: str) -> Runner:
-            if self.fails:
-                self.fails -= 1
+            if name not in self.started:
+                self.started.add(name)
                 raise RuntimeError("can't start new thread")
             return super().run(step, name)
+
+        def cpus(self) -> int:
+            return 1
 
     with runtime(Short()):
         source, _ = harness.pair()
