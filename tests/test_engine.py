@@ -732,6 +732,27 @@ def test_a_splice_that_is_being_made_during_the_shutdown_ends_with_it(harness: H
         port.closing.join()
 
 
+def test_a_shutdown_does_not_wait_for_a_splice_that_could_not_be_made(harness: Harness) -> None:
+    class Failing(RecordingPort):
+        closing: threading.Thread | None = None
+
+        def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+            self.closing = threading.Thread(target=made.close)
+            self.closing.start()
+            harness.until(lambda: made._closing, "the shutdown")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    port = Failing()
+    with runtime(port) as made:
+        source, _ = harness.pair()
+        drain, _ = harness.pair()
+        with pytest.raises(OSError, match="Too many open files"):
+            Splice(source, drain)
+        assert port.closing is not None
+        port.closing.join(DEADLINE)
+        assert not port.closing.is_alive()
+
+
 def test_a_thread_that_cannot_be_started_is_started_the_next_time(harness: Harness) -> None:
     class Short(RecordingPort):
         def __init__(self) -> None:
