@@ -16,8 +16,9 @@ from ._port import Endpoint, Pipe, Port
 OS_SPLICE = "os.splice"
 COPY = "copy"
 
-#: Bytes copied at once.  Larger makes fewer calls, but no longer fits a core's own cache.
-_SCRATCH_BYTES = 1 << 18
+#: Bytes copied at once at most, and at least: what a slow drain leaves over is kept for each flow.
+_SCRATCH_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
 #: Empty pipes that a worker keeps for its next flows.
 _SPARE_PIPES = 16
 
@@ -155,25 +156,29 @@ class CopyMover:
         self._port = supplies.port
         self._scratch = supplies.scratch
         self._view = supplies.scratch[:0]
+        self._size = _SCRATCH_BYTES
 
     @property
     def held(self) -> int:
         return len(self._view)
 
     def fill(self, source: Endpoint, count: int) -> int:
-        taken = self._port.receive_into(source, self._scratch[:count])
+        taken = self._port.receive_into(source, self._scratch[: min(count, self._size)])
         self._view = self._scratch[:taken]
         return taken
 
     def pour(self, drain: Endpoint) -> int:
         taken = self._port.send(drain, self._view)
         self._view = self._view[taken:]
+        if taken == self._size:  # all of it at once: the drain keeps up
+            self._size = min(2 * self._size, _SCRATCH_BYTES)
         return taken
 
     def rest(self) -> None:
         # The buffer is the worker's: other flows fill it while this one waits for its drain.
         if self._view and self._view.obj is self._scratch.obj:
             self._view = memoryview(bytes(self._view))
+            self._size = max(self._size // 4, _SMALL_BYTES)
 
     def take_back(self) -> bytes:
         data, self._view = bytes(self._view), self._scratch[:0]

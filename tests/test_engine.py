@@ -157,6 +157,26 @@ def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) ->
             assert got + harness.waiting(source, len(data) - len(got)) == data
 
 
+def test_a_slow_drain_leaves_little_to_be_kept(harness: Harness) -> None:
+    """A thousand slow readers must not hold a buffer of the worker's size each."""
+    port = SteppedPort()
+    with runtime(port, COPY):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair(small_buffers=True)
+        splice = Splice(source, drain)
+        for _ in range(8):
+            sender.write_what_fits()
+            for _ in range(4):
+                port.step()
+            while not receiver.has_nothing_to_read():
+                receiver._connection.recv(1 << 20)
+                port.step()
+        sender.write_what_fits()
+        for _ in range(4):
+            port.step()
+        assert 0 < len(splice.cancel().unsent) <= 1 << 16
+
+
 def test_one_busy_flow_leaves_the_others_their_turn(harness: Harness) -> None:
     """A source that always has more must not keep the worker for itself."""
     port = _Bottomless()

@@ -32,9 +32,9 @@ def test_asyncio_streams_are_beaten_3_times_in_bulk_throughput(
 ) -> None:
     """The best of a few short rounds: the machine is never busy with this alone."""
     needs("iperf3")
-    results = json.loads(_bench("--quick", "--rounds", "5", "--streams", "1", "--json"))
+    results = json.loads(_bench("--quick", "--rounds", "7", "--streams", "1", "--json"))
     rates = {name: [run[0] for run in runs["1"]] for name, runs in results.items()}
-    ours = [max(rates[name][i] for name in rates if name.startswith("ours")) for i in range(5)]
+    ours = [max(rates[name][i] for name in rates if name.startswith("ours")) for i in range(7)]
     ratios = [mine / asyncio for mine, asyncio in zip(ours, rates["asyncio"], strict=True)]
     with capsys.disabled():
         print("\nthroughput relative to asyncio streams:", [round(ratio, 1) for ratio in ratios])
