@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import __version__, shutdown
+from . import __version__
 from ._info import report
 from ._runtime import check_backend, current
 from .proxies._addresses import Address, parse_listen, parse_target
@@ -164,10 +164,7 @@ def _forward(options: argparse.Namespace) -> None:
         grace=options.grace,
         keepalive=options.keepalive,
     )
-    try:
-        asyncio.run(_serve(server, listen, options.backlog))
-    finally:
-        shutdown()
+    asyncio.run(_serve(server, listen, options.backlog))
 
 
 async def _serve(server: ProxyServer, listen: Address, backlog: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from freebsd_splice.proxies._addresses import parse_listen, parse_target, show
+from freebsd_splice.proxies._addresses import Address, look_up, parse_listen, parse_target, show
 
 
 @pytest.mark.parametrize("parse", [parse_listen, parse_target])
@@ -87,3 +89,12 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
 )
 def test_a_socket_address_as_the_log_shows_it(address: tuple[str, int] | None, text: str) -> None:
     assert show(address) == text
+
+
+def test_an_address_that_a_name_has_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
+        row = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))
+        return [row, row]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert look_up(Address("twice", 80)) == [(socket.AF_INET, ("127.0.0.1", 80))]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
 from freebsd_splice.proxies import Address, ListenError, TargetError, _connecting
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import Dialer, Spare, listen_on
+from freebsd_splice.proxies._connecting import Dialer, Spare, listen_on, reset_on_close, tune
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
 
@@ -151,12 +152,15 @@ class SlowNames:
         self.asked = 0
         self.answer = threading.Event()
         self.address: tuple[str, int] = ("127.0.0.1", 0)
+        self.error: OSError | None = None
 
     def look_up(self, address: Address, flags: int = 0) -> list[Resolved]:
         if flags & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_NONAME, "not numeric")
         self.asked += 1
         assert self.answer.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
         return [Resolved(socket.AF_INET, self.address)]
 
 
@@ -205,6 +209,34 @@ def test_the_next_attempt_hears_the_answer_that_came_too_late_for_the_first(
             assert slow_names.asked == 1
 
     asyncio.run(dial_twice())
+
+
+def test_a_failure_that_comes_too_late_is_no_news(
+    slow_names: SlowNames, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow_names.error = socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    async def dial_and_give_up() -> None:
+        dialer = Dialer(0.1)
+        with pytest.raises(TargetError, match="no answer in time"):
+            await dialer.dial(Address("slow", 80))
+        slow_names.answer.set()
+        while dialer._pending:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(dial_and_give_up())
+    gc.collect()  # asyncio complains of an error that nobody has asked for when it is forgotten
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", [lambda sock: tune(sock, True), reset_on_close])
+def test_options_of_a_connection_that_is_gone_are_no_failure(
+    change: Callable[[socket.socket], None],
+) -> None:
+    """FreeBSD refuses them once a client has reset; here a closed socket stands for it."""
+    gone = socket.socket()
+    gone.close()
+    change(gone)
 
 
 def test_too_few_descriptors_are_no_fault_of_the_target(echo_server: Server) -> None:

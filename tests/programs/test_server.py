@@ -189,6 +189,37 @@ def test_clients_without_end_leave_turns_to_those_that_are_accepted(
     assert max(live) < 10
 
 
+def test_a_defect_in_accepting_ends_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(BadListener):
+        def accept(self) -> tuple[socket.socket, object]:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(_server, "listen_on", lambda *_: [Broken()])
+    server = forwarder(Address("127.0.0.1", 1))
+    server.listen(Address("", 0))
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asyncio.wait_for(server.run(), PATIENCE))
+
+
+def test_a_target_that_cannot_be_joined_costs_only_that_client(
+    echo_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [socket.socket()]
+    bad[0].close()
+
+    async def open_target(client: Client) -> OpenedTarget:
+        return bad.pop() if bad else await client.dial(Address(*echo_server.address)), (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            with pytest.raises(asyncio.IncompleteReadError):
+                await ask(address, b"hello")
+            assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert "is closed" in caplog.text
+
+
 def test_cancelling_run_cuts_at_once(echo_server: Server) -> None:
     async def main() -> None:
         server = forwarder(Address(*echo_server.address), grace=1000)
@@ -223,6 +254,33 @@ def test_a_connection_made_in_spite_of_the_end_is_not_served(echo_server: Server
         writer.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("last_taken", ["before it dials", "before it is joined"])
+def test_what_is_kept_for_a_client_is_enough_for_it(last_taken: str, echo_server: Server) -> None:
+    """Others have taken all the rest, for longer than it waits here."""
+    target = Address(*echo_server.address)
+    asked = 0
+    shortage = ExitStack()
+
+    async def open_target(client: Client) -> OpenedTarget:
+        nonlocal asked
+        asked += 1
+        if asked == 2 and last_taken == "before it dials":
+            shortage.enter_context(descriptors_left(0))
+        dialled = await client.dial(target)
+        if asked == 2 and last_taken == "before it is joined":
+            shortage.enter_context(descriptors_left(0))
+        return dialled, (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            await ask(address, b"the first one starts the engine")
+            assert await ask(address, b"hello") == b"hello"
+            shortage.close()
+
+    with shortage:
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 @pytest.mark.parametrize("starved_in", ["dial", "relay"])
