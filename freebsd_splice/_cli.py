@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from ._backend import backend
 from ._info import report
-from ._runtime import check_backend, current
+from ._runtime import current
 from .proxies._addresses import Address, parse_listen, parse_target
 from .proxies._server import ProxyServer
 from .proxies.forward import forwarder
@@ -153,7 +154,7 @@ def _forward(options: argparse.Namespace) -> None:
     _raise_descriptor_limit()
     try:
         listen, target = parse_listen(options.listen), parse_target(options.target)
-        check_backend("forward")
+        backend()
         current()  # made here and now, for the errors of its environment variables
     except (OSError, ValueError) as error:
         raise _CannotStartError(getattr(error, "strerror", None) or error) from error

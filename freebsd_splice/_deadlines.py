@@ -29,6 +29,7 @@ class Deadlines:
         timeout: float | None,
         moved: Callable[[], int],
         expire: Callable[[Reason], object],
+        errand: Callable[[Callable[[], object]], object],
     ) -> None:
         self._port = port
         self._watcher = watcher
@@ -36,6 +37,7 @@ class Deadlines:
         self._timeout = check_seconds("timeout", timeout)
         self._moved = moved
         self._expire = expire
+        self._errand = errand  # makes a call that may have to wait: counting, and ending
         self._lock = threading.Lock()
         self._over = False
         self._timers: dict[Reason, Timer] = {}
@@ -77,7 +79,7 @@ class Deadlines:
     def _set(self, which: Reason, seconds: float, call: Callable[[], object]) -> None:
         with self._lock:
             if not self._over:
-                self._timers[which] = self._watcher.after(seconds, call)
+                self._timers[which] = self._watcher.after(seconds, lambda: self._errand(call))
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

@@ -50,6 +50,12 @@ class EngineFlow:
         self._stopped_early: Reason | None = None
         self._end: End | None = None
 
+    def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        """Userspace serves any pair."""
+
+    def look_soon(self) -> None:
+        """The poller tells of every end."""
+
     def start(
         self,
         source: SharedSocket,

@@ -1,7 +1,7 @@
 """A flow: one direction of bytes, from its start to its end.
 
-This is what ``Splice`` and ``Relay`` are built from.  ``EngineFlow`` moves the bytes in userspace;
-another kind of flow may leave that to the kernel.  Whatever moves them, it ends in an ``End``.
+This is what ``Splice`` and ``Relay`` are built from.  ``EngineFlow`` moves the bytes in userspace,
+``KernelFlow`` leaves that to the kernel.  Whatever moves them, it ends in an ``End``.
 """
 
 from __future__ import annotations
@@ -57,12 +57,23 @@ class End(NamedTuple):
     error: OSError | None
     #: "userspace" or "kernel".
     backend: str
-    #: What moved the bytes: "os.splice" or "copy".
+    #: What moved the bytes: "SO_SPLICE", "os.splice" or "copy".
     mover: str
+    #: Why userspace served although the kernel could have; None where it did not.
+    fallback: str | None = None
 
 
 class Flow(Protocol):
-    """One direction.  Made once, started once, ended once."""
+    """One direction.  Made once, prepared once, started once, ended once."""
+
+    def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        """Find out what can serve this pair; both flows of a pair before one is started.
+
+        Raises OSError, and nothing has been touched: EBUSY where the drain is used by a splice
+        that somebody else has made; BackendUnavailable where the kernel can't serve this pair, and
+        userspace must not.
+        """
+        ...
 
     def start(
         self,
@@ -90,4 +101,8 @@ class Flow(Protocol):
         does, with that reason, and what this returns is no more than a promise.  Returns when the
         flow has let go of both sockets; ``on_end`` may still be running in another thread.
         """
+        ...
+
+    def look_soon(self) -> None:
+        """The other direction has ended: the end of this one is to be expected."""
         ...

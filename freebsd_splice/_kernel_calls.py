@@ -1,4 +1,4 @@
-"""What the kernel path asks the system, over descriptors: a seam, and the real thing behind it."""
+"""The kernel's calls, made on this machine (see ``_kernel_port``)."""
 
 from __future__ import annotations
 
@@ -9,57 +9,19 @@ import select
 import socket
 import struct
 import sys
-from typing import Protocol
 
 from . import _abi
+from ._kernel_events import KqueueEndEvents, PollGlances
 
-__all__ = ["KernelCalls", "SystemKernelCalls"]
-
-
-class KernelCalls(Protocol):
-    """The kernel's side of a splice. Every method raises OSError with the kernel's errno."""
-
-    @property
-    def system(self) -> str:
-        """``FreeBSD`` or ``OpenBSD``."""
-
-    @property
-    def release(self) -> tuple[int, int]:
-        """The running kernel's release, (15, 1); (0, 0) where it can't be told."""
-
-    def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
-        """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
-
-    def end_splice(self, source: int) -> None:
-        """End source's splice."""
-
-    def spliced_count(self, source: int) -> int:
-        """Bytes moved by source's current or last splice."""
-
-    def tcp_state(self, descriptor: int) -> int:
-        """The first byte of TCP_INFO: 4 is ESTABLISHED (F21)."""
-
-    def transmit_tls_mode(self, descriptor: int) -> int:
-        """0: what is sent isn't encrypted by the kernel."""
-
-    def writable_now(self, descriptor: int) -> bool:
-        """Does poll(2) for POLLOUT report anything at once: POLLOUT, POLLHUP or POLLERR?
-
-        A live drain is reported by none of them, a dead one by POLLHUP alone (F20).
-        """
-
-    def send_space(self, descriptor: int) -> int:
-        """Free bytes in the send buffer."""
-
-    def send_low_water(self, descriptor: int) -> int:
-        """The free bytes from which a socket counts as writable."""
-
+__all__ = ["SystemKernelCalls"]
 
 if sys.platform != "win32":
     import fcntl
+    import termios
 
     TCP_INFO = 32
     TCP_TXTLS_MODE = 40
+    TCP_RXTLS_MODE = 42
     SO_SNDLOWAT = 0x1003
     FIONSPACE = 0x40046676
 
@@ -97,6 +59,10 @@ if sys.platform != "win32":
             """getsockopt(TCP_TXTLS_MODE)."""
             return _integer(_abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_TXTLS_MODE, 4))
 
+        def receive_tls_mode(self, descriptor: int) -> int:
+            """getsockopt(TCP_RXTLS_MODE)."""
+            return _integer(_abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_RXTLS_MODE, 4))
+
         def writable_now(self, descriptor: int) -> bool:
             """poll(2) for POLLOUT, without waiting."""
             poll = select.poll()
@@ -105,13 +71,28 @@ if sys.platform != "win32":
 
         def send_space(self, descriptor: int) -> int:
             """ioctl(FIONSPACE)."""
-            space = array.array("i", [0])
-            fcntl.ioctl(descriptor, FIONSPACE, space)
-            return space[0]
+            return _ask(descriptor, FIONSPACE)
 
         def send_low_water(self, descriptor: int) -> int:
             """getsockopt(SO_SNDLOWAT)."""
             return _integer(_abi.read_option(descriptor, socket.SOL_SOCKET, SO_SNDLOWAT, 4))
+
+        def unread(self, descriptor: int) -> int:
+            """ioctl(FIONREAD)."""
+            return _ask(descriptor, termios.FIONREAD)
+
+        def end_events(self) -> KqueueEndEvents:
+            """kqueue(2)."""
+            return KqueueEndEvents()
+
+        def glances(self) -> PollGlances:
+            """poll(2)."""
+            return PollGlances()
+
+    def _ask(descriptor: int, request: int) -> int:
+        answer = array.array("i", [0])
+        fcntl.ioctl(descriptor, request, answer)
+        return answer[0]
 
     def _integer(value: bytes) -> int:
         return int(struct.unpack("i", value)[0])

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ._kernel_port import KernelCalls
 
 
 class Source(Protocol):
@@ -99,6 +102,16 @@ class Notice(Protocol):
     def close(self) -> None: ...
 
 
+class Mailbox(Protocol):
+    """A queue of calls between threads."""
+
+    def put(self, call: Callable[[], object]) -> None: ...
+
+    def take(self, timeout: float) -> Callable[[], object] | None:
+        """The first of them; None where there was none for ``timeout`` seconds."""
+        ...
+
+
 class Runner(Protocol):
     """A loop that has been started."""
 
@@ -167,8 +180,24 @@ class Port(Protocol):
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes: ...
 
+    # SO_SPLICE
+    def kernel(self) -> KernelCalls | None:
+        """The kernel's calls; None where userspace has to serve.
+
+        Raises BackendUnavailable where the program demands the kernel and there is none.
+        """
+        ...
+
+    def kernel_demanded(self) -> bool:
+        """Whether userspace is not to stand in for the kernel."""
+        ...
+
     # Waiting, time and threads
-    def poller(self) -> Poller: ...
+    def poller(self, *, few: bool = False) -> Poller:
+        """``few``: for a handful of descriptors, a kqueue among them perhaps."""
+        ...
+
+    def mailbox(self) -> Mailbox: ...
 
     def event(self) -> Event: ...
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ._deadlines import Deadlines
 from ._flow import End, Reason
 from ._port import Source
-from ._runtime import check_backend, current
+from ._runtime import current
 from ._sockets import SharedSocket
 from ._splice import Outcome, make_outcome
 from ._waitable import Waitable
@@ -53,6 +53,8 @@ class Relay(Waitable[RelayOutcome]):
     initial:
         What the caller has read already: from the left, for the right; from the right, for the
         left.
+    fallback:
+        As for ``Splice``.  Each direction is the kernel's or userspace's by itself.
 
     Raises as ``Splice`` does.  Then nothing has been touched, with ``close=True`` too.
     """
@@ -67,13 +69,13 @@ class Relay(Waitable[RelayOutcome]):
         half_close: bool = True,
         close: bool = False,
         initial: tuple[bytes, bytes] = (b"", b""),
+        fallback: bool = True,
     ) -> None:
-        check_backend("Relay")
         runtime = current()
         super().__init__(runtime)
         self._half_close = half_close
         self._close = close
-        self._flows = runtime.flows(2)
+        self._flows = runtime.flows(2, fallback=fallback)
         self._ends: list[End | None] = [None, None]
         self._seconds = [0.0, 0.0]
         self._decisive: End | None = None
@@ -84,6 +86,7 @@ class Relay(Waitable[RelayOutcome]):
             timeout=timeout,
             moved=lambda: sum(flow.moved() for flow in self._flows),
             expire=self._stop_both,
+            errand=runtime.errand,
         )
         from_left, from_right = (memoryview(data).tobytes() for data in initial)
         self._started = runtime.port.now()
@@ -139,7 +142,9 @@ class Relay(Waitable[RelayOutcome]):
             left_to_right, right_to_left = self._ends
         if left_to_right is not None and right_to_left is not None:
             self._finish(left_to_right, right_to_left)
-        elif not passed_on and end.reason is not Reason.DRAIN_ERROR:
+            return
+        self._flows[1 - direction].look_soon()
+        if not passed_on and end.reason is not Reason.DRAIN_ERROR:
             # Where the drain has failed, the other direction reads from that very socket: it
             # delivers what came before and meets the failure by itself.
             self._flows[1 - direction].stop(
@@ -199,6 +204,13 @@ class Relay(Waitable[RelayOutcome]):
             self._right = self._acquire(right)
         except BaseException:
             self._release(self._left)
+            raise
+        try:
+            self._flows[0].prepare(self._left, self._right)
+            self._flows[1].prepare(self._right, self._left)
+        except BaseException:
+            self._release(self._left)
+            self._release(self._right)
             raise
 
     def _acquire(self, original: Source) -> SharedSocket:

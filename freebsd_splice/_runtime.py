@@ -6,12 +6,16 @@ import atexit
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
-from ._backend import VARIABLE, backend
+from ._backend import backend
+from ._crew import Crew
 from ._engine import Engine
 from ._errors import BackendUnavailable
 from ._flow import Flow
+from ._kernel import Kernel
+from ._kernel_port import KernelCalls
 from ._movers import COPY, OS_SPLICE
 from ._port import Port
 from ._sockets import Sockets
@@ -29,17 +33,46 @@ class Runtime:
     def __init__(self, port: Port, mover: str | None = None) -> None:
         self.port = port
         self.watcher = Watcher(port)
-        self.sockets = Sockets(port, self.watcher)
+        self.sockets = Sockets(port, self.watcher, self.errand)
         #: In a forked child: this is the parent's, and nothing in it may be touched.
         self.inherited = False
         self._engine = Engine(port, mover)
+        self._crew = Crew(port, self.watcher)
+        self._kernel: Kernel | None = None
         self._lock = threading.Lock()
         self._live: set[_Endable] = set()
         self._closing = False
 
-    def flows(self, count: int) -> list[Flow]:
-        """New flows: one, or the two of a pair."""
+    def flows(self, count: int, *, fallback: bool = True, idle: float | None = None) -> list[Flow]:
+        """New flows: one, or the two of a pair.
+
+        Without ``fallback`` nothing but the kernel serves them; ``idle`` is for kernels that know
+        an idle time themselves.  Raises BackendUnavailable.
+        """
+        calls = self.port.kernel()
+        fallback = fallback and not self.port.kernel_demanded()
+        if calls is not None:
+            return self._kernel_for(calls).flows(count, fallback=fallback, idle=idle)
+        if not fallback:
+            raise BackendUnavailable(
+                errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"
+            )
         return list(self._engine.flows(count))
+
+    def errand(self, call: Callable[[], object]) -> None:
+        """Make ``call``, which may have to wait where the kernel serves, on a thread that may."""
+        if self._kernel is None:
+            call()
+        else:
+            self._crew.submit(call)
+
+    def _kernel_for(self, calls: KernelCalls) -> Kernel:
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("freebsd_splice was shut down while a splice was being made")
+            if self._kernel is None:
+                self._kernel = Kernel(self.port, calls, self.watcher, self._engine, self._crew)
+            return self._kernel
 
     def add(self, splice: _Endable) -> None:
         """``splice`` is being made; it will ``discard`` itself.  Before it touches anything."""
@@ -60,7 +93,17 @@ class Runtime:
         for splice in live:
             splice.end_for_shutdown()
         self._engine.close()
+        self._crew.close()
         self.watcher.close()
+        if self._kernel is not None:
+            self._kernel.close()
+
+    def abandon(self) -> None:
+        """In a forked child: this process has no part in it."""
+        self.inherited = True
+        self.port.abandon()
+        if self._kernel is not None:
+            self._kernel.abandon()
 
 
 def current() -> Runtime:
@@ -70,16 +113,6 @@ def current() -> Runtime:
         if _current is None:
             _current = Runtime(SystemPort(), _mover_from_environment())
         return _current
-
-
-def check_backend(what: str) -> None:
-    """Refuse to serve in userspace where FREEBSD_SPLICE_BACKEND demands the kernel."""
-    if VARIABLE in os.environ and backend().name == "kernel" and os.environ[VARIABLE] == "kernel":
-        raise BackendUnavailable(
-            errno.ENOPROTOOPT,
-            f"{VARIABLE}=kernel: the functions of the thin layer use SO_SPLICE here, but {what} "
-            "moves bytes in userspace only in this version",
-        )
 
 
 def install(runtime: Runtime | None) -> Runtime | None:
@@ -117,8 +150,7 @@ def _forget_after_fork() -> None:
     global _current, _lock
     _lock = threading.Lock()  # a thread of the parent's may have held it
     if _current is not None:
-        _current.inherited = True
-        _current.port.abandon()
+        _current.abandon()
         _current = None
 
 

@@ -40,10 +40,14 @@ class SharedSocket:
         self.is_source = False
         self.is_drain = False
         self.on_closed: list[Callable[[], None]] = []
+        self.told = False  # that it is closed
+        #: On OpenBSD the cause of a splice's end is left in its source's SO_ERROR.
+        self.keeps_causes = False
         #: Held over each call that can be told an error, until ``failed`` knows of it.
         self.lock = threading.Lock()
         self._port = port
         self._failure: OSError | None = None
+        self._cause: OSError | None = None
 
     def failed(self, error: OSError) -> None:
         """A call on it has raised ``error``, which is now known to nobody else (with ``lock``)."""
@@ -56,16 +60,28 @@ class SharedSocket:
         then on.  The flow of the other direction must not take that for a FIN.
         """
         if self._failure is None:
-            self._failure = self._port.take_error(self.endpoint)
+            error = self._port.take_error(self.endpoint)
+            if error is not None and self.keeps_causes and self._port.is_connected(self.endpoint):
+                self._cause = error  # a connection that lives has not died of anything
+            else:
+                self._failure = error
         return self._failure
+
+    def take_cause(self) -> OSError | None:
+        """Why the kernel has ended the splice of this source, where it says so (with ``lock``)."""
+        cause, self._cause = self._cause, None
+        return cause
 
 
 class Sockets:
     """All of one runtime's shared sockets."""
 
-    def __init__(self, port: Port, watcher: Watcher) -> None:
+    def __init__(
+        self, port: Port, watcher: Watcher, errand: Callable[[Callable[[], object]], object]
+    ) -> None:
         self._port = port
         self._watcher = watcher
+        self._errand = errand  # makes a call that may have to wait
         self._lock = threading.Lock()
         # By the descriptor of the caller's open object.
         self._shared: dict[int, SharedSocket] = {}
@@ -129,14 +145,18 @@ class Sockets:
             self._sweep = (
                 self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
             )
+            is_open = self._port.is_open
             closed = [
-                on_closed
+                shared
                 for shared in self._in_use
-                if not self._port.is_open(shared.original)
-                for on_closed in shared.on_closed
+                if not is_open(shared.original) and not shared.told
             ]
-        for on_closed in closed:
-            on_closed()
+            calls = []
+            for shared in closed:
+                shared.told = True  # once is enough, and the call can hang (F24)
+                calls += shared.on_closed
+        for on_closed in calls:
+            self._errand(on_closed)
 
 
 def _descriptor(port: Port, original: Source) -> int:

@@ -9,7 +9,7 @@ from ._deadlines import Deadlines
 from ._errors import InvalidArgument
 from ._flow import End, Reason
 from ._port import Source
-from ._runtime import check_backend, current
+from ._runtime import current
 from ._waitable import Waitable
 
 #: The most that ``off_t`` can say, which the kernel's own limit is.
@@ -32,10 +32,12 @@ class Outcome:
     error: OSError | None
     #: "userspace" or "kernel".
     backend: str
-    #: What moved the bytes: "os.splice" or "copy".
+    #: What moved the bytes: "SO_SPLICE", "os.splice" or "copy".
     mover: str
     #: From the start to the end.
     seconds: float
+    #: Why userspace served this pair although the kernel has SO_SPLICE; else None.
+    fallback: str | None = None
 
 
 class Splice(Waitable[Outcome]):
@@ -60,6 +62,11 @@ class Splice(Waitable[Outcome]):
         End that many seconds after the start, with the same tolerance.
     initial:
         What the caller has read from the source already; goes to the drain first.
+    fallback:
+        False: raise BackendUnavailable where the kernel can't serve this pair (it has no
+        SO_SPLICE; a socket is no TCP socket, or encrypts in the kernel).  True: userspace serves
+        it then, and ``Outcome.fallback`` says why.  ``FREEBSD_SPLICE_BACKEND=kernel`` is False
+        for all.
 
     Raises OSError: EBUSY where the source is a splice's source already, or the drain one's drain;
     EBADF where one is closed; EINVAL where one is listening; EPROTONOSUPPORT where one is no
@@ -78,12 +85,12 @@ class Splice(Waitable[Outcome]):
         idle_timeout: float | None = None,
         timeout: float | None = None,
         initial: bytes | bytearray | memoryview = b"",
+        fallback: bool = True,
     ) -> None:
-        check_backend("Splice")
         runtime = current()
         super().__init__(runtime)
         limit, ahead = _check_limit(max_bytes), memoryview(initial).tobytes()
-        [self._flow] = runtime.flows(1)
+        [self._flow] = runtime.flows(1, fallback=fallback, idle=idle_timeout)
         self._deadlines = Deadlines(
             runtime.port,
             runtime.watcher,
@@ -91,6 +98,7 @@ class Splice(Waitable[Outcome]):
             timeout=timeout,
             moved=self._flow.moved,
             expire=self._flow.stop,
+            errand=runtime.errand,
         )
         self._started = runtime.port.now()
         runtime.add(self)
@@ -122,6 +130,12 @@ class Splice(Waitable[Outcome]):
             )
         except BaseException:
             self._release_source()
+            raise
+        try:
+            self._flow.prepare(self._source, self._drain)
+        except BaseException:
+            self._release_source()
+            self._release_drain()
             raise
 
     def _stop(self) -> None:
@@ -157,6 +171,7 @@ def make_outcome(end: End, seconds: float) -> Outcome:
         backend=end.backend,
         mover=end.mover,
         seconds=seconds,
+        fallback=end.fallback,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import queue
 import signal
 import socket
 import struct
@@ -16,8 +17,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from ._pollers import BasePoller, make_poller
-from ._port import Endpoint, Event, Notice, Pipe, Poller, Runner, Source
+from ._backend import VARIABLE, backend
+from ._kernel_port import KernelCalls
+from ._pollers import BasePoller, kinds, make_poller
+from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -155,12 +158,28 @@ class SystemPort:
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
         return os.read(_pipe(pipe).exit, count)
 
+    # SO_SPLICE
+
+    def kernel(self) -> KernelCalls | None:
+        if sys.platform == "win32" or backend().name == "userspace":
+            return None
+        from ._kernel_calls import SystemKernelCalls
+
+        return SystemKernelCalls()
+
+    def kernel_demanded(self) -> bool:
+        return os.environ.get(VARIABLE) == "kernel"
+
     # Waiting, time and threads
 
-    def poller(self) -> Poller:
-        poller = make_poller(self._readiness)
+    def poller(self, *, few: bool = False) -> Poller:
+        # A kqueue is watched by poll(2) and not by another kqueue: the plainer way.
+        poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
         self._opened.add(cast(_Closable, poller))
         return poller
+
+    def mailbox(self) -> Mailbox:
+        return _SystemMailbox()
 
     def event(self) -> Event:
         return threading.Event()
@@ -246,6 +265,20 @@ class _SystemNotice(_Closable):
     def close(self) -> None:
         self._far.close()
         self._near.close()
+
+
+class _SystemMailbox:
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+
+    def put(self, call: Callable[[], object]) -> None:
+        self._calls.put(call)
+
+    def take(self, timeout: float) -> Callable[[], object] | None:
+        try:
+            return self._calls.get(timeout=timeout)
+        except queue.Empty:
+            return None
 
 
 class _Thread:

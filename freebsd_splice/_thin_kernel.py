@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from ._errors import refusal
-from ._kernel_calls import KernelCalls
+from ._kernel_port import KernelCalls
 
 __all__ = ["ThinKernel"]
 

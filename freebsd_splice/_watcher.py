@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from ._port import Poller, Port, Runner
+from ._port import Endpoint, Poller, Port, Readiness, Runner
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -33,6 +33,8 @@ class Timer:
 class Watcher:
     """The heap, and the thread that sleeps until the first timer is due.
 
+    It also hears of the kernel's events (``listen``).
+
     Calls are made on the watcher's thread and must not block: the others wait for them.
     """
 
@@ -43,6 +45,7 @@ class Watcher:
         self._order = itertools.count()
         self._cancelled = 0
         self._sleeps_until = float("-inf")  # awake: it will look at the heap before it sleeps
+        self._listeners: dict[int, Callable[[], object]] = {}
         self._poller: Poller | None = None
         self._runner: Runner | None = None
         self._closing = False
@@ -59,6 +62,15 @@ class Watcher:
                 self._poller.wake()
         return timer
 
+    def listen(self, endpoint: Endpoint, call: Callable[[], object]) -> None:
+        """Call ``call`` whenever ``endpoint`` can be read; it has to read it empty."""
+        with self._lock:
+            if self._poller is None:
+                self._start()
+            assert self._poller is not None
+            self._listeners[endpoint.fileno()] = call
+            self._poller.watch(endpoint, Readiness.READ)
+
     def forget_one(self) -> None:
         """A timer was cancelled; where most were, clear them out: they may be due in hours."""
         with self._lock:
@@ -71,7 +83,7 @@ class Watcher:
     def _start(self) -> None:
         if self._closing:
             raise RuntimeError("freebsd_splice was shut down while a splice was being made")
-        self._poller = self._port.poller()
+        self._poller = self._port.poller(few=True)
         try:
             self._runner = self._port.run(self.step, "freebsd-splice-watcher")
         except BaseException:
@@ -80,18 +92,16 @@ class Watcher:
             raise
 
     def step(self) -> bool:
-        """Make the calls that are due, then sleep until the next is."""
+        """Make the calls that are due, then sleep until the next is or somebody is heard."""
         poller = self._poller
         if poller is None:
             return False  # closed
         for timer in self._take_due():
             call, timer.call = timer.call, None
             if call is not None:
-                try:
-                    call()
-                except Exception:  # the other timers must go on
-                    logger.exception("a timer's call failed")
-        poller.wait(self._time_to_sleep())
+                _make(call)
+        for descriptor, _ in poller.wait(self._time_to_sleep()):
+            _make(self._listeners[descriptor])
         return not self._closing
 
     def close(self) -> None:
@@ -128,3 +138,10 @@ class Watcher:
                 return None
             self._sleeps_until = self._heap[0][0]
             return max(0.0, self._sleeps_until - self._port.now())
+
+
+def _make(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception:  # the others' calls must go on
+        logger.exception("a call of the watcher's failed")

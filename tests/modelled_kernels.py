@@ -6,6 +6,8 @@ import errno
 import os
 from dataclasses import dataclass, field
 
+from freebsd_splice._kernel_port import EndEvents, Glances
+
 LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1 = 1, 2, 3, 4, 5, 6
 FIRST, SOURCE, DRAIN, OTHER = 10, 20, 30, 40  # descriptors
 
@@ -103,6 +105,18 @@ class ModelledFreeBSDCalls:
     def send_low_water(self, descriptor: int) -> int:
         self._socket(descriptor)
         return 2048
+
+    def receive_tls_mode(self, descriptor: int) -> int:
+        raise AssertionError("asked by the thin layer")
+
+    def unread(self, descriptor: int) -> int:
+        raise AssertionError("asked by the thin layer")
+
+    def end_events(self) -> EndEvents:
+        raise AssertionError("asked by the thin layer")
+
+    def glances(self) -> Glances:
+        raise AssertionError("asked by the thin layer")
 
 
 class ModelledOpenBSDCalls(ModelledFreeBSDCalls):

@@ -87,8 +87,8 @@ class SteppedPort(RecordingPort):
     def cpus(self) -> int:
         return 1
 
-    def poller(self) -> Poller:
-        return _NeverSleeping(super().poller())
+    def poller(self, *, few: bool = False) -> Poller:
+        return _NeverSleeping(super().poller(few=few))
 
     def run(self, step: Callable[[], bool], name: str) -> Runner:
         self._steps.append(step)

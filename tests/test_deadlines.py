@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -27,6 +28,7 @@ def test_idle_is_never_early_and_late_by_a_quarter_at_most(idle: float, seed: in
         timeout=None,
         moved=lambda: moved,
         expire=lambda reason: ended.append((reason, port.time)),
+        errand=_at_once,
     )
     deadlines.start()
     tick = idle / 200
@@ -57,6 +59,7 @@ def test_a_timeout_is_exact_on_the_clock_whatever_moves(timeout: float) -> None:
         timeout=timeout,
         moved=lambda: next(counter),
         expire=lambda reason: ended.append((reason, port.time)),
+        errand=_at_once,
     )
     deadlines.start()
     while not ended:
@@ -70,7 +73,13 @@ def test_a_cancelled_policy_never_speaks() -> None:
     port, watcher = _stepped()
     ended: list[Reason] = []
     deadlines = Deadlines(
-        port, watcher, idle_timeout=1, timeout=1, moved=lambda: 0, expire=ended.append
+        port,
+        watcher,
+        idle_timeout=1,
+        timeout=1,
+        moved=lambda: 0,
+        expire=ended.append,
+        errand=_at_once,
     )
     deadlines.cancel()  # over before it has started: a splice that ends in its constructor
     deadlines.start()
@@ -118,7 +127,7 @@ def test_a_timer_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFi
     watcher.after(1, lambda: called.append("after"))
     port.advance(2)
     assert called == ["after"]
-    assert "a timer's call failed" in caplog.text
+    assert "a call of the watcher's failed" in caplog.text
     watcher.close()
 
 
@@ -147,3 +156,7 @@ def test_a_nearer_timer_wakes_the_watcher_that_sleeps_for_a_farther_one(harness:
 def _stepped() -> tuple[SteppedPort, Watcher]:
     port = SteppedPort()
     return port, Watcher(port)
+
+
+def _at_once(call: Callable[[], object]) -> None:
+    call()

@@ -11,21 +11,23 @@ PACKAGE = Path(freebsd_splice.__file__).parent
 
 #: From the lowest.  A module may import from its own layer and from those before it.
 LAYERS: list[set[str]] = [
-    {"_borrow", "_errors", "_port", "_so_splice"},
-    {"_abi", "_pollers", "_movers"},
+    {"_borrow", "_errors", "_port", "_kernel_port", "_so_splice"},
+    {"_abi", "_pollers", "_kernel_events", "_movers"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
-    {"_sockets", "_flow", "_deadlines"},
+    {"_sockets", "_flow", "_deadlines", "_crew", "_second_look"},
     {"_engine", "_engine_flow"},
+    {"_kernel_checks", "_verdict", "_kernel_flow", "_kernel"},
     {"_runtime"},
     {"_waitable", "_splice", "_relay"},
     {"__init__"},
     {"aio"},
     {"proxies"},
+    {"_facts", "_selftest", "_selftest_transfers"},
     {"_info", "_cli", "__main__"},
 ]
 #: Beside ``Splice``, not under it: the thin functions, and an emulation that they alone know.
 THIN = {"_thin", "_thin_kernel", "_emulation"}
-UNDER_THIN = {"_abi", "_backend", "_borrow", "_errors", "_kernel_calls"}
+UNDER_THIN = {"_abi", "_backend", "_borrow", "_errors", "_kernel_calls", "_kernel_port"}
 
 
 def test_a_lower_layer_never_imports_a_higher_one() -> None:

@@ -50,16 +50,18 @@ class PollingKqueue:
                     self.reported.discard(key)
                 else:
                     self.filters[key] = change
-            return self._ready(timeout)[:most] if most else []
+            return self._ready(most, timeout) if most else []
 
-        def _ready(self, timeout: float | None) -> list[PollingKqueue.kevent]:
+        def _ready(self, most: int, timeout: float | None) -> list[PollingKqueue.kevent]:
             poll = select.poll()
             for ident in {ident for ident, _ in self.filters}:
                 poll.register(ident, self._mask(ident))
-            found = []
+            found: list[PollingKqueue.kevent] = []
             for ident, mask in poll.poll(None if timeout is None else timeout * 1000):
                 for key, change in self.filters.items():
                     event = self._event(change, mask) if key[0] == ident else None
+                    if len(found) == most:
+                        return found
                     if event and not (
                         change.flags & PollingKqueue.KQ_EV_CLEAR and key in self.reported
                     ):

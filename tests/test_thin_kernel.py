@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from freebsd_splice._kernel_calls import KernelCalls
+from freebsd_splice._kernel_port import KernelCalls
 from freebsd_splice._thin_kernel import ThinKernel
 from modelled_kernels import (
     CLOSE_WAIT,

@@ -1,0 +1,100 @@
+"""What is asked of two sockets before they are spliced: what the kernel must not be left to find.
+
+FreeBSD's accepts drains into which it then destroys bytes (F21), and before 15.1 it spoils the
+source when it refuses a drain (F22).  OpenBSD's takes care of all that itself and isn't asked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ._kernel_port import KernelCalls
+
+if TYPE_CHECKING:
+    from ._sockets import SharedSocket
+
+#: The states of tcp_fsm.h, as TCP_INFO's first byte tells them.
+LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIRST_SHUT_DOWN = 1, 2, 3, 4, 5, 6
+
+POISONED = (
+    "FreeBSD before 15.1 spoils the source when it refuses the drain: only closing the source "
+    "helps; it can't be spliced again, nor can it be read"
+)
+
+
+def poisons(calls: KernelCalls) -> bool:
+    """F22"""
+    return calls.system == "FreeBSD" and calls.release < (15, 1)
+
+
+def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocket) -> str | None:
+    """Why the kernel would refuse a pair that userspace can serve."""
+    if calls.system == "OpenBSD":
+        return None
+    for shared in (source, drain):
+        if not _is_tcp(calls, shared.endpoint.fileno()):
+            return f"{shared.original!r} is no TCP socket"
+    # A kernel without TLS has no such option.
+    if _answer(calls.receive_tls_mode, source.endpoint.fileno()):
+        return f"the kernel decrypts what {source.original!r} receives (KTLS)"
+    if _answer(calls.transmit_tls_mode, drain.endpoint.fileno()):
+        return f"the kernel encrypts what {drain.original!r} sends (KTLS)"
+    return None
+
+
+def is_busy_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
+    """F20: room, and yet not writable.  False where it can't be told, the buffer being full."""
+    drain = shared.endpoint.fileno()
+    if calls.system == "OpenBSD" or _state(calls, drain) not in (ESTABLISHED, CLOSE_WAIT):
+        return False
+    # In this order: room that an ACK makes between the two looks is no sign of a splice.
+    has_room = calls.send_space(drain) >= calls.send_low_water(drain)
+    return has_room and not calls.writable_now(drain)
+
+
+def drain_failure(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
+    """Why the drain takes nothing, or nothing any more (F16, F21)."""
+    with shared.lock:
+        failure = shared.failure()
+    if failure is not None or calls.system == "OpenBSD":
+        return failure
+    state = _state(calls, shared.endpoint.fileno())
+    if state in (ESTABLISHED, CLOSE_WAIT):
+        return None
+    if isinstance(state, OSError):
+        return state
+    return _error(errno.EPIPE if state >= FIRST_SHUT_DOWN else errno.ENOTCONN)
+
+
+def unfit_source(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
+    """A source that is still connecting: the kernel refuses it."""
+    if calls.system == "OpenBSD":
+        return None
+    state = _state(calls, shared.endpoint.fileno())
+    return _error(errno.ENOTCONN) if state in (SYN_SENT, SYN_RECEIVED) else None
+
+
+def _is_tcp(calls: KernelCalls, descriptor: int) -> bool:
+    state = _state(calls, descriptor)
+    return not isinstance(state, OSError) or state.errno == errno.ECONNRESET
+
+
+def _state(calls: KernelCalls, descriptor: int) -> int | OSError:
+    try:
+        return calls.tcp_state(descriptor)
+    except OSError as error:
+        return error
+
+
+def _answer(ask: Callable[[int], int], descriptor: int) -> int:
+    try:
+        return ask(descriptor)
+    except OSError:
+        return 0
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,374 @@
+"""One direction, moved by the kernel: SO_SPLICE, and what it leaves to userspace.
+
+A splice in the kernel is set, and at its end, which an event or the second look tells of, ended by
+hand: then it is over for certain, its count and what it has left behind are final (F19).  What was
+behind it is the verdict's to say (``_verdict``): an end, a rest for userspace to move (F13), or no
+end at all, and the pair is spliced again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from ._engine_flow import EngineFlow
+from ._errors import BackendUnavailable, refusal
+from ._flow import End, Reason
+from ._kernel_checks import (
+    POISONED,
+    drain_failure,
+    is_busy_drain,
+    poisons,
+    unfit_source,
+    why_not_spliced,
+)
+from ._verdict import AGAIN, REST, Ended, Verdict, verdict
+
+if TYPE_CHECKING:
+    from ._kernel import Kernel
+    from ._sockets import SharedSocket
+
+logger = logging.getLogger("freebsd_splice")
+
+#: What ``End.mover`` says of a flow that the kernel has served.
+SO_SPLICE = "SO_SPLICE"
+
+#: What a flow is asked to do by events and looks: the more includes the less.
+_NOTHING, _COUNT, _END = range(3)
+
+
+class KernelFlow:
+    """A flow (see ``_flow.Flow``) that the kernel moves.
+
+    Its lock is held over every set and end of its source's splice: ending while another thread is
+    still setting would answer ENOTCONN, and the splice would live (F35).
+    """
+
+    def __init__(self, kernel: Kernel, *, fallback: bool, idle: float | None) -> None:
+        self._kernel = kernel
+        self._calls = kernel.calls
+        self._may_fall_back = fallback
+        # F11: only OpenBSD's is an idle time, and F19: on FreeBSD it makes an end uncertain.
+        self._idle = (idle or 0.0) if kernel.calls.system == "OpenBSD" else 0.0
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._source: SharedSocket
+        self._drain: SharedSocket
+        self._on_end: Callable[[End], None]
+        self._limit: int | None = None
+        self._moved = 0  # by the segments that are over
+        self._surplus = b""  # what of ``initial`` is past the limit
+        self._fallback: str | None = None  # why userspace serves
+        self._started = False
+        self._stopped_early: Reason | None = None
+        # At most one of these two is at work.
+        self._spliced = False
+        self._segment: EngineFlow | None = None
+        self._in_head = False  # that segment moves ``initial``, and a splice follows
+        self._end: End | None = None
+        self._told = False
+        self._asking = threading.Lock()
+        self._asked = _NOTHING
+
+    def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        self._fallback = why_not_spliced(self._calls, source, drain)
+        if self._fallback is not None and not self._may_fall_back:
+            raise BackendUnavailable(
+                errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {self._fallback}"
+            )
+        if self._fallback is None and is_busy_drain(self._calls, drain):
+            raise refusal(
+                errno.EBUSY,
+                f"{drain.original!r} is the drain of a splice that somebody else has made; "
+                "end that one first",
+            )
+        for shared in (source, drain):
+            shared.keeps_causes = self._calls.system == "OpenBSD"
+
+    def start(
+        self,
+        source: SharedSocket,
+        drain: SharedSocket,
+        limit: int | None,
+        initial: bytes,
+        on_end: Callable[[End], None],
+    ) -> None:
+        with self._held():
+            self._source, self._drain = source, drain
+            self._limit, self._on_end = limit, on_end
+            self._started = True
+            if self._stopped_early is not None:
+                self._finish(Verdict(self._by_hand(self._stopped_early)), initial)
+            elif self._fallback is not None:
+                self._serve_in_userspace(limit, initial)
+            elif limit == 0:
+                self._finish(Verdict(Reason.LIMIT), initial)
+            elif initial:
+                self._send_head(initial)
+            else:
+                self._splice()
+
+    def moved(self) -> int:
+        with self._lock:
+            moved = self._moved
+            if self._segment is not None:
+                moved += self._segment.moved()
+            elif self._spliced:
+                moved += self._calls.spliced_count(self.pair[0])
+            return moved
+
+    def stop(self, reason: Reason = Reason.CANCELLED) -> End:
+        with self._held():
+            if not self._started:
+                # The other flow of a pair has ended, or a socket was closed, in the meantime.
+                self._stopped_early = reason
+                return End(reason, 0, None, b"", None, "kernel", SO_SPLICE)
+            if self._end is None:
+                self._stop(reason)
+        assert self._end is not None
+        return self._end
+
+    def look_soon(self) -> None:
+        self._kernel.looks.again(self)
+
+    # What the kqueue and the second look ask for; on their thread, which must not wait.
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self._source.endpoint.fileno(), self._drain.endpoint.fileno()
+
+    @property
+    def counts(self) -> bool:
+        return self._limit is not None
+
+    def wake(self) -> None:
+        """The splice may be over: settle it."""
+        self._ask(_END)
+
+    def compare_count(self) -> None:
+        """The limit may have been met without an event (F19)."""
+        self._ask(_COUNT)
+
+    def _ask(self, asked: int) -> None:
+        with self._asking:
+            before, self._asked = self._asked, max(self._asked, asked)
+        if before == _NOTHING:
+            self._kernel.submit(self._answer)
+
+    def _answer(self) -> None:
+        with self._held():
+            # Only now, with the lock: while a call of the kernel's hangs, the looks and events of
+            # this flow add one thread that waits for it, and no more.
+            with self._asking:
+                asked, self._asked = self._asked, _NOTHING
+            if self._spliced and (asked == _END or self._has_met_limit()):
+                self._settle()
+
+    # Setting and ending
+
+    def _stop(self, reason: Reason) -> None:
+        if self._segment is not None:
+            segment = self._segment
+            self._segment_over(segment, segment.stop(reason), reason)
+        elif self._spliced:
+            self._settle(reason)
+        else:
+            self._finish(Verdict(self._by_hand(reason)))
+
+    def _splice(self) -> None:
+        """Set a splice for what may still be moved.  Nothing may be asked of the kernel that
+        destroys bytes, and nothing that it would refuse because of the drain (F21, F22)."""
+        room = self._room()
+        failure = drain_failure(self._calls, self._drain)
+        if failure is not None:
+            self._finish(Verdict(Reason.DRAIN_ERROR, failure))
+            return
+        unfit = unfit_source(self._calls, self._source)
+        if unfit is not None and not self._may_fall_back:
+            self._finish(Verdict(Reason.SOURCE_ERROR, unfit))
+            return
+        source, drain = self.pair
+        try:
+            self._kernel.arm(self)
+        except OSError as error:
+            self._refused(error)
+            return
+        self._spliced = True
+        try:
+            # 0 would be no limit: a limit that is met has ended the flow before this.
+            self._set_splice(source, drain, 0 if room is None else room)
+        except OSError as error:
+            self._spliced = False
+            self._kernel.disarm(self)
+            self._refused(error)
+        else:
+            self._kernel.looks.begin(self)
+
+    def _set_splice(self, source: int, drain: int, max_bytes: int) -> None:
+        try:
+            self._calls.set_splice(source, drain, max_bytes, self._idle)
+        except OSError as error:
+            if error.errno == errno.EBUSY or not poisons(self._calls):
+                raise
+            # F22: a refusal in spite of the checks may have spoiled the source.  It was not
+            # spliced before this call; if it is busy now, then with nothing.
+            try:
+                self._calls.set_splice(source, drain, max_bytes, self._idle)
+            except OSError as second:
+                if second.errno == errno.EBUSY:
+                    raise refusal(errno.ENOTRECOVERABLE, f"{error.strerror}: {POISONED}") from None
+                raise error from None
+
+    def _settle(self, reason: Reason | None = None) -> None:
+        """End the splice by hand, which is safe at any time, and act on what was behind it."""
+        self._kernel.looks.end(self)
+        source, _ = self.pair
+        try:
+            self._calls.end_splice(source)
+            was_live = True
+        except OSError as error:
+            # ENOTCONN, on OpenBSD EPROTO: it was over before, and is over for certain now.
+            if error.errno not in (errno.ENOTCONN, errno.EPROTO):
+                logger.error("ending a splice by hand failed: %s", error)
+            was_live = False
+        moved = self._calls.spliced_count(source)
+        self._spliced = False
+        self._kernel.disarm(self)
+        ended = Ended(was_live, moved, self._room(), bool(self._idle))
+        self._moved += moved
+        found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
+        if reason is not None:
+            reason = self._by_hand(reason)
+            self._finish(found if found.comes_before(reason) else Verdict(reason))
+        elif found is AGAIN:
+            self._splice()
+        elif found is REST:
+            self._move_rest()
+        else:
+            self._finish(found)
+
+    def _has_met_limit(self) -> bool:
+        return self._calls.spliced_count(self.pair[0]) == self._room()
+
+    def _refused(self, error: OSError) -> None:
+        """The kernel has refused what the checks let through."""
+        if error.errno in (errno.EBUSY, errno.ENOTRECOVERABLE):
+            # Nothing tells whose fault it was; userspace would take bytes away from a live splice.
+            self._finish(Verdict(Reason.DRAIN_ERROR, error))
+        elif error.errno == errno.ENOTCONN:
+            # One of the two has died since the checks.  Userspace finds what is left to be moved,
+            # and which one it was.
+            self._move_rest()
+        elif self._may_fall_back:
+            self._fallback = f"the kernel refused this pair: {error}"
+            self._serve_in_userspace(self._room(), b"")
+        else:
+            self._finish(Verdict(Reason.SOURCE_ERROR, error))
+
+    def _room(self) -> int | None:
+        """Bytes that may still be moved; None: no limit."""
+        return None if self._limit is None else self._limit - self._moved
+
+    # What userspace moves
+
+    def _send_head(self, initial: bytes) -> None:
+        allowed = len(initial) if self._limit is None else min(self._limit, len(initial))
+        self._surplus = initial[allowed:]
+        self._in_head = True
+        self._serve_in_userspace(allowed, initial[:allowed])
+
+    def _move_rest(self) -> None:
+        """What a splice has left behind (F13), up to the EOF or error after it."""
+        if self._room() == 0:
+            self._finish(Verdict(Reason.LIMIT))
+        else:
+            self._serve_in_userspace(self._room(), b"")
+
+    def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
+        segment = self._segment = self._kernel.engine_flow()
+        segment.start(
+            self._source,
+            self._drain,
+            limit,
+            initial,
+            lambda end: self._segment_ended(segment, end),
+        )
+
+    def _segment_ended(self, segment: EngineFlow, end: End) -> None:
+        with self._held():
+            self._segment_over(segment, end)
+
+    def _segment_over(self, segment: EngineFlow, end: End, stopped: Reason | None = None) -> None:
+        if self._segment is not segment:
+            return  # who stopped it was first to know its end
+        self._segment = None
+        self._moved += end.moved
+        if not self._in_head or end.reason is not Reason.LIMIT:
+            self._finish(Verdict(end.reason, end.error), end.unsent, end.mover)
+        elif self._room() == 0:
+            self._finish(Verdict(Reason.LIMIT))
+        elif stopped is not None:
+            self._finish(Verdict(self._by_hand(stopped)))
+        else:
+            # This is a worker's thread, and setting a splice can have to wait (F24).
+            self._in_head = False
+            self._kernel.submit(self._splice_after_head)
+
+    def _splice_after_head(self) -> None:
+        with self._held():
+            if self._end is None:
+                self._splice()
+
+    # The end
+
+    def _finish(self, found: Verdict, unsent: bytes = b"", mover: str = SO_SPLICE) -> None:
+        assert found.reason is not None
+        self._end = End(
+            reason=found.reason,
+            moved=self._moved,
+            limit=self._limit,
+            unsent=unsent + self._surplus,
+            error=found.error,
+            backend="kernel" if self._fallback is None else "userspace",
+            mover=SO_SPLICE if self._fallback is None else mover,
+            fallback=self._fallback,
+        )
+
+    def _by_hand(self, reason: Reason) -> Reason:
+        open_still = all(
+            self._kernel.port.is_open(shared.original) for shared in (self._source, self._drain)
+        )
+        return reason if open_still else Reason.CLOSED
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The lock; who releases it last tells of the end, without it."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+            except Exception as error:  # a defect must not leave a flow that never ends
+                self._give_up(error)
+            finally:
+                self._depth -= 1
+            tell = not self._depth and self._end is not None and not self._told
+            self._told |= tell
+        if tell:
+            assert self._end is not None
+            self._on_end(self._end)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.exception("splicing failed unexpectedly")
+        if self._spliced:
+            self._spliced = False
+            self._kernel.looks.end(self)
+            with suppress(OSError):
+                self._calls.end_splice(self.pair[0])
+            self._kernel.disarm(self)
+        if self._end is None:
+            failure = OSError(errno.EIO, f"splicing failed unexpectedly: {error!r}")
+            self._finish(Verdict(Reason.SOURCE_ERROR, failure))

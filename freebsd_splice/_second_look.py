@@ -1,0 +1,180 @@
+"""The second look at spliced sockets: some ends come without an event (F14, F19).
+
+Soon after the start at first, since a short answer ends in a FIN all the time and the look is its
+latency, then ever rarer.  At the rarest, one poll(2) looks at all the sockets there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Protocol
+
+from ._kernel_port import Glance, Glances, KernelCalls
+from ._watcher import Timer, Watcher
+
+FIRST_SECONDS = 0.01
+RAREST_SECONDS = 1.0
+
+
+class Looked(Protocol):
+    """A flow that the kernel serves now."""
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The descriptors of its source and its drain."""
+        ...
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has a limit: one that is met exactly behind a full drain gives no event and
+        shows in the count alone (F19)."""
+        ...
+
+    def wake(self) -> None:
+        """Its splice may be over."""
+        ...
+
+    def compare_count(self) -> None:
+        """Its limit may have been met."""
+        ...
+
+
+class SecondLook:
+    """All flows of the kernel's, and when to look at each.  It runs on the watcher's thread: a
+    look asks for nothing that can wait, and touches nothing."""
+
+    def __init__(self, calls: KernelCalls, watcher: Watcher) -> None:
+        self._calls = calls
+        self._watcher = watcher
+        self._lock = threading.Lock()
+        self._early: dict[Looked, tuple[object, Timer]] = {}
+        self._late: set[Looked] = set()
+        self._counting: set[Looked] = set()  # those of the late ones that have a limit
+        self._batch: _Batch | None = None
+        self._timer: Timer | None = None
+
+    def begin(self, flow: Looked) -> None:
+        """Its splice has just been set: look at it from now on."""
+        with self._lock:
+            self._remove(flow)
+            self._set(flow, FIRST_SECONDS)
+
+    def again(self, flow: Looked) -> None:
+        """The other direction has ended, so this one will soon: start anew with short steps."""
+        with self._lock:
+            if self._remove(flow):
+                self._set(flow, FIRST_SECONDS)
+
+    def end(self, flow: Looked) -> None:
+        """Its splice is over."""
+        with self._lock:
+            self._remove(flow)
+
+    def _set(self, flow: Looked, seconds: float) -> None:
+        mark = object()  # of this very timer: one that was cancelled can be on its way already
+        call = partial(self._look_early, flow, seconds, mark)
+        self._early[flow] = mark, self._watcher.after(seconds, call)
+
+    def _remove(self, flow: Looked) -> bool:
+        early = self._early.pop(flow, None)
+        if early is not None:
+            early[1].cancel()
+        elif flow in self._late:
+            self._late.remove(flow)
+            self._counting.discard(flow)
+            assert self._batch is not None
+            self._batch.remove(flow)
+        else:
+            return False
+        return True
+
+    def _look_early(self, flow: Looked, seconds: float, mark: object) -> None:
+        with self._lock:
+            if flow not in self._early or self._early[flow][0] is not mark:
+                return
+            batch = _Batch(self._calls)
+            batch.add(flow)
+            shown = batch.look()
+            if seconds * 2 < RAREST_SECONDS:
+                self._set(flow, seconds * 2)
+            else:
+                del self._early[flow]
+                self._join_the_late(flow)
+        self._tell([flow] if flow.counts else [], shown)
+
+    def _join_the_late(self, flow: Looked) -> None:
+        if self._batch is None:
+            self._batch = _Batch(self._calls)
+        self._batch.add(flow)
+        self._late.add(flow)
+        if flow.counts:
+            self._counting.add(flow)
+        if self._timer is None:
+            self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
+
+    def _look_late(self) -> None:
+        with self._lock:
+            counting = list(self._counting)
+            shown = self._batch.look() if self._batch is not None and self._late else set()
+            self._timer = None
+            if self._late:
+                self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
+        self._tell(counting, shown)
+
+    def _tell(self, counting: list[Looked], shown: set[Looked]) -> None:
+        for flow in shown:
+            flow.wake()
+        for flow in counting:
+            flow.compare_count()
+
+
+class _Batch:
+    """Flows that are looked at by one poll(2)."""
+
+    def __init__(self, calls: KernelCalls) -> None:
+        self._calls = calls
+        self._glances: Glances = calls.glances()
+        self._sources: dict[int, Looked] = {}
+        self._drains: dict[int, Looked] = {}
+
+    def add(self, flow: Looked) -> None:
+        source, drain = flow.pair
+        self._sources[source] = self._drains[drain] = flow
+        self._ask(source)
+        self._ask(drain)
+
+    def remove(self, flow: Looked) -> None:
+        source, drain = flow.pair
+        del self._sources[source], self._drains[drain]
+        self._ask(source)
+        if drain != source:
+            self._ask(drain)
+
+    def look(self) -> set[Looked]:
+        """The flows of which a socket shows something."""
+        shown = set()
+        for descriptor, glance in self._glances.look():
+            drained = self._drains.get(descriptor)
+            if drained is not None and glance & (Glance.HANGUP | Glance.WRITE):
+                shown.add(drained)
+            spliced = self._sources.get(descriptor)
+            # With bytes unread, the kernel has still to come to the end (F29).
+            if (
+                spliced is not None
+                and glance & (Glance.HANGUP | Glance.READ_HANGUP)
+                and self._calls.unread(descriptor) == 0
+            ):
+                shown.add(spliced)
+        return shown
+
+    def _ask(self, descriptor: int) -> None:
+        spliced, drained = descriptor in self._sources, descriptor in self._drains
+        if spliced or drained:
+            self._glances.put(
+                descriptor,
+                (Glance.READ_HANGUP if spliced else Glance.NONE)
+                | (Glance.WRITE if drained else Glance.NONE),
+            )
+        else:
+            self._glances.drop(descriptor)

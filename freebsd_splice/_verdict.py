@@ -1,0 +1,114 @@
+"""What was behind the end of a splice in the kernel: the verdict of one that is over for certain.
+
+To be asked once the splice has been ended by hand; until then neither socket tells (F15).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from ._flow import Reason
+from ._kernel_checks import drain_failure
+from ._kernel_port import Glance, KernelCalls
+from ._port import Port
+from ._sockets import SharedSocket
+
+
+class Ended(NamedTuple):
+    """A splice that has been ended by hand."""
+
+    #: It had not ended by itself.
+    was_live: bool
+    moved: int
+    #: The most that it was allowed to move; None: no limit.
+    room: int | None
+    #: It had an idle time of the kernel's (OpenBSD).
+    idle: bool
+
+
+class Verdict(NamedTuple):
+    """An end, or one of the two below."""
+
+    reason: Reason | None
+    error: OSError | None = None
+
+    def comes_before(self, reason: Reason) -> bool:
+        """By the order that ``Reason`` states."""
+        return self.reason is not None and _ORDER[self.reason] < _ORDER[reason]
+
+
+#: No end: splice the pair again.
+AGAIN = Verdict(None)
+#: The kernel moves no more of it, but bytes are left: userspace moves those (F13).
+REST = Verdict(None)
+
+_ORDER = {reason: number for number, reason in enumerate(Reason)}
+
+
+def verdict(
+    port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: Ended
+) -> Verdict:
+    """What the flow does next."""
+    failure = drain_failure(calls, drain)
+    if failure is not None:
+        # F16: first, for bytes that the drain has taken may have vanished with it.
+        return Verdict(Reason.DRAIN_ERROR, failure)
+    if ended.room is not None and ended.moved >= ended.room:
+        return Verdict(Reason.LIMIT)
+    if calls.system == "OpenBSD":
+        return _openbsd(port, source, ended)
+    return _freebsd(port, calls, source, ended)
+
+
+def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended) -> Verdict:
+    left = _at_source(port, source)
+    if isinstance(left, Verdict):
+        return left
+    if left and _hangs_up(calls, source.endpoint.fileno()):
+        return REST  # F13: a FIN, or a reset, behind bytes that found the drain full
+    # Nothing explains that it has ended: somebody else has ended it.
+    return AGAIN if ended.was_live else Verdict(Reason.UNSPLICED)
+
+
+def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
+    with source.lock:
+        failure, cause = source.failure(), source.take_cause()
+    if cause is not None and cause.errno == errno.ETIMEDOUT and ended.idle:
+        return Verdict(Reason.IDLE)
+    if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
+        # EPIPE, ELOOP, or what the drain has died of.
+        return Verdict(Reason.DRAIN_ERROR, cause)
+    left = _at_source(port, source)
+    if isinstance(left, Verdict):
+        return left
+    if ended.was_live:
+        return AGAIN
+    if (left and ended.room is not None) or cause is not None:
+        # A short splice: what is left of the limit has to be asked for again.  Not for ever.
+        return AGAIN if ended.moved else REST
+    return Verdict(Reason.UNSPLICED if failure is None else Reason.SOURCE_ERROR, failure)
+
+
+def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:
+    """Whether bytes are left, or what came instead: EOF or an error."""
+    with source.lock:
+        try:
+            if port.peek(source.endpoint):
+                return True
+            failure = source.failure()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            source.failed(error)
+            failure = error
+    if failure is None or isinstance(failure, BrokenPipeError):
+        # EPIPE is of the sending side, or of a reset that came behind the FIN.
+        return Verdict(Reason.EOF)
+    return Verdict(Reason.SOURCE_ERROR, failure)
+
+
+def _hangs_up(calls: KernelCalls, descriptor: int) -> bool:
+    glances = calls.glances()
+    glances.put(descriptor, Glance.READ_HANGUP)
+    return any(shown & (Glance.READ_HANGUP | Glance.HANGUP) for _, shown in glances.look())

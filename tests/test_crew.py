@@ -1,0 +1,113 @@
+"""The threads for calls that may have to wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from conformance.harness import DEADLINE, Harness
+from freebsd_splice import _crew
+from freebsd_splice._crew import USUAL, Crew
+from freebsd_splice._port import Runner
+from freebsd_splice._system import SystemPort
+from freebsd_splice._watcher import Watcher
+
+
+class CountingPort(SystemPort):
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[str] = []
+        self.refuses = 0
+
+    def run(self, step: object, name: str) -> Runner:
+        if "crew" in name:
+            if self.refuses:
+                self.refuses -= 1
+                raise RuntimeError("can't start new thread")
+            self.started.append(name)
+        return super().run(step, name)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def port() -> CountingPort:
+    return CountingPort()
+
+
+@pytest.fixture
+def crew(port: CountingPort) -> Iterator[Crew]:
+    watcher = Watcher(port)
+    made = Crew(port, watcher)
+    yield made
+    made.close()
+    watcher.close()
+
+
+def test_without_a_call_there_is_no_thread(crew: Crew, port: CountingPort) -> None:
+    assert port.started == []
+
+
+def test_few_threads_make_many_calls(crew: Crew, port: CountingPort) -> None:
+    made: list[int] = []
+    for number in range(500):
+        crew.submit(lambda number=number: made.append(number))  # type: ignore[misc]
+    Harness().until(lambda: len(made) == 500, "all calls made")
+    assert sorted(made) == list(range(500))
+    assert len(port.started) <= USUAL
+
+
+def test_calls_that_hang_hold_up_no_other(crew: Crew, port: CountingPort) -> None:
+    """F24: the kernel's calls hang as long as somebody else holds the socket's lock."""
+    let_go, made = threading.Event(), threading.Event()
+    for _ in range(5):
+        crew.submit(lambda: let_go.wait(DEADLINE))
+    crew.submit(made.set)
+    assert made.wait(DEADLINE)
+    assert len(port.started) == 6
+    let_go.set()
+
+
+def test_a_call_that_fails_ends_no_thread(
+    crew: Crew, port: CountingPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave() -> None:
+        raise SystemExit
+
+    made = threading.Event()
+    for _ in range(USUAL + 1):
+        crew.submit(leave)
+    crew.submit(made.set)
+    assert made.wait(DEADLINE)
+    assert len(port.started) <= USUAL
+    assert "SystemExit" in caplog.text
+
+
+def test_a_thread_without_calls_ends_and_another_one_starts(
+    crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_crew, "IDLE_SECONDS", 0.01)
+    first, second = threading.Event(), threading.Event()
+    crew.submit(first.set)
+    assert first.wait(DEADLINE)
+    Harness().until(lambda: not crew._runners, "the thread's end")
+    crew.submit(second.set)
+    assert second.wait(DEADLINE)
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(crew: Crew, port: CountingPort) -> None:
+    port.refuses = 2
+    made = threading.Event()
+    crew.submit(made.set)
+    assert made.wait(DEADLINE)
+
+
+def test_what_waits_is_done_before_the_close(port: CountingPort) -> None:
+    watcher = Watcher(port)
+    crew = Crew(port, watcher)
+    made: list[int] = []
+    for number in range(100):
+        crew.submit(lambda number=number: made.append(number))  # type: ignore[misc]
+    crew.close()
+    watcher.close()
+    assert len(made) == 100

@@ -1,0 +1,194 @@
+"""When the second look looks, and at what; the sockets are faked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from freebsd_splice._kernel_port import Glance
+from freebsd_splice._second_look import SecondLook
+from freebsd_splice._watcher import Watcher
+from ports import SteppedPort
+
+
+class FakedSockets:
+    """What poll(2) and FIONREAD would say; counts the looks."""
+
+    def __init__(self) -> None:
+        self.shown: dict[int, Glance] = {}
+        self.bytes: dict[int, int] = {}
+        self.looks: list[list[int]] = []
+
+    def glances(self) -> FakedGlances:
+        return FakedGlances(self)
+
+    def unread(self, descriptor: int) -> int:
+        return self.bytes.get(descriptor, 0)
+
+
+class FakedGlances:
+    def __init__(self, sockets: FakedSockets) -> None:
+        self._sockets = sockets
+        self._asked: dict[int, Glance] = {}
+
+    def put(self, descriptor: int, asked: Glance) -> None:
+        self._asked[descriptor] = asked
+
+    def drop(self, descriptor: int) -> None:
+        del self._asked[descriptor]
+
+    def look(self) -> list[tuple[int, Glance]]:
+        self._sockets.looks.append(sorted(self._asked))
+        seen = []
+        for descriptor, asked in self._asked.items():
+            shown = self._sockets.shown.get(descriptor, Glance.NONE) & (asked | Glance.HANGUP)
+            if shown:
+                seen.append((descriptor, shown))
+        return seen
+
+
+class Flow:
+    """Counts what it is told."""
+
+    def __init__(self, source: int, drain: int, counts: bool = False) -> None:
+        self.pair = (source, drain)
+        self.counts = counts
+        self.woken = 0
+        self.compared = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def compare_count(self) -> None:
+        self.compared += 1
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.port = SteppedPort()
+        self.watcher = Watcher(self.port)
+        self.sockets = FakedSockets()
+        self.looks = SecondLook(self.sockets, self.watcher)  # type: ignore[arg-type]
+
+    def times(self, seconds: float, step: float = 0.005) -> list[float]:
+        """When a look was taken, in milliseconds from now."""
+        found = []
+        for tick in range(round(seconds / step)):
+            before = len(self.sockets.looks)
+            self.port.advance(step)
+            if len(self.sockets.looks) > before:
+                found.append((tick + 1) * step)
+        return [round(1000 * moment) for moment in found]
+
+
+@pytest.fixture
+def made() -> Iterator[Fixture]:
+    fixture = Fixture()
+    yield fixture
+    fixture.watcher.close()
+
+
+def test_it_starts_at_10_ms_and_doubles_to_a_second(made: Fixture) -> None:
+    """F14: a short answer ends in a FIN all the time."""
+    made.looks.begin(Flow(1, 2))
+    times = made.times(5)
+    steps = [after - before for before, after in zip([0, *times], times, strict=False)]
+    assert steps[:7] == pytest.approx([10, 20, 40, 80, 160, 320, 640], abs=5)
+    assert steps[7:] == pytest.approx([1000] * len(steps[7:]), abs=5)
+    assert len(steps) > 9
+
+
+def test_at_a_second_one_look_serves_all(made: Fixture) -> None:
+    for number in range(10):
+        made.looks.begin(Flow(2 * number, 2 * number + 1))
+    made.times(3, 0.05)
+    made.sockets.looks.clear()
+    made.times(1, 0.05)
+    assert made.sockets.looks == [list(range(20))]
+
+
+def test_a_flow_that_begins_anew_is_looked_at_soon_again(made: Fixture) -> None:
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    made.times(3, 0.05)
+    made.looks.again(flow)
+    assert made.times(0.1)[:2] == pytest.approx([10, 30], abs=5)
+
+
+def test_again_is_nothing_to_one_that_is_over(made: Fixture) -> None:
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    made.looks.end(flow)
+    made.looks.again(flow)
+    assert made.times(3, 0.05) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("descriptor", "shown", "unread", "woken"),
+    [
+        (1, Glance.READ_HANGUP, 0, True),
+        (1, Glance.HANGUP, 0, True),
+        (1, Glance.READ_HANGUP, 5, False),  # the kernel has still to come to the end
+        (1, Glance.HANGUP, 5, False),
+        (1, Glance.WRITE, 0, False),  # any source that isn't a drain as well
+        (2, Glance.WRITE, 0, True),
+        (2, Glance.HANGUP, 0, True),
+        (2, Glance.READ_HANGUP, 0, False),
+    ],
+)
+def test_what_shows_an_end(
+    made: Fixture, late: bool, descriptor: int, shown: Glance, unread: int, woken: bool
+) -> None:
+    """F14, F20, F29"""
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    if late:
+        made.times(3, 0.05)
+    made.sockets.shown[descriptor] = shown
+    made.sockets.bytes[descriptor] = unread
+    made.times(1.1 if late else 0.01)
+    assert flow.woken == woken
+
+
+def test_two_flows_of_a_pair_are_told_apart(made: Fixture) -> None:
+    there, back = Flow(1, 2), Flow(2, 1)
+    made.looks.begin(there)
+    made.looks.begin(back)
+    made.times(3, 0.05)
+    made.sockets.shown[2] = Glance.READ_HANGUP
+    made.times(1, 0.05)
+    assert (there.woken, back.woken) == (0, 1)
+    made.looks.end(back)
+    made.sockets.shown[2] = Glance.WRITE
+    made.times(1, 0.05)
+    assert (there.woken, back.woken) == (1, 1)
+
+
+def test_a_limit_is_compared_at_each_look(made: Fixture) -> None:
+    """F19: met exactly behind a full drain, it gives no event."""
+    limited, unlimited = Flow(1, 2, counts=True), Flow(3, 4)
+    made.looks.begin(limited)
+    made.looks.begin(unlimited)
+    looks = len(made.times(4, 0.05))
+    assert limited.compared >= looks - 1
+    assert unlimited.compared == 0
+
+
+def test_an_echo_can_be_looked_at_and_ended(made: Fixture) -> None:
+    """F9: a socket that is its own drain."""
+    flow = Flow(1, 1)
+    made.looks.begin(flow)
+    made.times(3, 0.05)
+    made.looks.end(flow)
+    assert made.times(2, 0.05) == []
+
+
+def test_without_flows_there_is_no_look(made: Fixture) -> None:
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    made.times(3, 0.05)
+    made.looks.end(flow)
+    made.times(1, 0.05)
+    assert not made.watcher._heap
