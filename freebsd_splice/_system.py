@@ -161,11 +161,12 @@ class SystemPort:
     # SO_SPLICE
 
     def kernel(self) -> KernelCalls | None:
-        if sys.platform == "win32" or backend().name == "userspace":
-            return None
-        from ._kernel_calls import SystemKernelCalls
+        chosen = backend()
+        if sys.platform != "win32" and chosen.name == "kernel":
+            from ._kernel_calls import SystemKernelCalls
 
-        return SystemKernelCalls()
+            return SystemKernelCalls()
+        return None
 
     def kernel_demanded(self) -> bool:
         return os.environ.get(VARIABLE) == "kernel"

@@ -1,0 +1,156 @@
+"""The state machine: the world's rules and the user's actions, in any order."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from .scene import Scene
+
+numbers = st.integers(0, 7)
+sizes = st.sampled_from([1, 2, 100, 2_500, 6_000, 30_000])
+
+
+class KernelMachine(RuleBasedStateMachine):
+    version = "15.1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scene = Scene(self.version)
+
+    @initialize(
+        relay=st.booleans(),
+        limit=st.none() | st.sampled_from([0, 1, 100, 6_000, 10_000]),
+        initial=st.sampled_from([b"", b"", b"ahead", b"a" * 7_000]),
+        buffers=st.sampled_from([4_096, 20_000]),
+    )
+    def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
+        self.scene.set_up(relay, limit, initial, buffers)
+
+    # The user
+
+    @precondition(lambda self: self.scene.over is None)
+    @rule(idle_timeout=st.sampled_from([None, None, 0.5, 5.0]))
+    def begin(self, idle_timeout: float | None) -> None:
+        self._step()
+        self.scene.begin(idle_timeout)
+
+    @precondition(lambda self: self.scene.over is not None)
+    @rule()
+    def cancel(self) -> None:
+        self._step()
+        self.scene.cancel()
+
+    @precondition(lambda self: self.scene.over is not None)
+    @rule()
+    def count(self) -> None:
+        self._step()
+        assert self.scene.over is not None
+        assert self.scene.over.bytes is not None
+
+    @precondition(lambda self: self.scene.over is not None)
+    @rule(left=st.booleans())
+    def close_under_it(self, left: bool) -> None:
+        self._step()
+        self.scene.close(left)
+
+    @rule(number=numbers)
+    def somebody_elses_unsplice(self, number: int) -> None:
+        self._step()
+        self.scene.unsplice(number)
+
+    @rule()
+    def shut_the_drain_down(self) -> None:
+        self._step()
+        self.scene.shut_drain()
+
+    # The peers
+
+    @rule(number=numbers, size=sizes)
+    def write(self, number: int, size: int) -> None:
+        self._step()
+        self._way(number).write(size)
+
+    @rule(number=numbers, size=sizes)
+    def read(self, number: int, size: int) -> None:
+        self._step()
+        self._way(number).read(size)
+
+    @rule(number=numbers)
+    def half_close(self, number: int) -> None:
+        self._step()
+        way = self._way(number)
+        if not way.sender.endpoint.dead:
+            way.sender.fin()
+
+    @rule(left=st.booleans(), gently=st.booleans())
+    def peer_goes(self, left: bool, gently: bool) -> None:
+        self._step()
+        way = self._way(0)
+        peer = way.sender if left else way.receiver
+        if gently:
+            peer.close()
+        else:
+            peer.reset()
+
+    # The network and the kernel
+
+    @rule(number=st.integers(0, 15))
+    def something_happens(self, number: int) -> None:
+        self._step()
+        rules = self.scene.world.enabled()
+        if rules:
+            rules[number % len(rules)].happen()
+
+    @rule(number=numbers, size=sizes)
+    def a_segment_arrives(self, number: int, size: int) -> None:
+        self._step()
+        halves = self.scene.world.halves
+        self.scene.world.deliver(halves[number % len(halves)], size)
+
+    @rule()
+    def a_dying_drain_takes_a_batch_with_it(self) -> None:
+        self.scene.world.so_splice.vanish = True
+
+    @rule()
+    def limits_are_met_in_two_parts(self) -> None:
+        self.scene.world.so_splice.short_splices = True
+
+    # The package's threads, and time
+
+    @rule(number=numbers)
+    def a_thread_runs(self, number: int) -> None:
+        self._step()
+        loops = self.scene.world.loops
+        if loops:
+            self.scene.world.turn(loops[number % len(loops)])
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.1, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self._step()
+        self.scene.world.tick(seconds)
+
+    @rule()
+    def everything_happens(self) -> None:
+        self.scene.events += 20
+        self.scene.world.quiet(0.05)
+
+    # What must hold
+
+    @invariant()
+    def holds(self) -> None:
+        if self.scene.ways:
+            self.scene.check()
+
+    def teardown(self) -> None:
+        try:
+            if self.scene.ways:
+                self.scene.finish()
+        finally:
+            self.scene.tear_down()
+
+    def _step(self) -> None:
+        self.scene.events += 1
+
+    def _way(self, number: int):  # type: ignore[no-untyped-def]
+        return self.scene.ways[number % len(self.scene.ways)]

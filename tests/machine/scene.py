@@ -1,0 +1,240 @@
+"""One splice or relay in a modelled world, and what must hold of it."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from freebsd_splice import Outcome, Reason, Relay, Splice, _runtime
+from model.world import ModelPeer, ModelSocket, World
+
+#: Bytes of which no two short pieces are alike.
+PATTERN = b"".join(number.to_bytes(3, "big") for number in range(100_000))
+
+#: Kernel calls that a flow may make for each thing that happens: no spin.
+CALLS_AN_EVENT = 40
+#: Model seconds within which each end is reported once the world is quiet, as the second look
+#: comes each second at the rarest.
+REPORTED_WITHIN = 2.5
+
+KERNEL_CALLS = ("set", "end", "count", "kevent", "poll", "tcp_state", "SO_ERROR", "peek")
+
+
+class Way:
+    """One direction: what was sent, what has arrived, and what was done that may end it."""
+
+    def __init__(
+        self,
+        sender: ModelPeer,
+        source: ModelSocket,
+        drain: ModelSocket,
+        receiver: ModelPeer,
+        initial: bytes = b"",
+        limit: int | None = None,
+    ) -> None:
+        self.sender, self.receiver = sender, receiver
+        self.source, self.drain = source, drain
+        self.source_end, self.drain_end = source.endpoint, drain.endpoint
+        self.initial, self.limit = initial, limit
+        self.sent = 0
+        self.got = bytearray()
+        self.unspliced = False
+        self.drain_shut = False
+        self.source_shut = False
+
+    @property
+    def stream(self) -> bytes:
+        return self.initial + PATTERN[: self.sent]
+
+    def write(self, count: int) -> None:
+        with suppress(OSError):
+            self.sent += self.sender.write(PATTERN[self.sent : self.sent + count])
+
+    def read(self, count: int | None = None) -> None:
+        self.got += self.receiver.read(count)
+        assert self.stream.startswith(self.got), "what arrives is not what was sent"
+
+    def drain_is_dead(self) -> bool:
+        return self.drain_shut or self.drain_end.was_reset
+
+    def outcome_is_true(self, outcome: Outcome, asked: set[Reason]) -> None:
+        """The reason is one that has happened, and the bytes are what it says."""
+        possible = asked | (
+            {Reason.EOF} if self.source_end.incoming.fin_delivered or self.source_shut else set()
+        )
+        if outcome.bytes == self.limit:
+            possible.add(Reason.LIMIT)
+        if self.source_end.was_reset:
+            possible.add(Reason.SOURCE_ERROR)
+        if self.drain_is_dead():
+            possible.add(Reason.DRAIN_ERROR)
+        if self.unspliced:
+            possible.add(Reason.UNSPLICED)
+        assert outcome.reason in possible, (outcome, possible)
+        assert self.limit is None or outcome.bytes <= self.limit, "a limit is overrun"
+        assert outcome.backend == "kernel", outcome
+        if outcome.reason is Reason.EOF and not self.source_shut:
+            assert outcome.bytes == len(self.stream), "EOF before the last byte"
+        assert (outcome.error is None) == (
+            outcome.reason not in (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
+        )
+
+    def bytes_are_true(self, outcome: Outcome) -> None:
+        """Once all is quiet and read: nothing is lost, doubled or out of order."""
+        far = self.receiver.endpoint
+        if self.drain_end.was_reset or far.closed or far.dead:
+            assert len(self.got) <= outcome.bytes
+            return
+        assert len(self.got) == outcome.bytes, "the count is not what arrived"
+        source = self.source_end
+        if source.closed or source.dead or self.source_shut or self.sender.endpoint.dead:
+            return
+        left = bytes(source.received) + bytes(source.incoming.unsent)
+        assert self.got + outcome.unsent + left == self.stream, "bytes are lost or doubled"
+
+
+class Scene:
+    """The world, and the user's part in it."""
+
+    def __init__(self, version: str) -> None:
+        self.world = World(version)
+        self.world.automatic = False
+        self.runtime = _runtime.Runtime(self.world.port)
+        self._before = _runtime.install(self.runtime)
+        self.over: Splice | Relay | None = None
+        self.ways: list[Way] = []
+        self.asked: set[Reason] = set()
+        self.events = 0
+        self.drain_was_dead = False  # before the last step
+
+    def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
+        left, client = self.world.pair(buffers, buffers)
+        right, server = self.world.pair(buffers, buffers)
+        self.ways = [Way(client, left, right, server, initial, None if relay else limit)]
+        if relay:
+            self.ways.append(Way(server, right, left, client))
+
+    def begin(self, idle_timeout: float | None) -> None:
+        way = self.ways[0]
+        for end in (way.source, way.drain):
+            end.setblocking(True)  # F24: it is for the package to see to that
+        if len(self.ways) == 2:
+            self.over = Relay(
+                way.source, way.drain, idle_timeout=idle_timeout, initial=(way.initial, b"")
+            )
+        else:
+            self.over = Splice(
+                way.source,
+                way.drain,
+                max_bytes=way.limit,
+                idle_timeout=idle_timeout,
+                initial=way.initial,
+            )
+        if idle_timeout is not None:
+            self.asked.add(Reason.IDLE)
+
+    @property
+    def done(self) -> bool:
+        return self.over is not None and self.over.done
+
+    # What the user and others do
+
+    def cancel(self) -> None:
+        assert self.over is not None
+        if not self.over.done:
+            self.asked.add(Reason.CANCELLED)
+        self.over.cancel()
+
+    def close(self, left: bool) -> None:
+        way = self.ways[0]
+        (way.source if left else way.drain).close()
+        if not self.done:
+            self.asked.add(Reason.CLOSED)
+
+    def unsplice(self, number: int) -> None:
+        way = self.ways[number % len(self.ways)]
+        if way.source_end.splice is not None:
+            way.unspliced = True
+            self.world.so_splice.end_by_hand(way.source_end)
+
+    def shut_drain(self) -> None:
+        way = self.ways[0]
+        if way.drain.fileno() >= 0 and way.drain_end.connected:
+            way.drain.shutdown(socket.SHUT_WR)
+            way.drain_shut = True
+
+    def shut_source(self) -> None:
+        way = self.ways[0]
+        if way.source.fileno() >= 0:
+            way.source.shutdown(socket.SHUT_RD)
+            way.source_shut = True
+
+    # What must hold
+
+    def check(self) -> None:
+        """After each step."""
+        assert not self.world.blocking_while_spliced, "F24: a blocking socket is spliced"
+        calls = sum(self.world.counts[name] for name in KERNEL_CALLS)
+        assert calls <= CALLS_AN_EVENT * (self.events + 4), "too many calls for what has happened"
+        if self.done and isinstance(self.over, Splice) and self.drain_was_dead:
+            self.drain_was_dead = False  # once is enough
+            outcome = self.over.wait()
+            assert outcome.reason in (Reason.DRAIN_ERROR, Reason.LIMIT), "F16: a dead drain"
+        self.drain_was_dead = not self.done and self.ways[0].drain_end.was_reset
+
+    def finish(self) -> None:
+        """Let the world come to rest, and look at what has become of it."""
+        if self.over is None:
+            return
+        self._rest()
+        if not self.done:
+            self._is_live()
+            for way in self.ways:
+                way.sender.fin()
+            self._rest()
+        assert self.done, "no end was reported"
+        self._rest()
+        outcomes = self._outcomes()
+        asked = set(self.asked)
+        if len(outcomes) == 2 and any(way.reason is not Reason.EOF for way in outcomes):
+            asked |= {Reason.CANCELLED}
+        for way, outcome in zip(self.ways, outcomes, strict=True):
+            way.outcome_is_true(outcome, asked)
+            way.bytes_are_true(outcome)
+        self.world.check_quiet()
+
+    def _rest(self) -> None:
+        """Everything is delivered and read; for as long as an end may take to be reported."""
+        before = -1
+        while before != sum(len(way.got) for way in self.ways):
+            before = sum(len(way.got) for way in self.ways)
+            self.world.quiet(REPORTED_WITHIN)
+            for way in self.ways:
+                way.read()
+
+    def _is_live(self) -> None:
+        """It has not ended, so there was no reason to."""
+        assert not self.asked - {Reason.IDLE}, f"{self.asked} and no end"
+        for way in self.ways:
+            if way.drain_shut and len(self.ways) == 2:
+                continue  # that direction has ended, and the other one can still be served
+            assert not way.drain_is_dead(), "the drain's death is not reported"
+            assert not way.unspliced, "an unsplice is not reported"
+            assert not way.source_end.was_reset, "the source's reset is not reported"
+            if way.source_end.incoming.fin_delivered or way.source_shut:
+                assert len(self.ways) == 2, "an EOF is not reported"
+                assert way.receiver.incoming.fin_delivered, "an EOF is not passed on"
+            assert way.got == way.stream[: way.limit], "bytes stand still"
+            assert way.limit is None or len(way.stream) < way.limit, "a limit is not reported"
+
+    def _outcomes(self) -> list[Outcome]:
+        assert self.over is not None
+        if isinstance(self.over, Relay):
+            both = self.over.wait()
+            return [both.left_to_right, both.right_to_left]
+        return [self.over.wait()]
+
+    def tear_down(self) -> None:
+        _runtime.install(self._before)
+        self.world.automatic = True
+        self.runtime.close()

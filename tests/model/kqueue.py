@@ -1,0 +1,104 @@
+"""kqueue's read and write filters with EV_CLEAR, and poll(2), over modelled endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from freebsd_splice._kernel_port import Glance
+from freebsd_splice._port import Readiness
+
+from .tcp import Endpoint
+
+Lookup = Callable[[int], "Endpoint | None"]
+
+
+class Kqueue:
+    """``EndEvents``: a set of filters, each of which is pending or not (events merge)."""
+
+    def __init__(self, descriptor: int, lookup: Lookup, count: Callable[[str], None]) -> None:
+        self._descriptor = descriptor
+        self._lookup = lookup
+        self._count = count
+        self.filters: dict[tuple[int, Readiness], Endpoint] = {}
+        self.pending: dict[tuple[int, Readiness], None] = {}  # in order
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def arm(self, source: int, drain: int) -> list[tuple[int, Readiness]]:
+        self._count("kevent")
+        for descriptor, which in ((source, Readiness.READ), (drain, Readiness.WRITE)):
+            endpoint = self._lookup(descriptor)
+            if endpoint is None:
+                raise OSError(9, "Bad file descriptor")
+            self.filters[descriptor, which] = endpoint
+            self._check(descriptor, which, endpoint)
+        return self.collect()
+
+    def disarm(self, source: int, drain: int) -> None:
+        self._count("kevent")
+        for event in ((source, Readiness.READ), (drain, Readiness.WRITE)):
+            del self.filters[event]
+            self.pending.pop(event, None)
+
+    def collect(self) -> list[tuple[int, Readiness]]:
+        self._count("kevent")
+        events = list(self.pending)
+        self.pending.clear()
+        return events
+
+    def activate(self, endpoint: Endpoint) -> None:
+        """A wake-up of that endpoint: the filters whose condition holds are pending."""
+        for (descriptor, which), watched in self.filters.items():
+            if watched is endpoint:
+                self._check(descriptor, which, endpoint)
+
+    def _check(self, descriptor: int, which: Readiness, endpoint: Endpoint) -> None:
+        if endpoint.readable if which is Readiness.READ else endpoint.writable:
+            self.pending[descriptor, which] = None
+
+    def forget(self, descriptor: int) -> None:
+        """It is closed."""
+        for which in (Readiness.READ, Readiness.WRITE):
+            self.filters.pop((descriptor, which), None)
+            self.pending.pop((descriptor, which), None)
+
+    def close(self) -> None:
+        self.filters.clear()
+        self.pending.clear()
+
+    def abandon(self) -> None: ...
+
+
+class Glancer:
+    """``Glances``: poll(2), level-triggered."""
+
+    def __init__(self, lookup: Lookup, count: Callable[[str], None], openbsd: bool) -> None:
+        self._lookup = lookup
+        self._count = count
+        self._openbsd = openbsd
+        self._asked: dict[int, Glance] = {}
+
+    def put(self, descriptor: int, asked: Glance) -> None:
+        self._asked[descriptor] = asked
+
+    def drop(self, descriptor: int) -> None:
+        del self._asked[descriptor]
+
+    def look(self) -> list[tuple[int, Glance]]:
+        self._count("poll")
+        return [
+            (descriptor, shown)
+            for descriptor, asked in self._asked.items()
+            if (shown := self._shown(descriptor) & (asked | Glance.HANGUP))
+        ]
+
+    def _shown(self, descriptor: int) -> Glance:
+        endpoint = self._lookup(descriptor)
+        assert endpoint is not None, "poll(2) of a closed descriptor"
+        if endpoint.dead:
+            return Glance.HANGUP | (Glance.NONE if self._openbsd else Glance.READ_HANGUP)
+        shown = Glance.WRITE if endpoint.writable else Glance.NONE
+        if endpoint.cannot_receive and not self._openbsd:
+            shown |= Glance.READ_HANGUP
+        return shown

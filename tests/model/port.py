@@ -1,0 +1,313 @@
+"""The package's port over a modelled world: no real socket, no thread, no clock."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from freebsd_splice._kernel_port import Glances, KernelCalls
+from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
+
+from .kqueue import Glancer, Kqueue
+from .sockets import ModelSocket
+from .tcp import Endpoint as TcpEndpoint
+from .tcp import fail
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Calls:
+    """``KernelCalls`` of the modelled kernel."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.system = "OpenBSD" if world.version == "openbsd" else "FreeBSD"
+        self.release = {"14.3": (14, 3), "15.1": (15, 1), "openbsd": (7, 8)}[world.version]
+
+    def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
+        self._world.counts["set"] += 1
+        from_, to = self._endpoint(source), self._endpoint(drain)
+        if not (from_.non_blocking and to.non_blocking):
+            self._world.blocking_while_spliced.append((source, drain))  # F24
+        self._world.so_splice.set(from_, to, max_bytes, idle)
+
+    def end_splice(self, source: int) -> None:
+        self._world.counts["end"] += 1
+        self._world.may_hang(self._endpoint(source))
+        self._world.so_splice.end_by_hand(self._endpoint(source))
+
+    def spliced_count(self, source: int) -> int:
+        self._world.counts["count"] += 1
+        self._world.may_hang(self._endpoint(source))
+        return self._world.so_splice.count(self._endpoint(source))
+
+    def tcp_state(self, descriptor: int) -> int:
+        self._world.counts["tcp_state"] += 1
+        endpoint = self._endpoint(descriptor)
+        if not endpoint.tcp:
+            raise fail(errno.EINVAL)
+        if endpoint.dead:
+            raise fail(errno.ECONNRESET)
+        return endpoint.tcp_state
+
+    def transmit_tls_mode(self, descriptor: int) -> int:
+        return int(self._endpoint(descriptor).encrypts)
+
+    def receive_tls_mode(self, descriptor: int) -> int:
+        return int(self._endpoint(descriptor).decrypts)
+
+    def writable_now(self, descriptor: int) -> bool:
+        return self._endpoint(descriptor).writable
+
+    def send_space(self, descriptor: int) -> int:
+        return self._endpoint(descriptor).outgoing.room
+
+    def send_low_water(self, descriptor: int) -> int:
+        return self._endpoint(descriptor).low_water
+
+    def unread(self, descriptor: int) -> int:
+        self._world.counts["unread"] += 1
+        return len(self._endpoint(descriptor).received)
+
+    def end_events(self) -> Kqueue:
+        return self._world.new_kqueue()
+
+    def glances(self) -> Glances:
+        return Glancer(self._world.endpoint, self._world.count, self._world.version == "openbsd")
+
+    def _endpoint(self, descriptor: int) -> TcpEndpoint:
+        endpoint = self._world.endpoint(descriptor)
+        if endpoint is None:
+            raise fail(errno.EBADF)
+        return endpoint
+
+
+class Duplicate:
+    """The package's own descriptor of a socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+class ModelPort:
+    """``Port``."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.demanded = False
+        self.calls = Calls(world)
+
+    def kernel(self) -> KernelCalls | None:
+        return self.calls
+
+    def kernel_demanded(self) -> bool:
+        return self.demanded
+
+    # Sockets
+
+    def is_open(self, original: Source) -> bool:
+        return original.fileno() >= 0
+
+    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        self._world.counts["dup"] += 1
+        endpoint = cast(ModelSocket, original).endpoint
+        was_blocking = not endpoint.non_blocking
+        endpoint.non_blocking = True
+        return Duplicate(self._world.open(endpoint)), was_blocking
+
+    def close(self, endpoint: Endpoint) -> None:
+        self._world.close(endpoint.fileno())
+
+    def close_original(self, original: Source) -> None:
+        cast(ModelSocket, original).close()
+
+    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+        if self.is_open(original) and cast(ModelSocket, original).gettimeout() is None:
+            self._endpoint(endpoint).non_blocking = False
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+        self._world.counts["recv"] += 1
+        data = self._endpoint(endpoint).receive(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def peek(self, endpoint: Endpoint) -> int:
+        self._world.counts["peek"] += 1
+        return len(self._endpoint(endpoint).receive(1, peek=True))
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int:
+        self._world.counts["send"] += 1
+        return self._endpoint(endpoint).send(bytes(data))
+
+    def is_connected(self, endpoint: Endpoint) -> bool:
+        return self._endpoint(endpoint).connected
+
+    def shutdown_write(self, endpoint: Endpoint) -> None:
+        self._world.shutdown_write(self._endpoint(endpoint))
+
+    def reset_on_close(self, endpoint: Endpoint) -> None:
+        self._world.reset_on_close.add(self._endpoint(endpoint))
+
+    def take_error(self, endpoint: Endpoint) -> OSError | None:
+        self._world.counts["SO_ERROR"] += 1
+        asked = self._endpoint(endpoint)
+        number, asked.error = asked.error, 0
+        return fail(number) if number else None
+
+    def can_splice(self) -> bool:
+        return False
+
+    def open_pipe(self) -> Pipe:
+        raise NotImplementedError
+
+    def close_pipe(self, pipe: Pipe) -> None:
+        raise NotImplementedError
+
+    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
+        raise NotImplementedError
+
+    def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
+        raise NotImplementedError
+
+    def read_pipe(self, pipe: Pipe, count: int) -> bytes:
+        raise NotImplementedError
+
+    # Waiting, time and threads
+
+    def poller(self, *, few: bool = False) -> Poller:
+        return ModelPoller(self._world)
+
+    def mailbox(self) -> ModelMailbox:
+        return ModelMailbox(self._world)
+
+    def event(self) -> ModelEvent:
+        return ModelEvent(self._world)
+
+    def notice(self) -> ModelNotice:
+        return ModelNotice()
+
+    def now(self) -> float:
+        return self._world.time
+
+    def cpus(self) -> int:
+        return 1
+
+    def run(self, step: Callable[[], bool], name: str) -> ModelLoop:
+        return self._world.start(step, name)
+
+    def is_own_thread(self) -> bool:
+        return False
+
+    def abandon(self) -> None: ...
+
+    def _endpoint(self, endpoint: Endpoint) -> TcpEndpoint:
+        found = self._world.endpoint(endpoint.fileno())
+        assert found is not None, "a call on a closed descriptor"
+        return found
+
+
+class ModelPoller:
+    """``Poller``: level-triggered; ``wait`` returns at once and notes how long it would sleep."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._watched: dict[int, Readiness] = {}
+        self._woken = True  # its loop has still to come here for the first time
+        world.sleepers.append(self)
+        self.sleeps_until: float | None = None
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        self._world.counts["watch"] += 1
+        self._watched[endpoint.fileno()] = interest
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._watched.pop(endpoint.fileno(), None)
+
+    def quieten(self, endpoint: Endpoint) -> None: ...
+
+    def ready(self) -> list[tuple[int, Readiness]]:
+        found = []
+        for descriptor, interest in list(self._watched.items()):
+            shown = self._world.readiness(descriptor) & (
+                interest | Readiness.HANGUP | Readiness.ERROR
+            )
+            if shown:
+                found.append((descriptor, shown))
+        return found
+
+    def awake(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        due = self.sleeps_until is not None and self.sleeps_until <= self._world.time
+        return self._woken or due or bool(self.ready())
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        self._woken = False
+        self.sleeps_until = None if timeout is None else self._world.time + timeout
+        return self.ready()
+
+    def wake(self) -> None:
+        self._woken = True
+
+    def close(self) -> None:
+        self._watched.clear()
+        self._world.sleepers.remove(self)
+
+
+class ModelMailbox:
+    def __init__(self, world: World) -> None:
+        self._calls: deque[Callable[[], object]] = deque()
+        world.mailboxes.append(self)
+
+    def put(self, call: Callable[[], object]) -> None:
+        self._calls.append(call)
+
+    def take(self, timeout: float) -> Callable[[], object] | None:
+        return self._calls.popleft() if self._calls else None
+
+    def awake(self) -> bool:
+        return bool(self._calls)
+
+
+class ModelEvent:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._set and self._world.automatic:
+            self._world.run_until(self.is_set, 1e9 if timeout is None else timeout)
+        return self._set
+
+
+class ModelNotice:
+    def fileno(self) -> int:
+        return 1_000_000
+
+    def give(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ModelLoop:
+    """A loop that ``run`` has started."""
+
+    def __init__(self, world: World, step: Callable[[], bool], name: str) -> None:
+        self._world = world
+        self.step = step
+        self.name = name
+
+    def join(self) -> None:
+        while self in self._world.loops:
+            self._world.turn(self)

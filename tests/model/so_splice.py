@@ -1,0 +1,215 @@
+"""SO_SPLICE over the modelled endpoints, and the worker that moves the bytes."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .kqueue import Kqueue
+from .tcp import LISTEN, SYN_SENT, Endpoint, fail
+
+IDLE, QUEUED, RUNNING = "idle", "queued", "running"
+
+
+@dataclass(eq=False)
+class ModelledSplice:
+    source: Endpoint
+    drain: Endpoint
+    max_bytes: int
+    idle: float
+    deadline: float | None
+    count: int = 0
+    state: str = IDLE
+
+    @property
+    def left(self) -> int:
+        """Bytes that it may still move."""
+        return self.max_bytes - self.count if self.max_bytes else 1 << 62
+
+
+class SoSplice:
+    """The kernel's part: setting, ending, counting, and being woken."""
+
+    def __init__(self, version: str, kqueues: list[Kqueue], now: Callable[[], float]) -> None:
+        self.version = version
+        self.openbsd = version == "openbsd"
+        self.live: list[ModelledSplice] = []
+        self.late: list[tuple[Endpoint, Endpoint, bytes]] = []  # F19: moving behind a timeout
+        self.vanish = False  # F16: the batch that a dying drain was being given is lost
+        self.short_splices = False  # OpenBSD: the limit's last part isn't moved at once
+        self.during_set: Callable[[], object] | None = None  # F35
+        self._kqueues = kqueues
+        self._now = now
+
+    # The three calls
+
+    def set(self, source: Endpoint, drain: Endpoint, max_bytes: int, idle: float) -> None:
+        self._check(source, drain)
+        if self.during_set is not None:
+            self.during_set()
+        deadline = self._now() + idle if idle else None
+        splice = ModelledSplice(source, drain, max_bytes, idle, deadline)
+        source.splice = drain.drained = splice
+        source.count = 0
+        source.woken_by_end = False
+        self.live.append(splice)
+        if not self.openbsd and (drain.cannot_send or drain.tcp_state == SYN_SENT):
+            source.received.clear()  # F21
+        self.turn(splice)  # F34: what waits is moved inside the call
+
+    def _check(self, source: Endpoint, drain: Endpoint) -> None:
+        if not (source.tcp and drain.tcp):
+            raise fail(errno.EPROTONOSUPPORT)
+        if source.tcp_state == LISTEN:
+            raise fail(errno.EOPNOTSUPP if self.openbsd else errno.EINVAL)
+        if not source.connected:
+            raise fail(errno.ENOTCONN)
+        if source.decrypts:
+            raise fail(errno.EINVAL)
+        if source.splice is not None or source.poisoned:
+            if source.splice is not None and not self.openbsd:
+                source.splice.count = 0  # F23
+            raise fail(errno.EBUSY)
+        refused = self._why_not_drain(drain)
+        if refused:
+            source.poisoned = self.version == "14.3"  # F22
+            raise fail(refused)
+
+    def _why_not_drain(self, drain: Endpoint) -> int:
+        if drain.tcp_state == LISTEN:
+            return errno.EOPNOTSUPP if self.openbsd else errno.EINVAL
+        if drain.encrypts:
+            return errno.EINVAL
+        if not drain.connected and drain.tcp_state != SYN_SENT:
+            return errno.ENOTCONN
+        return errno.EBUSY if drain.drained is not None else 0
+
+    def end_by_hand(self, source: Endpoint) -> None:
+        splice = source.splice
+        if splice is None:
+            raise fail(errno.EPROTO if self.openbsd else errno.ENOTCONN)
+        if splice.state == RUNNING:
+            self.idle(splice)  # F35: the worker has let go when this returns
+        if source.splice is splice:
+            self._end(splice)
+
+    def count(self, source: Endpoint) -> int:
+        return source.splice.count if source.splice is not None else source.count
+
+    # What wakes
+
+    def source_woken(self, source: Endpoint) -> None:
+        """sorwakeup: data, FIN or RST at ``source``."""
+        if source.splice is not None:
+            self._kick(source.splice)
+        elif not source.poisoned:
+            self._fire(source)
+
+    def drain_woken(self, drain: Endpoint) -> None:
+        """sowwakeup: an ACK, or the connection's end."""
+        if drain.drained is not None:
+            self._kick(drain.drained)
+        else:
+            self._fire(drain)
+
+    def _kick(self, splice: ModelledSplice) -> None:
+        if splice.state == IDLE:
+            splice.state = QUEUED
+        # F14: what wakes a running one is dropped; data is looked for again.
+
+    def _fire(self, endpoint: Endpoint) -> None:
+        for kqueue in self._kqueues:
+            kqueue.activate(endpoint)
+
+    # The worker
+
+    def turn(self, splice: ModelledSplice) -> None:
+        self.move(splice)
+        if splice in self.live:
+            self.idle(splice)
+
+    def move(self, splice: ModelledSplice) -> None:
+        """The first half: move what can be moved, and end what is over."""
+        splice.state = RUNNING
+        source, drain = splice.source, splice.drain
+        if drain.cannot_send or drain.dead:
+            if drain.dead and self.vanish:
+                del source.received[:4096]  # F16
+            self._end(splice, drain.error or errno.EPIPE)
+            return
+        self._push(splice)
+        if splice.max_bytes and splice.left == 0:
+            self._end(splice, errno.EFBIG)
+        elif splice in self.live and source.cannot_receive and self._eof_ends(source):
+            self._end(splice, 0)
+
+    def idle(self, splice: ModelledSplice) -> None:
+        """The second half: look for data once more, and rest."""
+        if splice.source.received and splice.drain.outgoing.room and not splice.drain.dead:
+            self._push(splice)
+            if splice not in self.live:
+                return
+            if splice.max_bytes and splice.left == 0:
+                self._end(splice, errno.EFBIG)
+                return
+        splice.state = IDLE
+        if self.openbsd:  # nothing is lost there
+            over = splice.source.cannot_receive and not splice.source.received
+            if over or splice.drain.cannot_send:
+                splice.state = QUEUED
+
+    def _eof_ends(self, source: Endpoint) -> bool:
+        """F13: FreeBSD's ends even with bytes left behind a full drain."""
+        return not self.openbsd or not source.received
+
+    def _push(self, splice: ModelledSplice) -> None:
+        source, drain = splice.source, splice.drain
+        if drain.tcp_state == SYN_SENT:
+            return
+        count = min(len(source.received), drain.outgoing.room, splice.left)
+        short = self.short_splices and splice.max_bytes and count == splice.left and count > 1
+        if short:
+            count -= 1
+        drain.outgoing.unsent += source.received[:count]
+        del source.received[:count]
+        splice.count += count
+        if count and splice.deadline is not None and self.openbsd:
+            splice.deadline = self._now() + splice.idle  # F11: a true idle time there
+        if short:
+            self._end(splice, 0)
+
+    def expire(self) -> None:
+        """The clock has been turned."""
+        for splice in list(self.live):
+            if splice.deadline is not None and splice.deadline <= self._now():
+                if not self.openbsd:
+                    batch = bytes(splice.source.received[: splice.drain.outgoing.room])
+                    del splice.source.received[: len(batch)]
+                    self.late.append((splice.source, splice.drain, batch))
+                self._end(splice, errno.ETIMEDOUT)
+
+    def finish_late(self) -> None:
+        """F19: the batch that was moving when sp_idle's timeout ended the splice."""
+        for source, drain, batch in self.late:
+            drain.outgoing.unsent += batch
+            source.count += len(batch)
+        self.late.clear()
+
+    def _end(self, splice: ModelledSplice, cause: int | None = None) -> None:
+        source, drain = splice.source, splice.drain
+        self.live.remove(splice)
+        source.count = splice.count
+        source.splice = drain.drained = None
+        if self.openbsd:
+            source.error = source.error or cause or 0
+            source.woken_by_end = True
+        if source.readable:
+            self._fire(source)
+        self._fire(drain)
+
+    def close(self, endpoint: Endpoint) -> None:
+        """The last descriptor of it is closed (F8)."""
+        for splice in (endpoint.splice, endpoint.drained):
+            if splice is not None and splice in self.live:
+                self._end(splice, errno.ENOTCONN)

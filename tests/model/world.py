@@ -1,0 +1,313 @@
+"""The world: connections, one kernel, the package's loops, a clock; each moved by a rule."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from freebsd_splice._port import Readiness
+
+from .kqueue import Kqueue
+from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort
+from .so_splice import QUEUED, RUNNING, ModelledSplice, SoSplice
+from .sockets import ModelPeer, ModelSocket
+from .tcp import Endpoint, Half
+
+__all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
+
+T = TypeVar("T")
+
+
+class Rule(NamedTuple):
+    """Something that can happen now."""
+
+    name: str
+    happen: Callable[[], object]
+
+
+class World:
+    def __init__(self, version: str = "15.1") -> None:
+        self.version = version
+        self.time = 1000.0
+        self.automatic = True
+        self.counts: Counter[str] = Counter()
+        self.blocking_while_spliced: list[tuple[int, int]] = []
+        self.reset_on_close: set[Endpoint] = set()
+        self.stuck: set[Endpoint] = set()
+        self.on_stuck: Callable[[], object] = lambda: None
+        self.sleepers: list[ModelPoller] = []
+        self.mailboxes: list[ModelMailbox] = []
+        self.loops: list[ModelLoop] = []
+        self.halves: list[Half] = []
+        self._descriptors: dict[int, Endpoint] = {}
+        self._numbers = itertools.count(10)
+        self._kqueues: list[Kqueue] = []
+        self.so_splice = SoSplice(version, self._kqueues, lambda: self.time)
+        self.port = ModelPort(self)
+        self.calls = self.port.calls
+
+    # Making things
+
+    def pair(
+        self, send_buffer: int = 64_000, receive_buffer: int = 64_000
+    ) -> tuple[ModelSocket, ModelPeer]:
+        there, back = Half(send_buffer), Half(send_buffer)
+        near = Endpoint(back, there, receive_buffer)
+        far = Endpoint(there, back, receive_buffer)
+        near.non_blocking = True
+        self.halves += [there, back]
+        return ModelSocket(self, self.open(near)), ModelPeer(self, far)
+
+    def open(self, endpoint: Endpoint) -> int:
+        descriptor = next(self._numbers)
+        self._descriptors[descriptor] = endpoint
+        return descriptor
+
+    def endpoint(self, descriptor: int) -> Endpoint | None:
+        return self._descriptors.get(descriptor)
+
+    def new_kqueue(self) -> Kqueue:
+        kqueue = Kqueue(next(self._numbers), self.endpoint, self.count)
+        self._kqueues.append(kqueue)
+        return kqueue
+
+    def start(self, step: Callable[[], bool], name: str) -> ModelLoop:
+        loop = ModelLoop(self, step, name)
+        self.loops.append(loop)
+        return loop
+
+    def count(self, name: str) -> None:
+        self.counts[name] += 1
+
+    def may_hang(self, endpoint: Endpoint) -> None:
+        if endpoint in self.stuck:
+            self.on_stuck()
+
+    def readiness(self, descriptor: int) -> Readiness:
+        for kqueue in self._kqueues:
+            if kqueue.fileno() == descriptor:
+                return Readiness.READ if kqueue.pending else Readiness.NONE
+        endpoint = self._descriptors[descriptor]
+        return (
+            (Readiness.READ if endpoint.readable else Readiness.NONE)
+            | (Readiness.WRITE if endpoint.writable else Readiness.NONE)
+            | (Readiness.HANGUP if endpoint.dead or self._both_over(endpoint) else Readiness.NONE)
+        )
+
+    def _both_over(self, endpoint: Endpoint) -> bool:
+        return endpoint.cannot_send and endpoint.cannot_receive
+
+    # What a program or a peer does
+
+    def shutdown_write(self, endpoint: Endpoint) -> None:
+        if endpoint.dead or endpoint.state is not None:
+            raise OSError(errno.ENOTCONN, "Socket is not connected")
+        endpoint.cannot_send = endpoint.outgoing.fin = True
+        self.so_splice.drain_woken(endpoint)
+
+    def shutdown_read(self, endpoint: Endpoint) -> None:
+        endpoint.cannot_receive = True
+        endpoint.received.clear()
+        self.so_splice.source_woken(endpoint)
+
+    def close(self, descriptor: int) -> None:
+        endpoint = self._descriptors.pop(descriptor)
+        for kqueue in self._kqueues:
+            kqueue.forget(descriptor)
+        if endpoint not in self._descriptors.values():
+            self.so_splice.close(endpoint)
+            self.close_endpoint(endpoint, reset=endpoint in self.reset_on_close)
+
+    def close_endpoint(self, endpoint: Endpoint, *, reset: bool = False) -> None:
+        """F27: with unread bytes it is a reset."""
+        if endpoint.closed:
+            return
+        endpoint.closed = True
+        if not endpoint.dead:
+            if reset or endpoint.received:
+                endpoint.outgoing.reset = True
+                endpoint.die(0)
+            else:
+                endpoint.cannot_send = endpoint.outgoing.fin = True
+
+    def resize_send_buffer(self, endpoint: Endpoint, size: int) -> None:
+        """F26: lowering that of a live drain ends the splice and destroys a batch."""
+        splice = endpoint.drained
+        if splice is not None and size < endpoint.outgoing.size:
+            self.so_splice.turn(splice)
+            del endpoint.outgoing.unsent[-4096:]
+            if splice in self.so_splice.live:
+                self.so_splice.end_by_hand(splice.source)
+        endpoint.outgoing.size = size
+        endpoint.low_water = min(endpoint.low_water, size)
+
+    def unspliced_by_somebody(self, near: ModelSocket) -> None:
+        if near.endpoint.splice is not None:
+            self.so_splice.end_by_hand(near.endpoint)
+
+    # The network
+
+    def deliver(self, half: Half, count: int | None = None) -> bool:
+        receiver = half.receiver
+        if not half.unsent or half.reset:
+            return False
+        if receiver.closed or receiver.dead:
+            half.unsent.clear()
+            receiver.outgoing.reset = True  # nobody is there
+            return True
+        size = min(
+            len(half.unsent) if count is None else count,
+            receiver.receive_buffer - len(receiver.received),
+        )
+        if size <= 0:
+            return False
+        if not receiver.cannot_receive:
+            receiver.received += half.unsent[:size]
+        del half.unsent[:size]
+        half.unacked += size
+        self.so_splice.source_woken(receiver)
+        return True
+
+    def deliver_fin(self, half: Half) -> bool:
+        if not half.fin or half.fin_delivered or half.unsent or half.reset:
+            return False
+        half.fin_delivered = True
+        if not half.receiver.dead:
+            half.receiver.cannot_receive = True
+            self.so_splice.source_woken(half.receiver)
+        return True
+
+    def ack(self, half: Half) -> bool:
+        if not half.unacked:
+            return False
+        half.unacked = 0
+        self.so_splice.drain_woken(half.sender)
+        return True
+
+    def deliver_reset(self, half: Half) -> bool:
+        if not half.reset:
+            return False
+        half.reset = False
+        half.unsent.clear()
+        receiver = half.receiver
+        if receiver.dead or receiver.closed:
+            return True
+        receiver.was_reset = True
+        receiver.die(errno.ECONNRESET)
+        self.so_splice.source_woken(receiver)
+        self.so_splice.drain_woken(receiver)
+        return True
+
+    # The kernel's worker
+
+    @property
+    def splices(self) -> list[ModelledSplice]:
+        return self.so_splice.live
+
+    def worker(self, splice: ModelledSplice) -> None:
+        self.so_splice.turn(splice)
+
+    def worker_move(self, splice: ModelledSplice) -> None:
+        self.so_splice.move(splice)
+
+    def worker_idle(self, splice: ModelledSplice) -> None:
+        self.so_splice.idle(splice)
+
+    # Time and the package
+
+    def tick(self, seconds: float) -> None:
+        self.time += seconds
+        self.so_splice.expire()
+
+    def turn(self, loop: ModelLoop) -> None:
+        if not loop.step():
+            self.loops.remove(loop)
+
+    def enabled(self) -> list[Rule]:
+        """What could happen now, besides the package's own loops and the clock."""
+        rules = []
+        for number, half in enumerate(self.halves):
+            receiver = half.receiver
+            if half.reset:
+                rules.append(Rule(f"reset {number}", lambda half=half: self.deliver_reset(half)))
+            elif half.unsent and (
+                receiver.closed or receiver.dead or len(receiver.received) < receiver.receive_buffer
+            ):
+                rules.append(Rule(f"deliver {number}", lambda half=half: self.deliver(half)))
+            elif half.fin and not half.fin_delivered and not half.unsent:
+                rules.append(Rule(f"FIN {number}", lambda half=half: self.deliver_fin(half)))
+            if half.unacked:
+                rules.append(Rule(f"ACK {number}", lambda half=half: self.ack(half)))
+        for number, splice in enumerate(self.so_splice.live):
+            if splice.state == QUEUED:
+                rules.append(Rule(f"move {number}", lambda made=splice: self.worker_move(made)))
+            elif splice.state == RUNNING:
+                rules.append(Rule(f"rest {number}", lambda made=splice: self.worker_idle(made)))
+        if self.so_splice.late:
+            rules.append(Rule("late batch", self.so_splice.finish_late))
+        return rules
+
+    def package_is_awake(self) -> bool:
+        """Whether one of its loops has something to do."""
+        return any(box.awake() for box in self.mailboxes) or any(
+            sleeper.awake() for sleeper in self.sleepers
+        )
+
+    def settle(self) -> bool:
+        """One round of everything that can happen without the clock; True: something did."""
+        rules = self.enabled()
+        for rule in rules:
+            if any(rule.name == other.name for other in self.enabled()):
+                rule.happen()
+        awake = self.package_is_awake()
+        if awake:
+            for loop in list(self.loops):
+                if loop in self.loops:
+                    self.turn(loop)
+        return bool(rules) or awake
+
+    def run_until(self, condition: Callable[[], object], seconds: float = 30.0) -> bool:
+        """Let everything happen until the condition holds; False: it will not within that time."""
+        until = self.time + seconds
+        while not condition():
+            if self.settle():
+                continue
+            times = [
+                sleeper.sleeps_until
+                for sleeper in self.sleepers
+                if sleeper.sleeps_until is not None
+            ]
+            if not times or min(times) > until:
+                self.tick(max(0.0, until - self.time) if seconds < 1e8 else 0.0)
+                while self.settle():
+                    pass
+                return bool(condition())
+            self.tick(max(0.0, min(times) - self.time))
+        return True
+
+    def quiet(self, seconds: float = 0.0) -> None:
+        """Let everything happen that can, for so long."""
+        self.run_until(lambda: False, seconds)
+
+    def blocking(self, call: Callable[[], T]) -> T:
+        """A blocking call of a program's: it goes on when it can."""
+        result: list[T] = []
+
+        def possible() -> bool:
+            try:
+                result.append(call())
+            except BlockingIOError:
+                return False
+            return True
+
+        if not self.run_until(possible):
+            raise TimeoutError("a call of the modelled program's would block for ever")
+        return result[0]
+
+    def check_quiet(self) -> None:
+        """After all flows are over: nothing of the package's is left."""
+        assert not self.so_splice.live, "a splice lives on"
+        assert all(not kqueue.filters for kqueue in self._kqueues), "a filter is left armed"

@@ -1,0 +1,35 @@
+"""KernelFlow, Splice and Relay on the modelled kernels, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from machine.machine import KernelMachine
+
+STEPS = 50
+
+
+@pytest.mark.parametrize("version", ["14.3", "15.1", "openbsd"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        1_500,
+        pytest.param(20_000, marks=pytest.mark.slow),
+        pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
+    ],
+)
+def test_whatever_happens(version: str, steps: int) -> None:
+    made = type("Machine", (KernelMachine,), {"version": version})
+    run_state_machine_as_test(
+        made,
+        settings=settings(
+            max_examples=steps // STEPS,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            print_blob=True,
+        ),
+    )
