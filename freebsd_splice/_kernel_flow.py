@@ -177,7 +177,7 @@ class KernelFlow:
         elif self._spliced:
             self._settle(reason)
         else:
-            self._finish(Verdict(self._by_hand(reason)))
+            self._finish_between(reason)
 
     def _splice(self) -> None:
         """Set a splice for what may still be moved.  Nothing may be asked of the kernel that
@@ -312,7 +312,7 @@ class KernelFlow:
         elif self._room() == 0:
             self._finish(Verdict(Reason.LIMIT))
         elif stopped is not None:
-            self._finish(Verdict(self._by_hand(stopped)))
+            self._finish_between(stopped)
         else:
             # This is a worker's thread, and setting a splice can have to wait (F24).
             self._in_head = False
@@ -337,6 +337,14 @@ class KernelFlow:
             mover=SO_SPLICE if self._fallback is None else mover,
             fallback=self._fallback,
         )
+
+    def _finish_between(self, reason: Reason) -> None:
+        """Stopped with ``initial`` sent and no splice yet."""
+        failure = drain_failure(self._calls, self._drain)
+        if failure is not None:
+            self._finish(Verdict(Reason.DRAIN_ERROR, failure))
+        else:
+            self._finish(Verdict(self._by_hand(reason)))
 
     def _by_hand(self, reason: Reason) -> Reason:
         open_still = all(

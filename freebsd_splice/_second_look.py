@@ -16,6 +16,10 @@ from ._watcher import Timer, Watcher
 FIRST_SECONDS = 0.01
 RAREST_SECONDS = 1.0
 
+#: What shows of an end: no more will come, or the drain is none any more (F14, F20).
+_SOURCE_SHOWS = Glance.READ_HANGUP | Glance.HANGUP
+_DRAIN_SHOWS = Glance.WRITE | Glance.HANGUP
+
 
 class Looked(Protocol):
     """A flow that the kernel serves now."""
@@ -156,13 +160,13 @@ class _Batch:
         shown = set()
         for descriptor, glance in self._glances.look():
             drained = self._drains.get(descriptor)
-            if drained is not None and glance & (Glance.HANGUP | Glance.WRITE):
+            if drained is not None and glance & _DRAIN_SHOWS:
                 shown.add(drained)
             spliced = self._sources.get(descriptor)
             # With bytes unread, the kernel has still to come to the end (F29).
             if (
                 spliced is not None
-                and glance & (Glance.HANGUP | Glance.READ_HANGUP)
+                and glance & _SOURCE_SHOWS
                 and self._calls.unread(descriptor) == 0
             ):
                 shown.add(spliced)

@@ -73,7 +73,8 @@ def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended)
 
 def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
     with source.lock:
-        failure, cause = source.failure(), source.take_cause()
+        source.failure()  # reads SO_ERROR, where the cause is
+        cause = source.take_cause()
     if cause is not None and cause.errno == errno.ETIMEDOUT and ended.idle:
         return Verdict(Reason.IDLE)
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
@@ -87,7 +88,7 @@ def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
     if (left and ended.room is not None) or cause is not None:
         # A short splice: what is left of the limit has to be asked for again.  Not for ever.
         return AGAIN if ended.moved else REST
-    return Verdict(Reason.UNSPLICED if failure is None else Reason.SOURCE_ERROR, failure)
+    return Verdict(Reason.UNSPLICED)
 
 
 def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:

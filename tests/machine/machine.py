@@ -37,32 +37,23 @@ class KernelMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.scene.over is not None)
     @rule()
-    def cancel(self) -> None:
-        self._step()
-        self.scene.cancel()
-
-    @precondition(lambda self: self.scene.over is not None)
-    @rule()
     def count(self) -> None:
         self._step()
         assert self.scene.over is not None
         assert self.scene.over.bytes is not None
 
     @precondition(lambda self: self.scene.over is not None)
-    @rule(left=st.booleans())
-    def close_under_it(self, left: bool) -> None:
+    @rule(what=st.sampled_from(["cancel", "close left", "close right", "unsplice", "shut down"]))
+    def something_drastic(self, what: str) -> None:
         self._step()
-        self.scene.close(left)
-
-    @rule(number=numbers)
-    def somebody_elses_unsplice(self, number: int) -> None:
-        self._step()
-        self.scene.unsplice(number)
-
-    @rule()
-    def shut_the_drain_down(self) -> None:
-        self._step()
-        self.scene.shut_drain()
+        if what == "cancel":
+            self.scene.cancel()
+        elif what == "unsplice":
+            self.scene.unsplice(0)
+        elif what == "shut down":
+            self.scene.shut_drain()
+        else:
+            self.scene.close(what == "close left")
 
     # The peers
 
@@ -102,6 +93,22 @@ class KernelMachine(RuleBasedStateMachine):
         if rules:
             rules[number % len(rules)].happen()
 
+    @rule(numbers=st.lists(st.integers(0, 15), min_size=1, max_size=6))
+    def the_worker_is_interrupted(self, numbers: list[int]) -> None:
+        """F14: between the last bytes and its rest."""
+        self._step()
+        for splice in self.scene.world.splices:
+            if splice.state == "queued":
+                self.scene.world.worker_move(splice)
+                break
+        self._happen(numbers)
+
+    @rule(numbers=st.lists(st.integers(0, 15), min_size=1, max_size=4))
+    def the_next_call_is_interrupted(self, numbers: list[int]) -> None:
+        """F19: what fires between the registration and the splice is stale."""
+        self._step()
+        self.scene.world.so_splice.during_set = lambda: self._happen(numbers)
+
     @rule(number=numbers, size=sizes)
     def a_segment_arrives(self, number: int, size: int) -> None:
         self._step()
@@ -112,6 +119,7 @@ class KernelMachine(RuleBasedStateMachine):
     def a_dying_drain_takes_a_batch_with_it(self) -> None:
         self.scene.world.so_splice.vanish = True
 
+    @precondition(lambda self: self.version == "openbsd")
     @rule()
     def limits_are_met_in_two_parts(self) -> None:
         self.scene.world.so_splice.short_splices = True
@@ -148,6 +156,13 @@ class KernelMachine(RuleBasedStateMachine):
                 self.scene.finish()
         finally:
             self.scene.tear_down()
+
+    def _happen(self, numbers: list[int]) -> None:
+        for number in numbers:
+            rules = self.scene.world.enabled()
+            network = [rule for rule in rules if not rule.name.startswith(("move", "rest"))]
+            if network:
+                network[number % len(network)].happen()
 
     def _step(self) -> None:
         self.scene.events += 1

@@ -38,16 +38,23 @@ class SoSplice:
         self.late: list[tuple[Endpoint, Endpoint, bytes]] = []  # F19: moving behind a timeout
         self.vanish = False  # F16: the batch that a dying drain was being given is lost
         self.short_splices = False  # OpenBSD: the limit's last part isn't moved at once
-        self.during_set: Callable[[], object] | None = None  # F35
+        #: Something of somebody else's that happens inside the next call: before the kernel looks
+        #: at the two sockets (after the caller has), and before the splice is live (F35).
+        self.before_set: Callable[[], object] | None = None
+        self.during_set: Callable[[], object] | None = None
         self._kqueues = kqueues
         self._now = now
 
     # The three calls
 
     def set(self, source: Endpoint, drain: Endpoint, max_bytes: int, idle: float) -> None:
+        before, self.before_set = self.before_set, None
+        if before is not None:
+            before()
         self._check(source, drain)
-        if self.during_set is not None:
-            self.during_set()
+        during, self.during_set = self.during_set, None
+        if during is not None:
+            during()
         deadline = self._now() + idle if idle else None
         splice = ModelledSplice(source, drain, max_bytes, idle, deadline)
         source.splice = drain.drained = splice

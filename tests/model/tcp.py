@@ -127,7 +127,7 @@ class Endpoint:
     def die(self, number: int) -> None:
         """The connection is gone: nothing is sent any more, what has come can still be read."""
         self.dead = self.cannot_send = self.cannot_receive = True
-        self.error = self.error or number
+        self.error = number or self.error
         self.outgoing.unsent.clear()
         self.outgoing.unacked = 0
         self.outgoing.fin = False

@@ -6,6 +6,7 @@ import errno
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from freebsd_splice._port import Readiness
@@ -231,21 +232,20 @@ class World:
         rules = []
         for number, half in enumerate(self.halves):
             receiver = half.receiver
+            gone = receiver.closed or receiver.dead
             if half.reset:
-                rules.append(Rule(f"reset {number}", lambda half=half: self.deliver_reset(half)))
-            elif half.unsent and (
-                receiver.closed or receiver.dead or len(receiver.received) < receiver.receive_buffer
-            ):
-                rules.append(Rule(f"deliver {number}", lambda half=half: self.deliver(half)))
+                rules.append(Rule(f"reset {number}", partial(self.deliver_reset, half)))
+            elif half.unsent and (gone or len(receiver.received) < receiver.receive_buffer):
+                rules.append(Rule(f"deliver {number}", partial(self.deliver, half)))
             elif half.fin and not half.fin_delivered and not half.unsent:
-                rules.append(Rule(f"FIN {number}", lambda half=half: self.deliver_fin(half)))
+                rules.append(Rule(f"FIN {number}", partial(self.deliver_fin, half)))
             if half.unacked:
-                rules.append(Rule(f"ACK {number}", lambda half=half: self.ack(half)))
+                rules.append(Rule(f"ACK {number}", partial(self.ack, half)))
         for number, splice in enumerate(self.so_splice.live):
             if splice.state == QUEUED:
-                rules.append(Rule(f"move {number}", lambda made=splice: self.worker_move(made)))
+                rules.append(Rule(f"move {number}", partial(self.worker_move, splice)))
             elif splice.state == RUNNING:
-                rules.append(Rule(f"rest {number}", lambda made=splice: self.worker_idle(made)))
+                rules.append(Rule(f"rest {number}", partial(self.worker_idle, splice)))
         if self.so_splice.late:
             rules.append(Rule("late batch", self.so_splice.finish_late))
         return rules

@@ -1,0 +1,230 @@
+"""Counter-measures taken out, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+from freebsd_splice import _kernel_flow, _second_look, _verdict
+from freebsd_splice._flow import Reason
+from freebsd_splice._kernel import Kernel
+from freebsd_splice._kernel_checks import drain_failure
+from freebsd_splice._kernel_flow import KernelFlow
+from freebsd_splice._kernel_port import Glance
+from freebsd_splice._second_look import SecondLook
+from model.port import ModelPort
+
+Patches = list[tuple[Any, str, Any]]
+
+
+def splicing_before_arming() -> Patches:
+    """F19: the filters are registered when the splice is there already."""
+
+    def splice(self: KernelFlow) -> None:
+        room = self._room()
+        source, drain = self.pair
+        self._spliced = True
+        self._set_splice(source, drain, 0 if room is None else room)
+        self._kernel.arm(self)
+        self._kernel.looks.begin(self)
+
+    return [(KernelFlow, "_splice", _checked(splice))]
+
+
+def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], None]:
+    def checked(self: KernelFlow) -> None:
+        failure = drain_failure(self._calls, self._drain)
+        if failure is not None:
+            self._finish(_verdict.Verdict(Reason.DRAIN_ERROR, failure))
+            return
+        try:
+            splice(self)
+        except OSError as error:
+            self._spliced = False
+            self._refused(error)
+
+    return checked
+
+
+def believing_events() -> Patches:
+    """F19: whoever is woken takes the splice for over, and does not end it by hand."""
+    settle = KernelFlow._settle
+
+    def believe(self: KernelFlow, reason: Reason | None = None) -> None:
+        if reason is not None:
+            settle(self, reason)
+            return
+        with mock.patch.object(self._calls, "end_splice", _already_over):
+            settle(self)
+
+    return [(KernelFlow, "_settle", believe)]
+
+
+def _already_over(source: int) -> None:
+    raise OSError(57, "Socket is not connected")
+
+
+def no_second_look() -> Patches:
+    """F14"""
+    return [(SecondLook, "begin", lambda self, flow: None)]
+
+
+def no_look_at_the_drain() -> Patches:
+    """F14: a drain's reset can be lost like an EOF."""
+    return [(_second_look, "_DRAIN_SHOWS", Glance.NONE)]
+
+
+def no_look_at_the_count() -> Patches:
+    """F19: a limit that is met behind a full drain."""
+    return [(KernelFlow, "counts", False)]
+
+
+def no_tail() -> Patches:
+    """F13: an EOF with bytes left behind is passed on at once."""
+    return [(KernelFlow, "_move_rest", lambda self: self._finish(_verdict.Verdict(Reason.EOF)))]
+
+
+def the_kernels_idle_time() -> Patches:
+    """F11, F19: sp_idle on FreeBSD."""
+    make = KernelFlow.__init__
+
+    def with_idle(self: KernelFlow, kernel: Kernel, *, fallback: bool, idle: float | None) -> None:
+        make(self, kernel, fallback=fallback, idle=idle)
+        self._idle = idle or 0.0
+
+    return [(KernelFlow, "__init__", with_idle)]
+
+
+def no_look_at_the_drains_state() -> Patches:
+    """F21"""
+    return [(_kernel_flow, "drain_failure", lambda calls, drain: None)]
+
+
+def no_drain_first() -> Patches:
+    """F16: a drain that died with a batch is reported like any other end."""
+    return [(_verdict, "drain_failure", lambda calls, drain: None)]
+
+
+def blocking_sockets() -> Patches:
+    """F24"""
+    duplicate = ModelPort.duplicate
+
+    def blocking(self: ModelPort, original: Any) -> Any:
+        endpoint, was_blocking = duplicate(self, original)
+        self._endpoint(endpoint).non_blocking = not was_blocking
+        return endpoint, was_blocking
+
+    return [(ModelPort, "duplicate", blocking)]
+
+
+def a_limit_that_runs_out_is_none() -> Patches:
+    """0 bytes left, which to the kernel is no limit."""
+    met = _verdict.verdict
+
+    def blind(*arguments: Any) -> _verdict.Verdict:
+        found = met(*arguments)
+        return _verdict.AGAIN if found.reason is Reason.LIMIT else found
+
+    return [(_kernel_flow, "verdict", blind)]
+
+
+def the_whole_limit_again() -> Patches:
+    """Each segment of a limited flow is given the limit anew."""
+    return [(KernelFlow, "_room", lambda self: self._limit)]
+
+
+def resplicing_whatever_ended_it() -> Patches:
+    """Somebody else's unsplice is taken for nothing."""
+
+    original = _verdict._freebsd
+
+    def patched(*arguments: Any) -> _verdict.Verdict:
+        found = original(*arguments)
+        return _verdict.AGAIN if found.reason is Reason.UNSPLICED else found
+
+    return [(_verdict, "_freebsd", patched)]
+
+
+def giving_up_what_was_ended_in_error() -> Patches:
+    """F19: a stale event ends a live splice, and it is not set again."""
+    return [(_verdict, "AGAIN", _verdict.Verdict(Reason.UNSPLICED))]
+
+
+def no_lock() -> Patches:
+    """F35: an end does not wait for a set under way."""
+    make = KernelFlow.__init__
+
+    def without(self: KernelFlow, kernel: Kernel, **options: Any) -> None:
+        make(self, kernel, **options)
+        self._lock = nullcontext()  # type: ignore[assignment]
+
+    return [(KernelFlow, "__init__", without)]
+
+
+def no_look_after_the_other_directions_end() -> Patches:
+    """F14: the answer's EOF is lost long after the start."""
+    return [(KernelFlow, "look_soon", lambda self: None)]
+
+
+def no_second_try() -> Patches:
+    """F22: nobody finds out that the source has been spoiled."""
+    return [(_kernel_flow, "poisons", lambda calls: False)]
+
+
+def no_look_at_the_drain_before_the_first_splice() -> Patches:
+    """F16: ``initial`` has been sent to a drain that is dead by now."""
+    return [
+        (
+            KernelFlow,
+            "_finish_between",
+            lambda self, reason: self._finish(_verdict.Verdict(self._by_hand(reason))),
+        )
+    ]
+
+
+MUTANTS = [
+    splicing_before_arming,
+    believing_events,
+    no_second_look,
+    no_look_at_the_drain,
+    no_look_at_the_count,
+    no_tail,
+    the_kernels_idle_time,
+    no_look_at_the_drains_state,
+    no_drain_first,
+    blocking_sockets,
+    a_limit_that_runs_out_is_none,
+    the_whole_limit_again,
+    resplicing_whatever_ended_it,
+    giving_up_what_was_ended_in_error,
+    no_lock,
+    no_look_after_the_other_directions_end,
+    no_second_try,
+    no_look_at_the_drain_before_the_first_splice,
+]
+
+#: Those that a short run of the state machine meets too.
+MET_BY_CHANCE = [
+    believing_events,
+    no_tail,
+    the_kernels_idle_time,
+    no_look_at_the_drains_state,
+    no_drain_first,
+    blocking_sockets,
+    a_limit_that_runs_out_is_none,
+    giving_up_what_was_ended_in_error,
+]
+
+
+@contextmanager
+def applied(mutant: Callable[[], Patches]) -> Iterator[None]:
+    patches = [mock.patch.object(where, name, new) for where, name, new in mutant()]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()

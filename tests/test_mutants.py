@@ -1,0 +1,46 @@
+"""Each counter-measure of KernelFlow's taken out: something must fail then."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from machine.machine import KernelMachine
+from machine.mutants import MET_BY_CHANCE, MUTANTS, Patches, applied
+from machine.scenarios import FREEBSD, stage
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_scenario_notices(mutant: Callable[[], Patches]) -> None:
+    noticed = []
+    logging.disable(logging.CRITICAL)
+    for scenario in FREEBSD:
+        try:
+            with applied(mutant), stage("14.3") as made:
+                scenario(made)
+        except Exception:
+            noticed.append(scenario.__name__)
+    logging.disable(logging.NOTSET)
+    assert noticed, "no scenario fails without it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MET_BY_CHANCE, ids=lambda mutant: mutant.__name__)
+def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:
+    with applied(mutant), pytest.raises(BaseException):  # noqa: B017 - whichever assertion it is
+        run_state_machine_as_test(
+            KernelMachine,
+            settings=settings(
+                max_examples=4_000,
+                stateful_step_count=50,
+                deadline=None,
+                derandomize=True,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                phases=[Phase.generate],
+            ),
+        )
