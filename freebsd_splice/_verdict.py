@@ -73,8 +73,8 @@ def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended)
 
 def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
     with source.lock:
-        source.failure()  # reads SO_ERROR, where the cause is
-        cause = source.take_cause()
+        failure = source.failure()
+        cause = source.take_cause()  # which stood in SO_ERROR
     if cause is not None and cause.errno == errno.ETIMEDOUT and ended.idle:
         return Verdict(Reason.IDLE)
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
@@ -83,6 +83,8 @@ def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
     left = _at_source(port, source)
     if isinstance(left, Verdict):
         return left
+    if left and failure is not None and not isinstance(failure, BrokenPipeError):
+        return REST  # a reset behind bytes that found the drain full
     if ended.was_live:
         return AGAIN
     if (left and ended.room is not None) or cause is not None:

@@ -35,6 +35,13 @@ class KernelMachine(RuleBasedStateMachine):
         self._step()
         self.scene.begin(idle_timeout)
 
+    @precondition(lambda self: self.scene.over is None)
+    @rule()
+    def the_drain_is_shut_down_before(self) -> None:
+        """F21"""
+        self._step()
+        self.scene.shut_drain()
+
     @precondition(lambda self: self.scene.over is not None)
     @rule()
     def count(self) -> None:

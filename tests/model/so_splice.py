@@ -55,6 +55,7 @@ class SoSplice:
         during, self.during_set = self.during_set, None
         if during is not None:
             during()
+        idle = abs(idle)  # F11
         deadline = self._now() + idle if idle else None
         splice = ModelledSplice(source, drain, max_bytes, idle, deadline)
         source.splice = drain.drained = splice

@@ -1,0 +1,363 @@
+"""The stage on the kernel that runs this: real sockets over loopback, and plain setsockopt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import select
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+SO_SPLICE = 0x1023
+FIONREAD = 0x4004667F
+POLLRDHUP = 0x4000
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+#: Emulated machines are slow: every wait is stretched by this.
+SLOWNESS = float(os.environ.get("FREEBSD_SPLICE_SLOWNESS", "1"))
+#: Seconds in which nothing must change before something counts as all that happens.
+QUIET = 0.08
+#: Seconds for everything else.
+PATIENCE = 20.0
+
+_select: Any = select
+_unix: Any = os
+
+
+def cannot_play() -> str | None:
+    """Why no row can be played on this machine; None where they can."""
+    if not sys.platform.startswith(("freebsd", "openbsd")):
+        return f"{sys.platform} has no SO_SPLICE"
+    with socket.socket() as probe:
+        try:
+            probe.getsockopt(socket.SOL_SOCKET, SO_SPLICE, 8)
+        except OSError as error:
+            return f"this kernel has no SO_SPLICE: {error.strerror}"
+    return None
+
+
+class KernelStage:
+    """See ``Stage``."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._kqueue = _select.kqueue()
+        self._stack.callback(self._kqueue.close)
+        self.source, self.sender = self._pair()
+        self.drain, self.receiver = self._pair()
+        self.sent = 0
+        self._events: list[str] = []
+        self._armed = False
+        self._arrived = bytearray()
+        self._descriptors: dict[str, int] = {}
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @property
+    def system(self) -> str:
+        return platform.system()
+
+    @property
+    def release(self) -> tuple[int, int]:
+        # A jail fakes the release, not the version (F36).
+        found = re.match(r"\w+ (\d+)\.(\d+)", _unix.uname().version)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    # What is seen
+
+    def seen_events(self) -> list[str]:
+        self._settle()
+        return self._events
+
+    def seen_poll(self, which: str) -> set[str]:
+        poll = _select.poll()
+        poll.register(self._descriptor(which), select.POLLIN | select.POLLOUT | POLLRDHUP)
+        shown = poll.poll(0)
+        bits = {
+            "IN": select.POLLIN,
+            "OUT": select.POLLOUT,
+            "HUP": select.POLLHUP,
+            "RDHUP": POLLRDHUP,
+        }
+        return {name for name, bit in bits.items() if shown and shown[0][1] & bit}
+
+    def seen_count(self) -> int:
+        value = self.source.getsockopt(socket.SOL_SOCKET, SO_SPLICE, 8)
+        return int.from_bytes(value, sys.byteorder, signed=True)
+
+    def seen_error(self, which: str) -> int:
+        chosen = self.source if which == "source" else self.drain
+        return chosen.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def seen_left(self) -> bytes:
+        self._settle()
+        return _take(self.source)
+
+    def seen_arrived(self) -> bytes:
+        while True:  # reading makes room, and more comes
+            more = _take(self.receiver)
+            self._arrived += more
+            if not more and not self._settle():
+                return bytes(self._arrived)
+
+    def expected(self, first: int, count: int) -> bytes:
+        return _pattern(first, count)
+
+    # The words of a script
+
+    def do_nothing(self) -> None: ...
+
+    def do_splice(
+        self,
+        where: str = "",
+        max: int = 0,
+        idle: float = 0.0,
+        length: int | None = None,
+    ) -> None:
+        source, drain = self._descriptor("source"), self._descriptor("drain")
+        if where == "back":
+            _set(self.drain.fileno(), self.source.fileno())
+        elif where == "other":
+            _set(self._pair()[0].fileno(), drain)
+        else:
+            self._arm()
+            _set(source, drain, max, idle, length)
+        self._settle()
+
+    def do_end(self) -> None:
+        _set(self._descriptor("source"), -1)
+        self._settle()
+
+    def do_count(self, length: int) -> None:
+        value = self.source.getsockopt(socket.SOL_SOCKET, SO_SPLICE, length)
+        assert len(value) == length
+        assert int.from_bytes(value, sys.byteorder) == self.seen_count()
+
+    def do_send(self, count: int) -> None:
+        self.sender.sendall(_pattern(self.sent, count))
+        self.sent += count
+        self._settle()
+
+    def do_answer(self, count: int) -> None:
+        self.receiver.sendall(_pattern(0, count))
+        self.sender.settimeout(PATIENCE * SLOWNESS)
+        got = b""
+        while len(got) < count:
+            got += self.sender.recv(count - len(got))
+        assert got == _pattern(0, count)
+
+    def do_fill(self) -> None:
+        """Send until nothing moves any more, and less than the source's buffer can take."""
+        self.sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self._settle() or self.seen_count() == self.sent:
+                self.sent += self.sender.send(_pattern(self.sent, 20_000))
+        self.sender.settimeout(PATIENCE * SLOWNESS)
+
+    def do_fin(self) -> None:
+        self.sender.shutdown(socket.SHUT_WR)
+        self._settle()
+
+    def do_reset(self) -> None:
+        _reset(self.sender)
+        self._settle()
+
+    def do_drain(self, what: str) -> None:
+        """What the drain's peer does, or sees."""
+        if what == "fin":
+            self.receiver.shutdown(socket.SHUT_WR)
+        elif what == "close":
+            self.receiver.close()
+        elif what == "reset":
+            _reset(self.receiver)
+        else:
+            self._arrived += _take(self.receiver)
+            ended = self.receiver in select.select([self.receiver], [], [], 0)[0]
+            assert ended == (what == "ended"), "the drain's peer sees an end or does not"
+        self._settle()
+
+    def do_sender(self, what: str) -> None:
+        assert what == "reset"
+        with contextlib.suppress(ConnectionResetError):
+            self.sender.recv(1)
+            raise AssertionError("the sender sees no reset")
+
+    def do_shut(self, which: str) -> None:
+        if which == "drain":
+            self.drain.shutdown(socket.SHUT_WR)
+        else:
+            self.source.shutdown(socket.SHUT_RD)
+        self._settle()
+
+    def do_close(self, which: str) -> None:
+        (self.source if which == "source" else self.drain).close()
+        self._settle()
+
+    def do_shrink(self, which: str) -> None:
+        self.drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    def do_duplicates(self) -> None:
+        for made in (self.source, self.drain):
+            made.dup().close()
+
+    def do_wait(self, seconds: float) -> None:
+        time.sleep(seconds * SLOWNESS)
+        self._settle()
+
+    def do_read(self) -> None:
+        self.seen_arrived()
+
+    def do_receive(self) -> None:
+        self.source.recv(1)
+
+    def do_use(self, source: str = "", drain: str = "") -> None:
+        for role, kind in (("source", source), ("drain", drain)):
+            if kind == "IPv6":
+                self.source, self.sender = self._pair(socket.AF_INET6)
+            elif kind == "fresh":
+                self.drain, self.receiver = self._pair()
+                self._descriptors.pop(role, None)
+                self._armed = False
+            elif kind == "self":
+                self.drain, self.receiver = self.source, self.sender
+            elif kind:
+                self._descriptors[role] = self._special(kind)
+
+    # Below that
+
+    def _descriptor(self, which: str) -> int:
+        plain = self.source if which == "source" else self.drain
+        return self._descriptors.get(which, plain.fileno())
+
+    def _special(self, kind: str) -> int:
+        keep = self._stack.enter_context
+        if kind == "file":
+            descriptor = os.open(os.devnull, os.O_RDONLY)
+            self._stack.callback(os.close, descriptor)
+            return descriptor
+        if kind == "unix":
+            one, other = socket.socketpair()
+            keep(other)
+            return keep(one).fileno()
+        if kind == "udp":
+            made = keep(socket.socket(type=socket.SOCK_DGRAM))
+            made.connect(("127.0.0.1", 9))
+            return made.fileno()
+        made = keep(socket.socket())
+        if kind == "listening":
+            made.bind(("127.0.0.1", 0))
+            made.listen(1)
+        elif kind == "closed":
+            descriptor = made.fileno()
+            made.close()
+            return descriptor
+        return made.fileno()
+
+    def _pair(self, family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+        address = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        with socket.socket(family) as listener:
+            listener.bind((address, 0))
+            listener.listen(1)
+            far = self._stack.enter_context(socket.socket(family))
+            far.settimeout(PATIENCE * SLOWNESS)
+            far.connect(listener.getsockname())
+            near = self._stack.enter_context(listener.accept()[0])
+        near.setblocking(False)
+        return near, far
+
+    def _arm(self) -> None:
+        """F19: before the splice, and what fires at once is read away."""
+        if self._armed or self._descriptors:
+            return
+        self._armed = True
+        flags = _select.KQ_EV_ADD | _select.KQ_EV_CLEAR
+        changes = [
+            _select.kevent(self.source.fileno(), _select.KQ_FILTER_READ, flags),
+            _select.kevent(self.drain.fileno(), _select.KQ_FILTER_WRITE, flags),
+        ]
+        self._kqueue.control(changes, 0, 0)
+        self._collect()
+        self._events.clear()
+
+    def _collect(self) -> bool:
+        events = self._kqueue.control(None, 16, 0)
+        for event in events:
+            name = "src.R" if event.filter == _select.KQ_FILTER_READ else "drain.W"
+            self._events.append(name + (" EOF" if event.flags & _select.KQ_EV_EOF else ""))
+        return bool(events)
+
+    def _settle(self) -> bool:
+        """Wait until nothing changes any more; whether anything did."""
+        changed, before = False, self._snapshot()
+        end = time.monotonic() + PATIENCE * SLOWNESS
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < QUIET * SLOWNESS:
+            select.select([self._kqueue], [], [], 0.005)
+            now = self._snapshot()
+            if self._collect() or now != before:
+                changed, before, quiet_since = True, now, time.monotonic()
+            if time.monotonic() > end:
+                raise TimeoutError("the kernel does not come to rest")
+        return changed
+
+    def _snapshot(self) -> list[object]:
+        found: list[object] = []
+        for made in (self.source, self.drain, self.sender, self.receiver):
+            if made.fileno() >= 0:
+                unread = bytearray(4)
+                _ioctl(made.fileno(), unread)
+                poll = _select.poll()
+                poll.register(made.fileno(), select.POLLIN | POLLRDHUP)
+                found.append((bytes(unread), poll.poll(0)))
+        return found
+
+
+def _set(
+    source: int, drain: int, max_bytes: int = 0, idle: float = 0.0, length: int | None = None
+) -> None:
+    """F2: every platform's own layout."""
+    seconds, microseconds = divmod(round(idle * 1_000_000), 1_000_000)
+    if idle < 0:  # as it would be written by hand
+        seconds, microseconds = int(idle), 0
+    if sys.maxsize > 2**32:
+        layout = "i4xqqq"
+    else:
+        layout = "=iqii" if sys.platform.startswith("freebsd") else "=iqqi"
+    value = struct.pack(layout, drain, max_bytes, seconds, microseconds)
+    if length is not None:
+        value = value[:length].ljust(length, b"\0")
+    with socket.socket(fileno=os.dup(source)) as made:
+        made.setsockopt(socket.SOL_SOCKET, SO_SPLICE, value)
+
+
+def _ioctl(descriptor: int, answer: bytearray) -> None:
+    import fcntl
+
+    fcntl.ioctl(descriptor, FIONREAD, answer)
+
+
+def _take(made: socket.socket) -> bytes:
+    """What can be read without waiting."""
+    data = bytearray()
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        while piece := made.recv(1 << 20, getattr(socket, "MSG_DONTWAIT", 0)):
+            data += piece
+    return bytes(data)
+
+
+def _pattern(first: int, count: int) -> bytes:
+    """Bytes of which no two short pieces are alike."""
+    numbers = range(first // 3, (first + count) // 3 + 1)
+    whole = b"".join((number & 0xFFFFFF).to_bytes(3, "big") for number in numbers)
+    return whole[first % 3 :][:count]
+
+
+def _reset(made: socket.socket) -> None:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    made.close()
