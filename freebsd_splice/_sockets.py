@@ -61,11 +61,16 @@ class SharedSocket:
         """
         if self._failure is None:
             error = self._port.take_error(self.endpoint)
-            if error is not None and self.keeps_causes and self._port.is_connected(self.endpoint):
-                self._cause = error  # a connection that lives has not died of anything
+            if error is not None and self.keeps_causes and self._is_cause(error):
+                self._cause = error
             else:
                 self._failure = error
         return self._failure
+
+    def _is_cause(self, error: OSError) -> bool:
+        """No connection dies of these, and one that lives has not died of anything."""
+        ends = (errno.EFBIG, errno.EPIPE, errno.ELOOP, errno.ENOBUFS)
+        return error.errno in ends or self._port.is_connected(self.endpoint)
 
     def take_cause(self) -> OSError | None:
         """Why the kernel has ended the splice of this source, where it says so (with ``lock``)."""

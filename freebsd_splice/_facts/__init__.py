@@ -10,25 +10,26 @@ from collections import Counter
 from collections.abc import Callable
 
 from ._kernel_stage import KernelStage, cannot_play
-from ._play import Result, Stage, holds_here, play
+from ._play import Result, Stage, play, played_here
 from ._row import Row
 from ._table import rows
 
 __all__ = ["KernelStage", "Result", "Row", "Stage", "cannot_play", "main", "play", "rows", "run"]
 
 
-def run(say: Callable[[str], object]) -> Counter[str]:
-    """Play every row that can be played on this kernel, a line each; how many went how."""
+def run(say: Callable[[str], object], stages: Callable[[], Stage] = KernelStage) -> Counter[str]:
+    """Play every row that can be played on such a stage, a line each; how many went how."""
     counts: Counter[str] = Counter()
     for row in rows():
-        stage = KernelStage()
+        stage = stages()
         try:
-            if not holds_here(row, stage):
+            shown = played_here(row, stage)
+            if shown is None:
                 continue  # it is about another system
             if row.model_only:
                 verdict, more = "not played here", [row.model_only]
             else:
-                more = play(row, stage).differs
+                more = play(shown, stage).differs
                 verdict = "differs" if more else "ok"
         except (AssertionError, OSError) as error:
             verdict, more = "differs", [f"{type(error).__name__}: {error}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 import re
@@ -13,15 +14,19 @@ import sys
 import time
 from typing import Any
 
+from ._row import Row
+
 SO_SPLICE = 0x1023
-FIONREAD = 0x4004667F
+FIONREAD = getattr(importlib.import_module("termios"), "FIONREAD", 0) if os.name == "posix" else 0
 POLLRDHUP = 0x4000
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 #: Emulated machines are slow: every wait is stretched by this.
 SLOWNESS = float(os.environ.get("FREEBSD_SPLICE_SLOWNESS", "1"))
 #: Seconds in which nothing must change before something counts as all that happens.
-QUIET = 0.08
+QUIET = 0.05
+#: Bytes of the buffers between the drain and its peer.
+BUFFER = 65_536
 #: Seconds for everything else.
 PATIENCE = 20.0
 
@@ -46,8 +51,7 @@ class KernelStage:
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        self._kqueue = _select.kqueue()
-        self._stack.callback(self._kqueue.close)
+        self._kqueue = self._open_kqueue()
         self.source, self.sender = self._pair()
         self.drain, self.receiver = self._pair()
         self.sent = 0
@@ -58,6 +62,25 @@ class KernelStage:
 
     def close(self) -> None:
         self._stack.close()
+
+    def plays(self, row: Row) -> Row | None:
+        return row
+
+    # What another stage over real sockets may do otherwise
+
+    def _open_kqueue(self) -> Any:
+        kqueue = _select.kqueue()
+        self._stack.callback(kqueue.close)
+        return kqueue
+
+    def _set(self, source: int, drain: int, max: int = 0, idle: float = 0.0) -> None:
+        _set(source, drain, max, idle)
+
+    def _end(self, source: int) -> None:
+        _set(source, -1)
+
+    def _set_with_length(self, source: int, drain: int, length: int) -> None:
+        _set(source, drain, length=length)
 
     @property
     def system(self) -> str:
@@ -77,12 +100,12 @@ class KernelStage:
 
     def seen_poll(self, which: str) -> set[str]:
         poll = _select.poll()
-        poll.register(self._descriptor(which), select.POLLIN | select.POLLOUT | POLLRDHUP)
+        poll.register(self._descriptor(which), _select.POLLIN | _select.POLLOUT | POLLRDHUP)
         shown = poll.poll(0)
         bits = {
-            "IN": select.POLLIN,
-            "OUT": select.POLLOUT,
-            "HUP": select.POLLHUP,
+            "IN": _select.POLLIN,
+            "OUT": _select.POLLOUT,
+            "HUP": _select.POLLHUP,
             "RDHUP": POLLRDHUP,
         }
         return {name for name, bit in bits.items() if shown and shown[0][1] & bit}
@@ -122,16 +145,18 @@ class KernelStage:
     ) -> None:
         source, drain = self._descriptor("source"), self._descriptor("drain")
         if where == "back":
-            _set(self.drain.fileno(), self.source.fileno())
+            self._set(self.drain.fileno(), self.source.fileno())
         elif where == "other":
-            _set(self._pair()[0].fileno(), drain)
+            self._set(self._pair()[0].fileno(), drain)
+        elif length is not None:
+            self._set_with_length(source, drain, length)
         else:
             self._arm()
-            _set(source, drain, max, idle, length)
+            self._set(source, drain, max, idle)
         self._settle()
 
     def do_end(self) -> None:
-        _set(self._descriptor("source"), -1)
+        self._end(self._descriptor("source"))
         self._settle()
 
     def do_count(self, length: int) -> None:
@@ -153,12 +178,13 @@ class KernelStage:
         assert got == _pattern(0, count)
 
     def do_fill(self) -> None:
-        """Send until nothing moves any more, and less than the source's buffer can take."""
-        self.sender.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while self._settle() or self.seen_count() == self.sent:
-                self.sent += self.sender.send(_pattern(self.sent, 20_000))
-        self.sender.settimeout(PATIENCE * SLOWNESS)
+        """Send until the drain takes no more; a little is left at the source then."""
+        while True:
+            self._settle()
+            if self.seen_count() < self.sent:
+                return
+            self.sender.sendall(_pattern(self.sent, 20_000))
+            self.sent += 20_000
 
     def do_fin(self) -> None:
         self.sender.shutdown(socket.SHUT_WR)
@@ -265,15 +291,17 @@ class KernelStage:
             listener.bind((address, 0))
             listener.listen(1)
             far = self._stack.enter_context(socket.socket(family))
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)  # soon full
             far.settimeout(PATIENCE * SLOWNESS)
             far.connect(listener.getsockname())
             near = self._stack.enter_context(listener.accept()[0])
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         near.setblocking(False)
         return near, far
 
     def _arm(self) -> None:
         """F19: before the splice, and what fires at once is read away."""
-        if self._armed or self._descriptors:
+        if self._armed or self._descriptors or self._kqueue is None:
             return
         self._armed = True
         flags = _select.KQ_EV_ADD | _select.KQ_EV_CLEAR
@@ -286,7 +314,7 @@ class KernelStage:
         self._events.clear()
 
     def _collect(self) -> bool:
-        events = self._kqueue.control(None, 16, 0)
+        events = self._kqueue.control(None, 16, 0) if self._kqueue else []
         for event in events:
             name = "src.R" if event.filter == _select.KQ_FILTER_READ else "drain.W"
             self._events.append(name + (" EOF" if event.flags & _select.KQ_EV_EOF else ""))
@@ -298,7 +326,7 @@ class KernelStage:
         end = time.monotonic() + PATIENCE * SLOWNESS
         quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < QUIET * SLOWNESS:
-            select.select([self._kqueue], [], [], 0.005)
+            select.select([self._kqueue] if self._kqueue else [], [], [], 0.005)
             now = self._snapshot()
             if self._collect() or now != before:
                 changed, before, quiet_since = True, now, time.monotonic()
@@ -313,7 +341,7 @@ class KernelStage:
                 unread = bytearray(4)
                 _ioctl(made.fileno(), unread)
                 poll = _select.poll()
-                poll.register(made.fileno(), select.POLLIN | POLLRDHUP)
+                poll.register(made.fileno(), _select.POLLIN | POLLRDHUP)
                 found.append((bytes(unread), poll.poll(0)))
         return found
 
@@ -337,16 +365,15 @@ def _set(
 
 
 def _ioctl(descriptor: int, answer: bytearray) -> None:
-    import fcntl
-
+    fcntl: Any = importlib.import_module("fcntl")  # not on Windows
     fcntl.ioctl(descriptor, FIONREAD, answer)
 
 
 def _take(made: socket.socket) -> bytes:
-    """What can be read without waiting."""
+    """What can be read without waiting, whatever the socket's timeout is."""
     data = bytearray()
-    with contextlib.suppress(BlockingIOError, ConnectionError):
-        while piece := made.recv(1 << 20, getattr(socket, "MSG_DONTWAIT", 0)):
+    with contextlib.suppress(ConnectionError):
+        while select.select([made], [], [], 0)[0] and (piece := made.recv(1 << 20)):
             data += piece
     return bytes(data)
 

@@ -22,6 +22,10 @@ class Stage(Protocol):
     @property
     def release(self) -> tuple[int, int]: ...
 
+    def plays(self, row: Row) -> Row | None:
+        """What of a row this stage can show."""
+        ...
+
     @property
     def sent(self) -> int:
         """Bytes that the sender has sent."""
@@ -64,11 +68,13 @@ class Result(NamedTuple):
     differs: list[str]
 
 
-def holds_here(row: Row, stage: Stage) -> bool:
-    """Whether the row says anything about this system and release."""
+def played_here(row: Row, stage: Stage) -> Row | None:
+    """As much of the row as says something about this system and release."""
     if stage.system not in row.systems:
-        return False
-    return stage.system != "FreeBSD" or row.since <= stage.release < row.before
+        return None
+    if stage.system == "FreeBSD" and not row.since <= stage.release < row.before:
+        return None
+    return stage.plays(row)
 
 
 def play(row: Row, stage: Stage) -> Result:

@@ -37,5 +37,8 @@ class Row:
     #: The releases of FreeBSD it holds for: from, and before.
     since: tuple[int, int] = (14, 3)
     before: tuple[int, int] = (99, 0)
+    #: It is about the kernel's raw call, which the package in userspace does not imitate: it
+    #: refuses what would destroy bytes.
+    raw: bool = False
     #: Why it can be played on the model alone; empty: anywhere.
     model_only: str = ""

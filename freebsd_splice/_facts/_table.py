@@ -18,8 +18,8 @@ def rows() -> Sequence[Row]:
 
 
 INTERFACE = [
-    Row("a struct that is too short", "F3", "splice length=4", says="EINVAL"),
-    Row("a longer one is taken", "F3", "splice length=40; send 3", says="ok", count=3),
+    Row("a struct that is too short", "F3", "splice length=4", says="EINVAL", raw=True),
+    Row("a longer one is taken", "F3", "splice length=40; send 3", says="ok", count=3, raw=True),
     Row("the count of a socket never spliced", "F4", "nothing", count=0, systems=BOTH),
     Row(
         "the count stays after the end", "F4", "splice; send 10; end", says="ok", count=10,
@@ -30,8 +30,7 @@ INTERFACE = [
     ),
     Row(
         "four bytes get a truncated count", "F4", "splice; send 10; count length=4", says="ok",
-        count=10,
-    ),
+        count=10, raw=True),
     Row(
         "it survives the closing of a duplicate", "F8", "splice; duplicates; send 10",
         count=10, end="ok", arrived=10, systems=BOTH,
@@ -46,7 +45,7 @@ INTERFACE = [
 
 REFUSALS = [
     Row("a negative limit", "F2", "splice max=-1", says="EINVAL"),
-    Row("a negative time is taken", "F11", "splice idle=-60", says="ok", end="ok"),
+    Row("a negative time is taken", "F11", "splice idle=-60", says="ok", end="ok", raw=True),
     Row("the drain is closed", "F21", "use drain=closed; splice", says="EBADF", systems=BOTH),
     Row("the drain is a file", "F21", "use drain=file; splice", says="ENOTSOCK", systems=BOTH),
     Row("the drain is a Unix socket", "F22", "use drain=unix; splice", says="EPROTONOSUPPORT"),
@@ -163,13 +162,13 @@ AFTER_ENDS = [
 DONT = [
     Row("into a drain that is shut down: bytes are destroyed", "F21",
         "send 5; shut drain; splice", says="ok", events="drain.W EOF", source="OUT", drain="OUT",
-        count=0, end="ENOTCONN", errors=NONE, left=0),
+        count=0, end="ENOTCONN", errors=NONE, left=0, raw=True),
     Row("a second call resets the live one's count", "F23",
-        "splice max=10; send 9; splice; send 9; splice", says="EBUSY", count=0),
+        "splice max=10; send 9; splice; send 9; splice", says="EBUSY", count=0, raw=True),
     Row("the drain is not writable for poll", "F25", "splice", drain="none", end="ok",
         systems=BOTH),
     Row("the drain's buffer is made smaller", "F26", "splice; fill; shrink drain; wait 0.2",
-        end="ENOTCONN"),
+        end="ENOTCONN", raw=True),
 ]  # fmt: skip
 
 MODEL = [

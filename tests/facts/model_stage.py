@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from freebsd_splice._facts import Row
 from freebsd_splice._facts._kernel_stage import _pattern
 from freebsd_splice._port import Readiness
 from model.sockets import ModelPeer, ModelSocket
@@ -44,6 +45,9 @@ class ModelStage:
     @property
     def release(self) -> tuple[int, int]:
         return self.world.calls.release
+
+    def plays(self, row: Row) -> Row | None:
+        return row
 
     # What is seen
 
