@@ -50,6 +50,7 @@ def verdict(
     port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: Ended
 ) -> Verdict:
     """What the flow does next."""
+    cause = _take_cause(source)
     failure = drain_failure(calls, drain)
     if failure is not None:
         # F16: first, for bytes that the drain has taken may have vanished with it.
@@ -57,7 +58,7 @@ def verdict(
     if ended.room is not None and ended.moved >= ended.room:
         return Verdict(Reason.LIMIT)
     if calls.system == "OpenBSD":
-        return _openbsd(port, source, ended)
+        return _openbsd(port, source, cause, ended)
     return _freebsd(port, calls, source, ended)
 
 
@@ -71,10 +72,16 @@ def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended)
     return AGAIN if ended.was_live else Verdict(Reason.UNSPLICED)
 
 
-def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
+def _take_cause(source: SharedSocket) -> OSError | None:
+    """OpenBSD's, out of SO_ERROR: the next to read the source would take it for its own."""
+    if not source.keeps_causes:
+        return None
     with source.lock:
-        failure = source.failure()
-        cause = source.take_cause()  # which stood in SO_ERROR
+        source.failure()
+        return source.take_cause()
+
+
+def _openbsd(port: Port, source: SharedSocket, cause: OSError | None, ended: Ended) -> Verdict:
     if cause is not None and cause.errno == errno.ETIMEDOUT and ended.idle:
         return Verdict(Reason.IDLE)
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
@@ -83,6 +90,8 @@ def _openbsd(port: Port, source: SharedSocket, ended: Ended) -> Verdict:
     left = _at_source(port, source)
     if isinstance(left, Verdict):
         return left
+    with source.lock:
+        failure = source.failure()
     if left and failure is not None and not isinstance(failure, BrokenPipeError):
         return REST  # a reset behind bytes that found the drain full
     if ended.was_live:

@@ -9,26 +9,31 @@ from collections.abc import Iterator
 import pytest
 
 import freebsd_splice
+from conformance.backends import BACKENDS, Served, reason_against, serving
 from conformance.harness import Harness
-from conformance.movers import MOVERS, Served
 from freebsd_splice import _emulation
 from leaks import has_children, open_descriptors
-from ports import RecordingPort, runtime
 
 
 @pytest.fixture
-def harness() -> Iterator[Harness]:
-    made = Harness()
-    yield made
-    made.close()
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """The network: that of the backend which serves the case, where it has one of its own."""
+    if "served" in request.fixturenames:
+        yield request.getfixturevalue("served").harness
+    else:
+        made = Harness()
+        yield made
+        made.close()
 
 
-@pytest.fixture(params=MOVERS)
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+@pytest.fixture(params=BACKENDS)
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """``Splice`` and ``Relay`` on each backend and mover that this machine has."""
-    port = RecordingPort()
-    with runtime(port, request.param):
-        yield Served(request.param, port)
+    reason = reason_against(request.node.iter_markers("not_on"), request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    with serving(request.param, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
-from conformance.movers import MOVERS
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._flow import End
 from freebsd_splice._movers import COPY, OS_SPLICE

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
-from conformance.movers import MOVERS
 from freebsd_splice import Outcome, Reason, Relay, RelayOutcome
 from leaks import open_descriptors
 from ports import RecordingPort, runtime

@@ -2,8 +2,8 @@
 
 A case makes connections with ``Harness.pair``. It holds one end of each, the socket a program
 would hand to this package, and lets the ``Peer`` at the other end write, read, send FIN, reset.
-Cases touch the network through nothing else, so that endpoints which aren't real sockets can
-serve the same cases one day.
+Cases touch the network, time and threads through nothing else, so that the same cases run in a
+modelled world (``model.harness``).
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from freebsd_splice import _abi
 
 T = TypeVar("T")
 
@@ -99,6 +102,14 @@ class Peer:
         self._connection.close()
 
 
+class Background(Protocol):
+    """Something that a case does in another thread."""
+
+    def join(self) -> None:
+        """Wait until it is done; what it raised is raised here."""
+        ...
+
+
 class Harness:
     """Makes connections, waits for conditions, and cleans up everything it made."""
 
@@ -130,6 +141,40 @@ class Harness:
         """Have a socket that the case made itself closed at its end."""
         self._sockets.append(made)
         return made
+
+    def unconnected(self) -> socket.socket:
+        return self.keep(socket.socket())
+
+    def listening(self) -> socket.socket:
+        return self.keep(socket.create_server(("127.0.0.1", 0)))
+
+    def datagrams(self) -> socket.socket:
+        return self.keep(socket.socket(type=socket.SOCK_DGRAM))
+
+    def closed(self) -> socket.socket:
+        made = socket.socket()
+        made.close()
+        return made
+
+    def is_blocking(self, ours: socket.socket) -> bool:
+        """Whether O_NONBLOCK is clear."""
+        return os.get_blocking(ours.fileno())
+
+    def unsplice(self, ours: socket.socket) -> None:
+        """Somebody else ends the kernel's splice of this source."""
+        _abi.end_splice(ours.fileno())
+
+    def now(self) -> float:
+        """Seconds on the clock that the package goes by."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, where time itself is the subject."""
+        time.sleep(seconds)
+
+    def in_background(self, call: Callable[..., object], *arguments: object) -> Background:
+        """Do that in another thread."""
+        return _Thread(call, arguments)
 
     def until(self, condition: Callable[[], T], what: str) -> T:
         """Wait until the condition holds and give its value; fail naming what never happened."""
@@ -166,6 +211,26 @@ class Harness:
         """Close everything."""
         while self._sockets:
             self._sockets.pop().close()
+
+
+class _Thread:
+    def __init__(self, call: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self._error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                call(*arguments)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "the other thread hangs"
+        if self._error is not None:
+            raise self._error
 
 
 def _shrink(made: socket.socket) -> None:

@@ -12,8 +12,8 @@ from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
 
 from .kqueue import Glancer, Kqueue
 from .sockets import ModelSocket
+from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
-from .tcp import fail
 
 if TYPE_CHECKING:
     from .world import World
@@ -117,6 +117,10 @@ class ModelPort:
     def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
         self._world.counts["dup"] += 1
         endpoint = cast(ModelSocket, original).endpoint
+        if not endpoint.stream:
+            raise fail(errno.EPROTONOSUPPORT)
+        if endpoint.state == LISTEN:
+            raise fail(errno.EINVAL)
         was_blocking = not endpoint.non_blocking
         endpoint.non_blocking = True
         return Duplicate(self._world.open(endpoint)), was_blocking
@@ -190,7 +194,7 @@ class ModelPort:
         return ModelEvent(self._world)
 
     def notice(self) -> ModelNotice:
-        return ModelNotice()
+        return ModelNotice(self._world)
 
     def now(self) -> float:
         return self._world.time
@@ -292,10 +296,15 @@ class ModelEvent:
 
 
 class ModelNotice:
-    def fileno(self) -> int:
-        return 1_000_000
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._descriptor = world.new_number()
 
-    def give(self) -> None: ...
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def give(self) -> None:
+        self._world.give(self._descriptor)
 
     def close(self) -> None: ...
 

@@ -53,6 +53,7 @@ class Endpoint:
         self.was_reset = False
         self.closed = False  # nobody has a descriptor of it any more
         self.state: int | None = None  # in place of the one that follows from the rest
+        self.stream = True
         self.tcp = True
         self.encrypts = False  # KTLS, sending
         self.decrypts = False  # KTLS, receiving

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +49,11 @@ class World:
         self._numbers = itertools.count(10)
         self._kqueues: list[Kqueue] = []
         self.so_splice = SoSplice(version, self._kqueues, lambda: self.time)
+        #: Threads that have a part in it; the clock waits for all of them.
+        self.actors: set[threading.Thread] = {threading.current_thread()}
+        self._waiting: set[threading.Thread] = set()
+        self._turn = threading.Lock()
+        self._given: set[int] = set()
         self.port = ModelPort(self)
         self.calls = self.port.calls
 
@@ -74,6 +81,16 @@ class World:
         kqueue = Kqueue(next(self._numbers), self.endpoint, self.count)
         self._kqueues.append(kqueue)
         return kqueue
+
+    def give(self, descriptor: int) -> None:
+        """A notice is readable."""
+        self._given.add(descriptor)
+
+    def is_given(self, descriptor: int) -> bool:
+        return descriptor in self._given
+
+    def new_number(self) -> int:
+        return next(self._numbers)
 
     def start(self, step: Callable[[], bool], name: str) -> ModelLoop:
         loop = ModelLoop(self, step, name)
@@ -273,19 +290,41 @@ class World:
         """Let everything happen until the condition holds; False: it will not within that time."""
         until = self.time + seconds
         while not condition():
-            if self.settle():
-                continue
-            times = [
-                sleeper.sleeps_until
-                for sleeper in self.sleepers
-                if sleeper.sleeps_until is not None
-            ]
-            if not times or min(times) > until:
-                self.tick(max(0.0, until - self.time) if seconds < 1e8 else 0.0)
-                while self.settle():
-                    pass
+            if self._settled_by_me():
+                self._waiting.clear()
+            elif not self._all_wait():
+                time.sleep(0.0002)  # some other thread of the case's has something to do
+            elif not self._tick_to_the_next(until):
                 return bool(condition())
-            self.tick(max(0.0, min(times) - self.time))
+        return True
+
+    def _settled_by_me(self) -> bool:
+        """One round, unless another thread is at it: loops run one at a time, as they would."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            return self.settle()
+        finally:
+            self._turn.release()
+
+    def _all_wait(self) -> bool:
+        self._waiting.add(threading.current_thread())
+        return self._waiting >= self.actors
+
+    def _tick_to_the_next(self, until: float) -> bool:
+        """Nothing can happen but that time passes; False: not before ``until``."""
+        self._waiting.clear()
+        times = [
+            sleeper.sleeps_until for sleeper in self.sleepers if sleeper.sleeps_until is not None
+        ]
+        times += [made.deadline for made in self.splices if made.deadline is not None]
+        if not times or min(times) > until:
+            if until < 1e8:
+                self.tick(max(0.0, until - self.time))
+            while self._settled_by_me():
+                pass
+            return False
+        self.tick(max(0.0, min(times) - self.time))
         return True
 
     def quiet(self, seconds: float = 0.0) -> None:
