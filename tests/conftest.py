@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from conformance.backends import BACKENDS, Served, reason_against, serving
 from conformance.harness import Harness
 from freebsd_splice import _emulation
 from leaks import has_children, open_descriptors
+from model.harness import ModelHarness
 
 
 @pytest.fixture
@@ -20,10 +22,20 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """The network: that of the backend which serves the case, where it has one of its own."""
     if "served" in request.fixturenames:
         yield request.getfixturevalue("served").harness
+    elif _parameter(request, "thin").startswith("model"):
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(60)  # the model's threads take turns
+        yield ModelHarness(_parameter(request, "thin").split()[1])  # type: ignore[misc]
+        sys.setswitchinterval(before)
     else:
         made = Harness()
         yield made
         made.close()
+
+
+def _parameter(request: pytest.FixtureRequest, fixture: str) -> str:
+    callspec = getattr(request.node, "callspec", None)
+    return str(callspec.params.get(fixture, "")) if callspec else ""
 
 
 @pytest.fixture(params=BACKENDS)

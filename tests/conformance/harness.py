@@ -12,10 +12,13 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
+
+import pytest
 
 from freebsd_splice import _abi
 
@@ -163,6 +166,18 @@ class Harness:
     def unsplice(self, ours: socket.socket) -> None:
         """Somebody else ends the kernel's splice of this source."""
         _abi.end_splice(ours.fileno())
+
+    def is_released(self, drain: socket.socket) -> bool:
+        """Whether poll(2) shows that it is no drain, or dead (F20)."""
+        return any(select.select([], [drain], [drain], 0))
+
+    def hangs_up(self, ours: socket.socket) -> bool:
+        """Whether poll(2) shows the peer's FIN or reset (F14)."""
+        if sys.platform == "win32":
+            pytest.skip("Windows has no poll() that tells")
+        poll = select.poll()
+        poll.register(ours, getattr(select, "POLLRDHUP", 0x4000))
+        return bool(poll.poll(0))
 
     def now(self) -> float:
         """Seconds on the clock that the package goes by."""

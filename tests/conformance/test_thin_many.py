@@ -15,10 +15,13 @@ import pytest
 
 from conformance.harness import Harness, Peer
 
+from .backends import not_on
 from .thin import Thin
 
 if sys.platform == "win32":
     pytest.skip("Windows has no fork and no getrusage", allow_module_level=True)
+
+pytestmark = not_on("model", because="it has neither threads nor processes of its own")
 
 # The child runs one call of this package and ends by os._exit, whatever threads there were.
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

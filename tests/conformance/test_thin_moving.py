@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
 import socket
 import sys
-import threading
 
 import pytest
 
@@ -158,10 +158,10 @@ def test_a_large_limit_cuts_a_stream_at_its_byte(thin: Thin, harness: Harness) -
     (source, client), (drain, server) = harness.pair(), harness.pair()
     limit, data = 3_000_001, random.Random(1).randbytes(3_500_000)
     thin.splice(source, drain, max_bytes=limit)
-    writer = threading.Thread(target=client.write, args=(data,))
-    writer.start()
+    writer = harness.in_background(client.write, data)
     assert server.read(limit) == data[:limit]
     thin.is_over(source, drain)
+    thin.cause_is(source, errno.EFBIG)
     assert harness.waiting(source, len(data) - limit) == data[limit:]
     writer.join()
 
@@ -245,8 +245,7 @@ def test_a_slow_reader_gets_every_byte(thin: Thin, harness: Harness) -> None:
     drain, server = harness.pair(small_buffers=True)
     data = random.Random(2).randbytes(400_000)
     thin.splice(source, drain)
-    writer = threading.Thread(target=client.write, args=(data,))
-    writer.start()
+    writer = harness.in_background(client.write, data)
     received = bytearray()
     chunks = random.Random(3)
     while len(received) < len(data):
@@ -280,8 +279,7 @@ def test_fifty_megabytes_arrive_with_their_checksum(thin: Thin, harness: Harness
         for number in range(pieces):
             client.write(piece[number:] + piece[:number])
 
-    writer = threading.Thread(target=write)
-    writer.start()
+    writer = harness.in_background(write)
     expected, received = hashlib.sha256(), hashlib.sha256()
     for number in range(pieces):
         expected.update(piece[number:] + piece[:number])

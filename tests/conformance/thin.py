@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 import sys
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ T = TypeVar("T")
 class Thin:
     """The three calls of one backend, and how cases ask about its splices."""
 
-    def __init__(self, backend: str, harness: Harness) -> None:
-        self.backend = backend
+    def __init__(self, name: str, harness: Harness) -> None:
+        self.name = name
+        self.backend = "userspace" if name == "userspace" else "kernel"
         self.splice = freebsd_splice.splice
         self.unsplice = freebsd_splice.unsplice
         self.spliced_bytes = freebsd_splice.spliced_bytes
@@ -36,8 +36,23 @@ class Thin:
     @property
     def none_to_end(self) -> int:
         """What ending says where there is no splice: OpenBSD's kernel has its own errno."""
-        openbsd = self.backend == "kernel" and sys.platform.startswith("openbsd")
+        real = self.name == "kernel" and sys.platform.startswith("openbsd")
+        openbsd = real or self.name == "model openbsd"
         return errno.EPROTO if openbsd else errno.ENOTCONN
+
+    def cause_is(self, source: socket.socket, *numbers: int) -> None:
+        """State that the source's SO_ERROR says why its splice has ended: OpenBSD's kernel leaves
+        that there, the others leave nothing (F10)."""
+        real = self.name == "kernel" and sys.platform.startswith("openbsd")
+        if real or self.name == "model openbsd":
+            found: list[int] = []
+
+            def told() -> bool:
+                found[:] = [self._harness.error(source)]
+                return found[0] != 0
+
+            self._harness.until(told, "a cause in SO_ERROR")
+            assert found[0] in numbers
 
     def moved(self, source: socket.socket, size: int) -> None:
         """Wait until size bytes have been moved, and hold that it isn't more."""
@@ -69,19 +84,23 @@ class Thin:
         when it is asked.
         """
         if self.backend == "kernel":
-            self._harness.until(
-                lambda: any(select.select([], [drain], [drain], 0)), "the drain released"
-            )
+            self._harness.until(lambda: self._harness.is_released(drain), "the drain released")
+            if self._is_dead(drain):  # the worker may be about to find that out (F19)
+                with contextlib.suppress(OSError):
+                    self.unsplice(source)
         with self.refused(self.none_to_end):
             self.unsplice(source)
 
+    def _is_dead(self, drain: socket.socket) -> bool:
+        try:
+            drain.getpeername()
+        except OSError:
+            return True
+        return False
+
     def hangup(self, ours: socket.socket) -> None:
         """Wait until the peer's FIN or reset has arrived at our end."""
-        if sys.platform == "win32":
-            pytest.skip("Windows has no poll() that tells")
-        poll = select.poll()
-        poll.register(ours, getattr(select, "POLLRDHUP", 0x4000))
-        self._harness.until(lambda: poll.poll(0), "a FIN or a reset")
+        self._harness.until(lambda: self._harness.hangs_up(ours), "a FIN or a reset")
 
     @contextlib.contextmanager
     def refused(self, *numbers: int) -> Iterator[pytest.ExceptionInfo[OSError]]:

@@ -73,6 +73,9 @@ class ModelSocket:
         if option == socket.SO_SNDBUF:
             assert isinstance(value, int)
             self._world.resize_send_buffer(self.endpoint, value)
+        elif option == socket.SO_RCVBUF:
+            assert isinstance(value, int)
+            self.endpoint.receive_buffer = value
         elif option == socket.SO_LINGER:
             self._world.reset_on_close.add(self.endpoint)
 
@@ -80,6 +83,9 @@ class ModelSocket:
         if not self.endpoint.connected:
             raise fail(errno.ENOTCONN)
         return ("192.0.2.1", 80)
+
+    def dup(self) -> ModelSocket:
+        return ModelSocket(self._world, self._world.open(self.endpoint))
 
     def close(self) -> None:
         if self._descriptor >= 0:
