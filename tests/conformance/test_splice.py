@@ -11,12 +11,13 @@ import pytest
 
 from freebsd_splice import InvalidArgument, Reason, Splice
 
-from .backends import Served, not_on
+from .backends import Served, counterpart, not_on
 from .harness import DEADLINE, Harness
 
 pytestmark = pytest.mark.usefixtures("served")
 
 
+@counterpart("FreeBSD: basic")
 def test_bytes_arrive_and_are_counted(harness: Harness, served: Served) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()
@@ -60,6 +61,7 @@ def test_eof_before_the_start_ends_it_at_once(harness: Harness) -> None:
     assert Splice(source, drain).wait(DEADLINE).reason is Reason.EOF
 
 
+@counterpart("OpenBSD: small buffers")
 def test_eof_behind_a_slow_reader_loses_nothing(harness: Harness, served: Served) -> None:
     """F13"""
     source, sender = harness.pair()
@@ -75,6 +77,7 @@ def test_eof_behind_a_slow_reader_loses_nothing(harness: Harness, served: Served
     served.check(outcome)
 
 
+@counterpart("FreeBSD: byte limit")
 def test_a_limit_met_exactly_ends_it(harness: Harness, served: Served) -> None:
     """F10"""
     source, sender = harness.pair()
@@ -177,6 +180,7 @@ def test_initial_bytes_larger_than_the_drains_buffer_arrive(harness: Harness) ->
     splice.cancel()
 
 
+@counterpart("OpenBSD: resets")
 def test_a_reset_of_the_sources_peer_is_a_source_error(harness: Harness, served: Served) -> None:
     """F18"""
     source, sender = harness.pair()
@@ -191,6 +195,7 @@ def test_a_reset_of_the_sources_peer_is_a_source_error(harness: Harness, served:
     served.check(outcome)
 
 
+@counterpart("OpenBSD: resets")
 def test_a_reset_of_the_drains_peer_ends_an_idle_splice(harness: Harness) -> None:
     """F16"""
     source, sender = harness.pair()
@@ -312,6 +317,7 @@ def test_an_outcome_does_not_change(harness: Harness) -> None:
     assert splice.wait() is outcome
 
 
+@counterpart("FreeBSD: resplice")
 def test_a_pair_can_be_spliced_again(harness: Harness) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()
@@ -322,6 +328,7 @@ def test_a_pair_can_be_spliced_again(harness: Harness) -> None:
     assert receiver.read(9) == b"onetwosix"
 
 
+@counterpart("FreeBSD: loop")
 def test_a_socket_spliced_to_itself_is_an_echo(harness: Harness) -> None:
     """F9"""
     both, peer = harness.pair()
@@ -332,6 +339,7 @@ def test_a_socket_spliced_to_itself_is_an_echo(harness: Harness) -> None:
         assert splice.wait(DEADLINE).reason is Reason.EOF
 
 
+@counterpart("FreeBSD: v4/v6")
 def test_ipv4_and_ipv6_can_be_joined(harness: Harness) -> None:
     """F9"""
     source, sender = harness.pair(socket.AF_INET6)
@@ -355,6 +363,7 @@ def test_unix_sockets_are_served_too(harness: Harness) -> None:
         assert splice.wait(DEADLINE).reason is Reason.EOF
 
 
+@counterpart("FreeBSD: errors")
 def test_a_second_splice_of_the_source_is_refused(harness: Harness) -> None:
     source, _sender = harness.pair()
     drain, _receiver = harness.pair()
@@ -380,6 +389,7 @@ def test_a_second_splice_into_the_drain_is_refused_and_the_first_lives(harness: 
         pass  # after the refusal the other one is as free as before
 
 
+@counterpart("FreeBSD: listen, errors")
 def test_closed_listening_and_datagram_sockets_are_refused(harness: Harness) -> None:
     good, _ = harness.pair()
     closed = harness.closed()
@@ -429,6 +439,7 @@ def test_a_timeout_ends_it_though_it_is_busy(harness: Harness) -> None:
     assert receiver.read(outcome.bytes) == b"x" * outcome.bytes
 
 
+@counterpart("FreeBSD: timeout")
 def test_an_idle_timeout_is_kept_up_by_traffic(harness: Harness) -> None:
     """F11: a true idle timeout, as FreeBSD's own is not."""
     source, sender = harness.pair()
@@ -464,6 +475,7 @@ def test_closing_the_drain_object_ends_it(harness: Harness) -> None:
     assert receiver.read(1) == b""
 
 
+@counterpart("FreeBSD: non-blocking")
 def test_both_are_nonblocking_meanwhile_and_blocking_again_after(harness: Harness) -> None:
     """F24"""
     source, _ = harness.pair()
@@ -520,6 +532,7 @@ def test_done_callbacks_are_called_once(harness: Harness) -> None:
 
 
 @not_on("model", because="64 MiB say nothing that 3 MB don't, and take it minutes")
+@counterpart("FreeBSD: throughput")
 def test_many_megabytes_arrive_whole(harness: Harness, served: Served) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
@@ -425,11 +424,6 @@ def test_closing_a_spliced_source_with_unread_bytes_resets_its_peer(
 
 def some_moved(thin: Thin, source: socket.socket, size: int) -> Callable[[], bool]:
     return lambda: thin.spliced_bytes(source) >= size
-
-
-def passed(seconds: float) -> None:
-    """Time is what these cases are about."""
-    time.sleep(seconds + 0.01)
 
 
 def drain_is_dead(drain: socket.socket) -> bool:
