@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._sockets import SharedSocket
 
 #: The states of tcp_fsm.h, as TCP_INFO's first byte tells them.
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIRST_SHUT_DOWN = 1, 2, 3, 4, 5, 6
+SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIRST_SHUT_DOWN = 2, 3, 4, 5, 6
 
 POISONED = (
     "FreeBSD before 15.1 spoils the source when it refuses the drain: only closing the source "
@@ -37,6 +37,8 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
     for shared in (source, drain):
         if not _is_tcp(calls, shared.endpoint.fileno()):
             return f"{shared.original!r} is no TCP socket"
+    if _state(calls, source.endpoint.fileno()) in (SYN_SENT, SYN_RECEIVED):
+        return f"{source.original!r} is still connecting"
     # A kernel without TLS has no such option.
     if _answer(calls.receive_tls_mode, source.endpoint.fileno()):
         return f"the kernel decrypts what {source.original!r} receives (KTLS)"
@@ -67,14 +69,6 @@ def drain_failure(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
     if isinstance(state, OSError):
         return state
     return _error(errno.EPIPE if state >= FIRST_SHUT_DOWN else errno.ENOTCONN)
-
-
-def unfit_source(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
-    """A source that is still connecting: the kernel refuses it."""
-    if calls.system == "OpenBSD":
-        return None
-    state = _state(calls, shared.endpoint.fileno())
-    return _error(errno.ENOTCONN) if state in (SYN_SENT, SYN_RECEIVED) else None
 
 
 def _is_tcp(calls: KernelCalls, descriptor: int) -> bool:

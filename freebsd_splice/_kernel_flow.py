@@ -23,7 +23,6 @@ from ._kernel_checks import (
     drain_failure,
     is_busy_drain,
     poisons,
-    unfit_source,
     why_not_spliced,
 )
 from ._verdict import AGAIN, REST, Ended, Verdict, verdict
@@ -186,10 +185,6 @@ class KernelFlow:
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
             self._finish(Verdict(Reason.DRAIN_ERROR, failure))
-            return
-        unfit = unfit_source(self._calls, self._source)
-        if unfit is not None and not self._may_fall_back:
-            self._finish(Verdict(Reason.SOURCE_ERROR, unfit))
             return
         source, drain = self.pair
         try:

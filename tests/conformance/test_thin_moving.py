@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import random
 import socket
 import sys
@@ -328,8 +327,8 @@ def test_the_blocking_mode_of_the_sockets_is_left_alone(
     if sys.platform == "win32":
         pytest.skip("Windows doesn't tell")
     (source, client), (drain, server) = harness.pair(), harness.pair()
-    os.set_blocking(source.fileno(), blocking)
-    os.set_blocking(drain.fileno(), blocking)
+    source.setblocking(blocking)
+    drain.setblocking(blocking)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(7)
     try:
@@ -341,5 +340,5 @@ def test_the_blocking_mode_of_the_sockets_is_left_alone(
             thin.unsplice(source.fileno())
     finally:
         socket.setdefaulttimeout(before)
-    assert os.get_blocking(source.fileno()) is blocking
-    assert os.get_blocking(drain.fileno()) is blocking
+    assert harness.is_blocking(source) is blocking
+    assert harness.is_blocking(drain) is blocking

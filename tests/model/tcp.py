@@ -105,7 +105,7 @@ class Endpoint:
             if not peek:
                 self.error = 0
             raise error
-        if self.state is not None:
+        if self.state is not None and self.state != SYN_SENT:
             raise fail(errno.ENOTCONN)
         if self.cannot_receive and self.splice is None:
             return b""

@@ -1,0 +1,227 @@
+"""What serves a pair: the kernel, userspace in its place, or nobody; and calls that hang."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from conformance.harness import DEADLINE, Harness
+from faked_splices import FakedSplicePort
+from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
+from machine.scenarios import Stage, stage
+from model.tcp import SYN_SENT
+from ports import runtime
+
+
+@pytest.fixture(params=["14.3", "15.1"])
+def on(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    with stage(request.param) as made:
+        yield made
+
+
+def _make_unfit(on: Stage, what: str) -> None:
+    if what == "receives by KTLS":
+        on.source.endpoint.decrypts = True
+    elif what == "sends by KTLS":
+        on.drain.endpoint.encrypts = True
+    else:
+        on.source.endpoint.tcp = False
+
+
+@pytest.mark.parametrize("what", ["receives by KTLS", "sends by KTLS", "is no TCP"])
+def test_what_the_kernel_would_refuse_is_served_by_userspace(on: Stage, what: str) -> None:
+    """F9, F22: found out before the call, and said in the outcome."""
+    _make_unfit(on, what)
+    splice = on.splice()
+    on.arrive(b"data")
+    on.sender.fin()
+    on.now()
+    assert on.receiver.read() == b"data"
+    outcome = splice.wait()
+    assert (outcome.reason, outcome.bytes, outcome.backend) == (Reason.EOF, 4, "userspace")
+    assert outcome.mover == "copy"
+    assert outcome.fallback is not None
+    assert on.world.counts["set"] == 0
+
+
+@pytest.mark.parametrize("demanded", ["by the caller", "by the environment"])
+def test_or_by_nobody(on: Stage, demanded: str) -> None:
+    _make_unfit(on, "sends by KTLS")
+    on.world.port.demanded = demanded == "by the environment"
+    for make in (Splice, Relay):
+        with pytest.raises(BackendUnavailable, match="KTLS") as refused:
+            make(on.source, on.drain, fallback=demanded == "by the environment")
+        assert refused.value.errno == errno.EPROTONOSUPPORT
+    assert on.world.counts["set"] == 0
+
+
+def test_the_two_directions_of_a_relay_are_served_each_by_itself(on: Stage) -> None:
+    _make_unfit(on, "receives by KTLS")
+    relay = Relay(on.source, on.drain)
+    on.now()
+    on.sender.fin()
+    on.receiver.fin()
+    on.now()
+    outcome = relay.wait()
+    assert outcome.left_to_right.backend == "userspace"
+    assert outcome.right_to_left.backend == "kernel"
+
+
+def test_without_a_kernel_nothing_but_the_kernel_is_an_error(harness: Harness) -> None:
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    with pytest.raises(BackendUnavailable, match="kernel was demanded") as refused:
+        Splice(source, drain, fallback=False)
+    assert refused.value.errno == errno.ENOPROTOOPT
+
+
+def test_somebody_elses_drain_is_refused_before_the_kernel_is_asked(on: Stage) -> None:
+    """F20, F22"""
+    other, _ = on.world.pair()
+    on.world.calls.set_splice(other.fileno(), on.drain.fileno(), 0, 0)
+    with pytest.raises(OSError, match="somebody else") as refused:
+        Splice(on.source, on.drain)
+    assert refused.value.errno == errno.EBUSY
+    assert on.world.counts["set"] == 1
+    on.world.calls.end_splice(other.fileno())
+    on.splice().cancel()  # both are as free as before
+
+
+def test_somebody_elses_source_is_an_outcome(on: Stage) -> None:
+    """It can't be seen beforehand."""
+    other, _ = on.world.pair()
+    on.world.calls.set_splice(on.source.fileno(), other.fileno(), 0, 0)
+    outcome = on.splice().wait()
+    assert outcome.error is not None
+    assert outcome.error.errno == errno.EBUSY
+    assert len(on.world.splices) == 1, "somebody else's splice was ended"
+    on.world.calls.end_splice(on.source.fileno())
+
+
+def test_a_source_that_is_still_connecting_is_served_by_userspace(on: Stage) -> None:
+    on.source.endpoint.state = SYN_SENT
+    splice = on.splice()
+    on.source.endpoint.state = None
+    on.sender.fin()
+    on.now()
+    outcome = splice.wait()
+    assert (outcome.reason, outcome.backend) == (Reason.EOF, "userspace")
+    assert outcome.fallback is not None
+    assert "still connecting" in outcome.fallback
+
+
+def test_a_defect_ends_the_flow_and_leaves_nothing(
+    on: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    splice = on.splice()
+
+    def broken(source: int) -> int:
+        raise RuntimeError("a defect")
+
+    on.world.calls.spliced_count = broken  # type: ignore[method-assign]
+    on.sender.fin()
+    on.now()
+    outcome = splice.wait()
+    assert outcome.reason is Reason.SOURCE_ERROR
+    assert outcome.error is not None
+    assert outcome.error.errno == errno.EIO
+    assert "a defect" in caplog.text
+
+
+def test_openbsd_is_given_the_idle_time() -> None:
+    """F11: a true one there, and exact."""
+    with stage("openbsd") as on:
+        splice = on.splice(idle_timeout=5)
+        assert on.world.splices[0].idle == 5
+        on.world.quiet(4)
+        on.arrive(b"x")
+        on.now()
+        on.world.quiet(4.9)
+        assert not splice.done
+        on.world.quiet(0.2)
+        on.ended(splice, Reason.IDLE, 1)
+
+
+def test_openbsds_short_splices_are_continued() -> None:
+    with stage("openbsd") as on:
+        on.kernel.short_splices = True
+        splice = on.splice(limit=1000)
+        on.arrive(b"x" * 1005)
+        on.now()
+        on.ended(splice, Reason.LIMIT, 1000)
+        assert on.source.recv(10) == b"xxxxx"
+
+
+class HangingCalls:
+    """A kernel in which somebody holds one socket's lock (F24)."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.asked = threading.Event()
+        self.source = -1
+
+    def hang(self, source: int) -> None:
+        if source == self.source:
+            self.asked.set()
+            assert self.let_go.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("call", ["end_splice", "spliced_count"])
+def test_a_call_that_hangs_holds_up_its_own_flow_alone(harness: Harness, call: str) -> None:
+    port, hanging = FakedSplicePort(), HangingCalls()
+    plain = getattr(port.calls, call)
+
+    def maybe_hang(source: int) -> object:
+        hanging.hang(source)
+        return plain(source)
+
+    setattr(port.calls, call, maybe_hang)
+    with runtime(port):
+        stuck = [_splice(harness) for _ in range(4)]
+        others = [_splice(harness, timeout=0.3) for _ in range(4)]
+        flow = stuck[0]._flow
+        hanging.source = flow.pair[0]  # type: ignore[attr-defined]
+        for _ in range(50):  # events and looks, again and again
+            flow.wake()  # type: ignore[attr-defined]
+        assert hanging.asked.wait(DEADLINE)
+        for other in others:
+            assert other.wait(DEADLINE).reason is Reason.TIMEOUT
+        threads = [name for name in _thread_names() if "crew" in name]
+        assert len(threads) <= 4, "a thread for each look at a flow that hangs"
+        assert not stuck[0].done
+        hanging.let_go.set()
+
+
+def _splice(harness: Harness, timeout: float | None = None) -> Splice:
+    source, _ = harness.pair()
+    drain, _ = harness.pair()
+    return Splice(source, drain, timeout=timeout)
+
+
+def _thread_names() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # threads and a fork
+def test_a_forked_child_leaves_the_parents_kqueue_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = FakedSplicePort()
+    with runtime(port):
+        splice = _splice(harness)
+        abandoned: list[bool] = []
+        made = _runtime.current()._kernel
+        assert made is not None
+        monkeypatch.setattr(made._events, "abandon", lambda: abandoned.append(True))
+        child = os.fork()
+        if child == 0:
+            os._exit(len(abandoned))
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 1
+        assert not abandoned
+        splice.cancel()
