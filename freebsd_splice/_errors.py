@@ -18,7 +18,10 @@ class InvalidArgument(OSError, ValueError):
 
 
 class BackendUnavailable(OSError):
-    """``FREEBSD_SPLICE_BACKEND=kernel`` where SO_SPLICE can't be used. errno is ENOPROTOOPT."""
+    """The kernel was demanded, by ``FREEBSD_SPLICE_BACKEND=kernel`` or ``fallback=False``, and
+    can't be had: errno is ENOPROTOOPT where it has no SO_SPLICE, EPROTONOSUPPORT where it can't
+    splice this pair.
+    """
 
 
 def refusal(number: int, advice: str) -> OSError:

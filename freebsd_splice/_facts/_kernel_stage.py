@@ -152,7 +152,7 @@ class KernelStage:
             self._set_with_length(source, drain, length)
         else:
             self._arm()
-            self._set(source, drain, max, idle)
+            self._set(source, drain, max, idle * SLOWNESS)
         self._settle()
 
     def do_end(self) -> None:

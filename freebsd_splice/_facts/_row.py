@@ -28,9 +28,10 @@ class Row:
     end: str | None = None
     #: SO_ERROR of the source and of the drain afterwards.
     errors: tuple[str, str] | None = None
-    #: Bytes left at the source once the splice is over.  "rest": all that was sent and not counted.
+    #: Bytes left at the source once the splice is over.  "rest": all that has not arrived.
     left: int | str | None = None
-    #: Bytes that have arrived at the drain's peer in the end, in order; "count": those counted.
+    #: Bytes that have arrived at the drain's peer in the end, in order; "count": those counted;
+    #: "some": however many.
     arrived: int | str | None = None
     #: Where it holds.
     systems: tuple[str, ...] = ("FreeBSD",)

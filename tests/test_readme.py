@@ -1,0 +1,25 @@
+"""What the README points at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_each_sharp_edge_names_a_fact_and_a_test_that_exist() -> None:
+    readme, facts = (ROOT / "README.md").read_text(), (ROOT / "docs/so_splice.md").read_text()
+    edges = re.findall(r"^\| \[F\d+\]\(docs/so_splice.md#(f\d+)\) .*\| (.*) \|$", readme, re.M)
+    assert len(edges) >= 15
+    for fact, proof in edges:
+        assert f"### {fact.upper()}\n" in facts
+        tests = re.findall(r"\[`(\w+)`\]\(([\w/.]+)\)", proof)
+        assert tests or fact == "f33", f"{fact} has no test"
+        for name, path in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
