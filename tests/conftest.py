@@ -17,6 +17,17 @@ from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """In a FreeBSD guest pytest may be all there is: then nobody else knows this setting."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that pytest-timeout, where it is installed, gives a test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): for pytest-timeout")
+
+
 @pytest.fixture
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """The network: that of the backend which serves the case, where it has one of its own."""

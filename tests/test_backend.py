@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import cffi  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import Backend, BackendUnavailable, InvalidArgument, _abi, _errors, backend
 from freebsd_splice._borrow import Borrowed
+
+
+def _ffi() -> Any:
+    return pytest.importorskip("cffi", reason="models the extension by cffi").FFI()
+
 
 # What the compiler of a 64-bit FreeBSD or OpenBSD finds in its headers (F2).
 LAYOUT = """
@@ -57,7 +61,7 @@ class ModelledLibrary:
 
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch) -> ModelledLibrary:
-    ffi: Any = cffi.FFI()
+    ffi = _ffi()
     ffi.cdef(LAYOUT)
     library = ModelledLibrary(ffi)
     monkeypatch.setattr(_abi, "_extension", SimpleNamespace(ffi=ffi, lib=library))
@@ -132,7 +136,7 @@ def test_a_failing_call_raises_the_errno_it_left(extension: ModelledLibrary) -> 
 def test_an_option_is_read_from_a_bare_descriptor(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ffi: Any = cffi.FFI()
+    ffi = _ffi()
     ffi.cdef(LAYOUT)
     monkeypatch.setattr(_abi, "_extension", SimpleNamespace(ffi=ffi, lib=ffi.dlopen(None)))
     ours, _ = harness.pair()

@@ -12,6 +12,7 @@ import pytest
 
 import cross_compile
 from cross_compile import LAYOUTS, WITHOUT_SO_SPLICE
+from slowness import SLOWNESS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +117,6 @@ def test_setup_without_system_headers_says_so() -> None:
 
 def test_the_check_runs_as_a_program() -> None:
     program = [sys.executable, str(Path(cross_compile.__file__))]
-    result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(program, capture_output=True, text=True, timeout=60 * SLOWNESS)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count(" ok\n") == len(LAYOUTS)

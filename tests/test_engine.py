@@ -26,6 +26,7 @@ from freebsd_splice._pollers import kinds
 from freebsd_splice._port import Endpoint, Notice, Readiness, Runner, Source
 from leaks import open_descriptors
 from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
+from slowness import SLOWNESS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="os.splice and /proc are Linux's")
 
@@ -805,7 +806,9 @@ keep = [socket.socketpair() for _ in range(2)]
 Relay(keep[0][0], keep[1][0], idle_timeout=3600)
 print("bye")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60 * SLOWNESS
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"bye\n", b"")
 
 

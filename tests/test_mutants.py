@@ -6,10 +6,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from machine.machine import KernelMachine
 from machine.mutants import MET_BY_CHANCE, MUTANTS, Patches, applied
 from machine.scenarios import FREEBSD, stage
 
@@ -31,6 +28,12 @@ def test_a_scenario_notices(mutant: Callable[[], Patches]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MET_BY_CHANCE, ids=lambda mutant: mutant.__name__)
 def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:
+    pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
+    from hypothesis import HealthCheck, Phase, settings
+    from hypothesis.stateful import run_state_machine_as_test
+
+    from machine.machine import KernelMachine
+
     with applied(mutant), pytest.raises(BaseException):  # noqa: B017 - whichever assertion it is
         run_state_machine_as_test(
             KernelMachine,

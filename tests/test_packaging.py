@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 import cross_compile
+from slowness import SLOWNESS
 
 ROOT = cross_compile.ROOT
 PIP_CHOICE = Path(__file__).with_name("pip_choice.py")
@@ -53,7 +54,7 @@ def run(*command: str | Path, **variables: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=110,
+        timeout=110 * SLOWNESS,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -61,6 +62,7 @@ def run(*command: str | Path, **variables: str) -> str:
 
 def build(source: Path, *options: str, **variables: str) -> tuple[Path, str]:
     """Build with what is installed here, needing no index; where the files are, and the log."""
+    pytest.importorskip("build", reason="builds with PyPA's build")
     made = source / "dist"
     command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", str(made))
     return made, run(*command, *options, source, **variables)
@@ -172,7 +174,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert held - {name for name in held if name.endswith(".so")} == {
         *modules,
         "freebsd_splice/py.typed",
+        "freebsd_splice-0.1.0.data/data/share/man/man1/freebsd-splice.1",
+        "freebsd_splice-0.1.0.data/data/share/man/man3/freebsd_splice.3",
     }
+
+
+def test_the_checkers_find_nothing_wrong(sdist: Path, wheel: Path) -> None:
+    for module in ("twine", "check_wheel_contents"):
+        pytest.importorskip(module, reason="one of the checkers")
+    run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+    run(sys.executable, "-m", "check_wheel_contents", wheel)
 
 
 def test_the_sdist_holds_all_that_building_and_testing_need(sdist: Path) -> None:
@@ -181,7 +192,10 @@ def test_the_sdist_holds_all_that_building_and_testing_need(sdist: Path) -> None
     top = ("LICENSE", "README.md", "build_ffi.py", "pyproject.toml", "setup.py", "tox.ini")
     below = [
         path.relative_to(ROOT).as_posix()
-        for directory, pattern in (("freebsd_splice", "*.py"), ("tests", "*.py"), ("docs", "*.md"))
+        for directory, pattern in (
+            *(("freebsd_splice", "*.py"), ("tests", "*.py"), ("ci", "*.py"), ("ci", "*.sh")),
+            *(("docs", "*.md"), ("docs", "*.[13]"), ("contrib", "*file"), ("contrib", "*.in")),
+        )
         for path in (ROOT / directory).rglob(pattern)
     ]
     assert {*top, *below, "freebsd_splice/py.typed"} <= held

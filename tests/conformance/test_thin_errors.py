@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from conformance.harness import LOOPBACK, Harness
-from freebsd_splice import InvalidArgument
+from conformance.harness import DEADLINE, LOOPBACK, Harness
+from freebsd_splice import InvalidArgument, _abi, splice, spliced_bytes, unsplice
 
 from .backends import not_on
 from .thin import Thin
@@ -174,6 +174,31 @@ def test_datagram_sockets_are_not_spliced(thin: Thin, harness: Harness) -> None:
         thin.splice(datagrams, ours)
     with thin.refused(errno.EPROTONOSUPPORT):
         thin.splice(ours, datagrams)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("openbsd") or _abi.missing() is not None,
+    reason="OpenBSD's kernel alone joins UDP sockets",
+)
+def test_udp_sockets_are_joined_by_openbsd(harness: Harness) -> None:
+    """Datagrams stay datagrams, and are counted by their bytes."""
+    ours, theirs = [], []
+    for _ in range(2):
+        near, far = (harness.keep(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
+        near.bind(("127.0.0.1", 0))
+        far.bind(("127.0.0.1", 0))
+        near.connect(far.getsockname())
+        far.connect(near.getsockname())
+        near.setblocking(False)
+        far.settimeout(DEADLINE)
+        ours.append(near)
+        theirs.append(far)
+    splice(ours[0], ours[1])
+    for datagram in (b"one", b"two and more"):
+        theirs[0].send(datagram)
+        assert theirs[1].recv(100) == datagram
+    assert spliced_bytes(ours[0]) == len(b"onetwo and more")
+    unsplice(ours[0])
 
 
 def test_unconnected_sockets_are_refused(thin: Thin, harness: Harness) -> None:

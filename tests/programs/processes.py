@@ -22,11 +22,12 @@ from pathlib import Path
 import pytest
 
 import freebsd_splice
+from slowness import SLOWNESS
 
 assert sys.platform != "win32"  # signals, resource limits, /bin/sh
 
 #: Seconds after which a test fails loudly.
-PATIENCE = 30.0
+PATIENCE = 30.0 * SLOWNESS
 
 MAIN = ["-m", "freebsd_splice"]
 

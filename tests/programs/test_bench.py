@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from programs.processes import needs
+from slowness import SLOWNESS
 
 BENCH = Path(__file__).parents[2] / "bench" / "forward.py"
 
@@ -46,7 +47,7 @@ def _bench(*options: str) -> str:
         [sys.executable, str(BENCH), *options],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=390,
+        timeout=390 * SLOWNESS,
     )
     assert run.returncode == 0
     return run.stdout

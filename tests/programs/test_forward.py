@@ -32,6 +32,7 @@ from programs.processes import (
     reset,
     until,
 )
+from slowness import SLOWNESS
 
 StartForwarder = Callable[..., Forwarder]
 StartServer = Callable[..., Server]
@@ -104,7 +105,9 @@ def test_curl_downloads_300_megabytes(
     needs("curl")
     front = forwarder(web)
     url = f"http://127.0.0.1:{front.port}/"
-    subprocess.run(["curl", "-sSf", "-o", tmp_path / "got", url], check=True, timeout=120)
+    subprocess.run(
+        ["curl", "-sSf", "-o", tmp_path / "got", url], check=True, timeout=120 * SLOWNESS
+    )
     got = hashlib.sha256()
     with (tmp_path / "got").open("rb") as content:
         while data := content.read(MEGABYTE):
@@ -121,7 +124,7 @@ def test_curl_uploads_300_megabytes(
     needs("curl")
     url = f"http://127.0.0.1:{forwarder(web).port}/"
     command = ["curl", "-sSf", "-H", "Expect:", "-T", str(file[0]), url]
-    answer = subprocess.run(command, check=True, timeout=120, stdout=PIPE)
+    answer = subprocess.run(command, check=True, timeout=120 * SLOWNESS, stdout=PIPE)
     assert answer.stdout.decode() == file[1]
 
 
@@ -134,7 +137,9 @@ def test_iperf3_with_8_streams(direction: list[str], forwarder: StartForwarder) 
             until(lambda: _listens(port))
             front = forwarder(("127.0.0.1", port))
             client = ["iperf3", "-c", "127.0.0.1", "-p", str(front.port), "-P", "8", "-t", "1"]
-            run = subprocess.run(client + direction, timeout=60, stdout=PIPE, stderr=STDOUT)
+            run = subprocess.run(
+                client + direction, timeout=60 * SLOWNESS, stdout=PIPE, stderr=STDOUT
+            )
             assert run.returncode == 0, run.stdout.decode()
             # The eight, and iperf3's control connection.
             ends = front.expect(r"(\d+) bytes up, (\d+) bytes down", 9)
@@ -187,7 +192,7 @@ def test_a_slow_reader_gets_every_byte_and_stops_nobody_else(
         connection.setblocking(False)
         last_progress = time.monotonic()
         # Until nothing has been taken for so long: all buffers on the way are full then.
-        while time.monotonic() - last_progress < 0.3:
+        while time.monotonic() - last_progress < 0.3 * SLOWNESS:
             try:
                 count = connection.send(block[sent % len(block) :])
             except BlockingIOError:
