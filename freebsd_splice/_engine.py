@@ -42,10 +42,19 @@ class Engine:
             if self._closed:
                 raise RuntimeError("freebsd_splice was shut down while a splice was being made")
             if len(self._workers) < self._cpus:
-                name = f"freebsd-splice-worker-{len(self._workers)}"
-                self._workers.append(Worker(self._port, self._mover, name))
+                try:
+                    self._add_worker()
+                except (OSError, RuntimeError):  # no descriptors, no thread
+                    if not self._workers:
+                        raise
             worker = self._workers[next(self._turn) % len(self._workers)]
         return [EngineFlow(worker) for _ in range(count)]
+
+    def start(self) -> None:
+        """Have one worker, for flows that must not fail for want of one."""
+        with self._lock:
+            if not self._workers:
+                self._add_worker()
 
     def close(self) -> None:
         """End the workers.  Every flow must have been stopped before."""
@@ -54,6 +63,10 @@ class Engine:
             for worker in self._workers:
                 worker.close()
             self._workers.clear()
+
+    def _add_worker(self) -> None:
+        name = f"freebsd-splice-worker-{len(self._workers)}"
+        self._workers.append(Worker(self._port, self._mover, name))
 
 
 class Worker:

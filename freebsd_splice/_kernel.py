@@ -28,6 +28,8 @@ class Kernel:
         self.port = port
         self.calls = calls
         self.looks = SecondLook(calls, watcher)
+        # What a splice leaves behind (F13) must not fail then for want of a worker.
+        engine.start()
         self._engine = engine
         self._crew = crew
         # Held by whoever reads the kqueue, and from before a flow's registration until what that
@@ -86,4 +88,4 @@ class Kernel:
 def _wake(flows: Iterable[KernelFlow | None]) -> None:
     for flow in flows:
         if flow is not None:  # None: an event of a flow that has ended since
-            flow.wake()
+            flow.event()

@@ -47,7 +47,7 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
     return None
 
 
-def is_busy_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
+def is_live_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
     """F20: room, and yet not writable.  False where it can't be told, the buffer being full."""
     drain = shared.endpoint.fileno()
     if calls.system == "OpenBSD" or _state(calls, drain) not in (ESTABLISHED, CLOSE_WAIT):

@@ -21,7 +21,7 @@ from ._flow import End, Reason
 from ._kernel_checks import (
     POISONED,
     drain_failure,
-    is_busy_drain,
+    is_live_drain,
     poisons,
     why_not_spliced,
 )
@@ -37,7 +37,7 @@ logger = logging.getLogger("freebsd_splice")
 SO_SPLICE = "SO_SPLICE"
 
 #: What a flow is asked to do by events and looks: the more includes the less.
-_NOTHING, _COUNT, _END = range(3)
+_NOTHING, _COUNT, _EVENT, _END = range(4)
 
 
 class KernelFlow:
@@ -60,12 +60,14 @@ class KernelFlow:
         self._on_end: Callable[[End], None]
         self._limit: int | None = None
         self._moved = 0  # by the segments that are over
-        self._surplus = b""  # what of ``initial`` is past the limit
+        self._ahead = b""  # what of ``initial`` nobody has been given to send yet
+        self._surplus = b""  # what of it is past the limit
         self._fallback: str | None = None  # why userspace serves
         self._started = False
         self._stopped_early: Reason | None = None
         # At most one of these two is at work.
         self._spliced = False
+        self._had_event = False  # since that splice was set
         self._segment: EngineFlow | None = None
         self._in_head = False  # that segment moves ``initial``, and a splice follows
         self._end: End | None = None
@@ -79,14 +81,15 @@ class KernelFlow:
             raise BackendUnavailable(
                 errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {self._fallback}"
             )
-        if self._fallback is None and is_busy_drain(self._calls, drain):
+        if self._fallback is None and is_live_drain(self._calls, drain):
             raise refusal(
                 errno.EBUSY,
                 f"{drain.original!r} is the drain of a splice that somebody else has made; "
                 "end that one first",
             )
         for shared in (source, drain):
-            shared.keeps_causes = self._calls.system == "OpenBSD"
+            if self._calls.system == "OpenBSD":
+                shared.keep_causes()
 
     def start(
         self,
@@ -144,8 +147,12 @@ class KernelFlow:
     def counts(self) -> bool:
         return self._limit is not None
 
+    def event(self) -> None:
+        """An event of one of its sockets has come: settle it, unless the event was stale."""
+        self._ask(_EVENT)
+
     def wake(self) -> None:
-        """The splice may be over: settle it."""
+        """A look shows that the splice may be over: settle it."""
         self._ask(_END)
 
     def compare_count(self) -> None:
@@ -164,8 +171,19 @@ class KernelFlow:
             # this flow add one thread that waits for it, and no more.
             with self._asking:
                 asked, self._asked = self._asked, _NOTHING
-            if self._spliced and (asked == _END or self._has_met_limit()):
+            if self._spliced and self._may_be_over(asked):
                 self._settle()
+
+    def _may_be_over(self, asked: int) -> bool:
+        if asked == _COUNT:
+            return self._has_met_limit()
+        if asked == _EVENT and not self._had_event:
+            self._had_event = True
+            # The first one after a set can be from before it (F19).  If it was settled all the
+            # same, the ACKs of what the splice had moved would make the next set's first event,
+            # and so on as long as the stream lasts.  Any later one is of an end.
+            return not is_live_drain(self._calls, self._drain)
+        return True
 
     # Setting and ending
 
@@ -192,7 +210,7 @@ class KernelFlow:
         except OSError as error:
             self._refused(error)
             return
-        self._spliced = True
+        self._spliced, self._had_event = True, False
         try:
             # 0 would be no limit: a limit that is met has ended the flow before this.
             self._set_splice(source, drain, 0 if room is None else room)
@@ -207,8 +225,17 @@ class KernelFlow:
         try:
             self._calls.set_splice(source, drain, max_bytes, self._idle)
         except OSError as error:
-            if error.errno == errno.EBUSY or not poisons(self._calls):
+            if not poisons(self._calls):
                 raise
+            if error.errno == errno.EBUSY:
+                # F22: harmless where it is about the source, which can't be told from here.
+                if self._calls.writable_now(drain):
+                    raise
+                raise refusal(
+                    errno.ENOTRECOVERABLE,
+                    "the kernel called the pair busy; if somebody else's splice has the source, "
+                    f"that one lives on, but if one has the drain, then {POISONED}",
+                ) from None
             # F22: a refusal in spite of the checks may have spoiled the source.  It was not
             # spliced before this call; if it is busy now, then with nothing.
             try:
@@ -220,7 +247,6 @@ class KernelFlow:
 
     def _settle(self, reason: Reason | None = None) -> None:
         """End the splice by hand, which is safe at any time, and act on what was behind it."""
-        self._kernel.looks.end(self)
         source, _ = self.pair
         try:
             self._calls.end_splice(source)
@@ -232,6 +258,7 @@ class KernelFlow:
             was_live = False
         moved = self._calls.spliced_count(source)
         self._spliced = False
+        self._kernel.looks.end(self)
         self._kernel.disarm(self)
         ended = Ended(was_live, moved, self._room(), bool(self._idle))
         self._moved += moved
@@ -284,7 +311,9 @@ class KernelFlow:
             self._serve_in_userspace(self._room(), b"")
 
     def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
+        self._ahead = initial
         segment = self._segment = self._kernel.engine_flow()
+        self._ahead = b""
         segment.start(
             self._source,
             self._drain,
@@ -374,4 +403,4 @@ class KernelFlow:
             self._kernel.disarm(self)
         if self._end is None:
             failure = OSError(errno.EIO, f"splicing failed unexpectedly: {error!r}")
-            self._finish(Verdict(Reason.SOURCE_ERROR, failure))
+            self._finish(Verdict(Reason.SOURCE_ERROR, failure), self._ahead)

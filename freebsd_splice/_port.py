@@ -135,6 +135,10 @@ class Port(Protocol):
         """
         ...
 
+    def identity(self, endpoint: Endpoint) -> object:
+        """What the open socket has in common with its duplicates alone; None: can't be told."""
+        ...
+
     def close(self, endpoint: Endpoint) -> None: ...
 
     def close_original(self, original: Source) -> None:

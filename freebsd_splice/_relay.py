@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from ._runtime import current
 from ._sockets import SharedSocket
 from ._splice import Outcome, make_outcome
 from ._waitable import Waitable
+
+#: With these a drain refuses to be one, and lives: as a source it is met by no failure.
+_REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
 
 #: Reasons that hold for both directions alike.
 _OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
@@ -103,6 +107,7 @@ class Relay(Waitable[RelayOutcome]):
     @property
     def bytes(self) -> tuple[int, int]:
         """Bytes moved so far: left to right, right to left."""
+        self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
 
     def __repr__(self) -> str:
@@ -126,6 +131,7 @@ class Relay(Waitable[RelayOutcome]):
         self._ended(1, end, self._left)
 
     def _ended(self, direction: int, end: End, drain: SharedSocket) -> None:
+        dies_by_itself = end.reason is Reason.DRAIN_ERROR and not _is_refusal(end)
         passed_on = end.reason is Reason.EOF and self._half_close
         if passed_on:
             try:
@@ -134,6 +140,7 @@ class Relay(Waitable[RelayOutcome]):
             except OSError as error:
                 # The drain has died with bytes in it that its peer may not have got (F16).
                 end, passed_on = end._replace(reason=Reason.DRAIN_ERROR, error=error), False
+                dies_by_itself = True
         with self._state:
             self._ends[direction] = end
             self._seconds[direction] = self._runtime.port.now() - self._started
@@ -144,8 +151,8 @@ class Relay(Waitable[RelayOutcome]):
             self._finish(left_to_right, right_to_left)
             return
         self._flows[1 - direction].look_soon()
-        if not passed_on and end.reason is not Reason.DRAIN_ERROR:
-            # Where the drain has failed, the other direction reads from that very socket: it
+        if not passed_on and not dies_by_itself:
+            # Where the drain has died, the other direction reads from that very socket: it
             # delivers what came before and meets the failure by itself.
             self._flows[1 - direction].stop(
                 end.reason if end.reason in _OF_THE_PAIR else Reason.CANCELLED
@@ -222,3 +229,7 @@ class Relay(Waitable[RelayOutcome]):
         self._runtime.sockets.release(
             shared, source=True, drain=True, on_closed=self._socket_closed
         )
+
+
+def _is_refusal(end: End) -> bool:
+    return end.error is not None and end.error.errno in _REFUSALS

@@ -97,14 +97,15 @@ class SecondLook:
         with self._lock:
             if flow not in self._early or self._early[flow][0] is not mark:
                 return
-            batch = _Batch(self._calls)
-            batch.add(flow)
-            shown = batch.look()
+            # The next look first: one that fails must not be the last.
             if seconds * 2 < RAREST_SECONDS:
                 self._set(flow, seconds * 2)
             else:
                 del self._early[flow]
                 self._join_the_late(flow)
+            batch = _Batch(self._calls)
+            batch.add(flow)
+            shown = batch.look()
         self._tell([flow] if flow.counts else [], shown)
 
     def _join_the_late(self, flow: Looked) -> None:
@@ -120,10 +121,10 @@ class SecondLook:
     def _look_late(self) -> None:
         with self._lock:
             counting = list(self._counting)
-            shown = self._batch.look() if self._batch is not None and self._late else set()
             self._timer = None
-            if self._late:
+            if self._late:  # before the look: one that fails must not be the last
                 self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
+            shown = self._batch.look() if self._batch is not None and self._late else set()
         self._tell(counting, shown)
 
     def _tell(self, counting: list[Looked], shown: set[Looked]) -> None:

@@ -113,6 +113,7 @@ class Splice(Waitable[Outcome]):
     @property
     def bytes(self) -> int:
         """Bytes that the drain has taken so far, ``initial`` ones included."""
+        self._check_process()
         return self._flow.moved()
 
     def __repr__(self) -> str:

@@ -69,6 +69,18 @@ class SystemPort:
         self._opened.add(cast(_Closable, duplicate))
         return duplicate, was_blocking
 
+    def identity(self, endpoint: Endpoint) -> object:
+        asked = _socket(endpoint)
+        if sys.platform == "linux":
+            status = os.fstat(asked.fileno())
+            return status.st_dev, status.st_ino
+        if asked.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        try:
+            return asked.getsockname(), asked.getpeername()
+        except OSError:  # not connected
+            return None
+
     def close(self, endpoint: Endpoint) -> None:
         duplicate = _socket(endpoint)
         self._opened.discard(cast(_Closable, duplicate))

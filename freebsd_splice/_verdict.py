@@ -74,7 +74,7 @@ def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended)
 
 def _take_cause(source: SharedSocket) -> OSError | None:
     """OpenBSD's, out of SO_ERROR: the next to read the source would take it for its own."""
-    if not source.keeps_causes:
+    if not source.connection.keeps_causes:
         return None
     with source.lock:
         source.failure()

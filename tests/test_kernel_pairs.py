@@ -12,6 +12,7 @@ import pytest
 from conformance.harness import DEADLINE, Harness
 from faked_splices import FakedSplicePort
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
+from freebsd_splice._engine import Engine
 from machine.scenarios import Stage, stage
 from model.tcp import SYN_SENT
 from ports import runtime
@@ -112,6 +113,110 @@ def test_a_source_that_is_still_connecting_is_served_by_userspace(on: Stage) -> 
     assert (outcome.reason, outcome.backend) == (Reason.EOF, "userspace")
     assert outcome.fallback is not None
     assert "still connecting" in outcome.fallback
+
+
+def test_a_relay_whose_drain_refuses_to_be_one_ends(on: Stage) -> None:
+    """Its other direction lives, and would live on alone."""
+    other, _ = on.world.pair()
+    on.world.calls.set_splice(on.source.fileno(), other.fileno(), 0, 0)
+    relay = Relay(on.source, on.drain)
+    on.now()
+    assert relay.done
+    outcome = relay.wait()
+    assert outcome.reason is Reason.DRAIN_ERROR
+    assert outcome.right_to_left.reason is Reason.CANCELLED
+    on.world.calls.end_splice(on.source.fileno())
+
+
+@pytest.mark.parametrize("backend", ["kernel", "userspace"])
+def test_a_relay_to_a_socket_that_is_still_connecting_ends(on: Stage, backend: str) -> None:
+    if backend == "userspace":
+        _make_unfit(on, "is no TCP")
+    on.drain.endpoint.state = SYN_SENT
+    relay = Relay(on.source, on.drain)
+    on.now()
+    outcome = relay.wait(0)
+    assert outcome.error is not None
+    assert (outcome.reason, outcome.error.errno) == (Reason.DRAIN_ERROR, errno.ENOTCONN)
+    assert outcome.right_to_left.reason is Reason.CANCELLED
+
+
+def test_a_busy_pair_may_have_cost_the_source_before_15_1(on: Stage) -> None:
+    """F22, F20: somebody's drain that is full can't be told from a full one."""
+    other, others_peer = on.world.pair()
+    on.world.calls.set_splice(other.fileno(), on.drain.fileno(), 0, 0)
+    while others_peer.write(b"x" * 5_000):
+        on.now()
+    outcome = on.splice().wait()
+    assert outcome.error is not None
+    if on.world.version == "14.3":
+        assert outcome.error.errno == errno.ENOTRECOVERABLE
+        assert "only closing the source helps" in str(outcome.error)
+        assert on.source.endpoint.poisoned
+    else:
+        assert outcome.error.errno == errno.EBUSY
+    on.world.calls.end_splice(other.fileno())
+
+
+def test_bytes_given_ahead_come_back_where_nobody_could_send_them(
+    on: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on.splice().cancel()
+
+    def none_left(self: Engine, count: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Engine, "flows", none_left)
+    outcome = Splice(on.source, on.drain, initial=b"hello").wait()
+    assert (outcome.bytes, outcome.unsent) == (0, b"hello")
+    assert "Too many open files" in str(outcome.error)
+    assert "Too many open files" in caplog.text
+
+
+def test_what_a_splice_leaves_behind_needs_no_new_worker(
+    on: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F13, in a program that has run out of descriptors meanwhile."""
+    splice = on.splice()
+
+    def none_left(few: bool = False) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(on.world.port, "poller", none_left)
+    monkeypatch.setattr(on.world.port, "cpus", lambda: 4)
+    data = on.fill_the_drain()
+    on.arrive(b"and the rest" * 500)
+    on.sender.fin()
+    on.now()
+    assert on.read() == data + b"and the rest" * 500
+    on.now()
+    on.ended(splice, Reason.EOF, len(data) + 6_000)
+
+
+def test_two_objects_of_one_socket_share_its_error(on: Stage) -> None:
+    """The system tells it once: who comes second must not take what follows for an EOF."""
+    other, _ = on.world.pair()
+    forth, back = on.splice(), Splice(other, on.source.dup())
+    on.sender.reset()
+    on.world.deliver_reset(on.sender.outgoing)
+    assert back.cancel().reason is Reason.DRAIN_ERROR
+    outcome = forth.cancel()
+    assert outcome.reason is Reason.SOURCE_ERROR
+    assert isinstance(outcome.error, ConnectionResetError)
+
+
+def test_another_object_of_a_spliced_socket_is_refused_unasked(on: Stage) -> None:
+    """F23: the kernel would refuse it too, and set the live splice's count to 0."""
+    splice = on.splice(limit=10)
+    on.arrive(b"x" * 8)
+    on.now()
+    other, _ = on.world.pair()
+    with pytest.raises(OSError, match="is the source of a splice") as refused:
+        Splice(on.source.dup(), other)
+    assert refused.value.errno == errno.EBUSY
+    on.arrive(b"x" * 8)
+    on.now()
+    on.ended(splice, Reason.LIMIT, 10)
 
 
 def test_a_defect_ends_the_flow_and_leaves_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ class FakedSockets:
         self.shown: dict[int, Glance] = {}
         self.bytes: dict[int, int] = {}
         self.looks: list[list[int]] = []
+        self.broken = False
 
     def glances(self) -> FakedGlances:
         return FakedGlances(self)
@@ -39,6 +41,8 @@ class FakedGlances:
         del self._asked[descriptor]
 
     def look(self) -> list[tuple[int, Glance]]:
+        if self._sockets.broken:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
         self._sockets.looks.append(sorted(self._asked))
         seen = []
         for descriptor, asked in self._asked.items():
@@ -192,3 +196,19 @@ def test_without_flows_there_is_no_look(made: Fixture) -> None:
     made.looks.end(flow)
     made.times(1, 0.05)
     assert not made.watcher._heap
+
+
+@pytest.mark.parametrize("after", [0.0, 5.0], ids=["early", "late"])
+def test_a_look_that_fails_is_not_the_last(
+    made: Fixture, after: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    made.times(after)
+    made.sockets.broken = True
+    made.times(1.1)
+    assert "Cannot allocate memory" in caplog.text
+    made.sockets.broken = False
+    made.sockets.shown[1] = Glance.READ_HANGUP
+    made.times(1.1)
+    assert flow.woken

@@ -71,6 +71,9 @@ def test_a_reused_number_is_never_taken_for_the_closed_socket(harness: Harness) 
         port.until(lambda: new.bytes == 7, "the new splice alive")
 
 
+def _ignore() -> None: ...
+
+
 def _moved_to(made: socket.socket, number: int) -> socket.socket:
     os.dup2(made.fileno(), number)
     made.close()
@@ -130,6 +133,54 @@ def test_blocking_mode_comes_back_with_the_last_of_two_flows(harness: Harness) -
     assert not os.get_blocking(middle.fileno())
     out.cancel()
     assert os.get_blocking(middle.fileno())
+
+
+@posix
+def test_another_object_of_the_same_socket_is_known(harness: Harness) -> None:
+    """F23, F24: one direction each; and the blocking mode comes back with the last."""
+    left, client = harness.pair()
+    right, server = harness.pair()
+    left.setblocking(True)
+    other_left, other_right = harness.keep(left.dup()), harness.keep(right.dup())
+    forth, back = Splice(left, right), Splice(other_right, other_left)
+    for again in (left, other_left):
+        with pytest.raises(OSError, match="is the source of a splice"):
+            Splice(again, harness.pair()[0])
+        with pytest.raises(OSError, match="is the drain of a splice"):
+            Splice(harness.pair()[0], again)
+    client.write(b"ping")
+    assert server.read(4) == b"ping"
+    server.write(b"pong")
+    assert client.read(4) == b"pong"
+    forth.cancel()
+    assert not os.get_blocking(left.fileno())
+    back.cancel()
+    assert os.get_blocking(left.fileno())
+    Splice(other_left, right).cancel()
+
+
+def test_a_dead_connections_name_can_be_a_new_ones(harness: Harness) -> None:
+    """Where sockets are told apart by their addresses."""
+
+    class Named(RecordingPort):
+        dead: Endpoint | None = None
+
+        def identity(self, endpoint: Endpoint) -> object:
+            return None if endpoint is self.dead else "the same addresses"
+
+    port = Named()
+    with runtime(port) as made:
+        first, _ = harness.pair()
+        shared = made.sockets.acquire(first, source=True, drain=True, on_closed=_ignore)
+        second, _ = harness.pair()
+        with pytest.raises(OSError, match="busy"):
+            made.sockets.acquire(second, source=True, drain=True, on_closed=_ignore)
+        port.dead = shared.endpoint
+        other = made.sockets.acquire(second, source=True, drain=True, on_closed=_ignore)
+        assert other.endpoint is not shared.endpoint
+        for one in (shared, other):
+            made.sockets.release(one, source=True, drain=True, on_closed=_ignore)
+        assert not made.sockets._connections
 
 
 @posix
@@ -237,10 +288,12 @@ def test_a_forked_child_has_no_flows_and_the_parents_go_on(harness: Harness) -> 
             os.fstat(notice)
             said = b"open"
         except OSError:
-            try:
-                splice.cancel()
-            except RuntimeError as error:
-                said = str(error).encode()
+            for call in (splice.cancel, lambda: splice.bytes):
+                try:
+                    call()
+                    said = b"done"
+                except RuntimeError as error:
+                    said = str(error).encode()
         finally:
             os.write(writing, said)
             os._exit(0)

@@ -66,6 +66,22 @@ def _already_over(source: int) -> None:
     raise OSError(57, "Socket is not connected")
 
 
+def settling_stale_events() -> Patches:
+    """F19, F20: a splice that lives for certain is ended, and set again, because of one."""
+    return [(KernelFlow, "event", KernelFlow.wake)]
+
+
+def taking_any_event_for_stale() -> Patches:
+    """F20: whoever has the drain now, the splice is taken to live."""
+    original = KernelFlow._may_be_over
+
+    def doubting(self: KernelFlow, asked: int) -> bool:
+        self._had_event = False
+        return original(self, asked)
+
+    return [(KernelFlow, "_may_be_over", doubting)]
+
+
 def no_second_look() -> Patches:
     """F14"""
     return [(SecondLook, "begin", lambda self, flow: None)]
@@ -187,6 +203,8 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
 MUTANTS = [
     splicing_before_arming,
     believing_events,
+    settling_stale_events,
+    taking_any_event_for_stale,
     no_second_look,
     no_look_at_the_drain,
     no_look_at_the_count,

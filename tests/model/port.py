@@ -125,6 +125,9 @@ class ModelPort:
         endpoint.non_blocking = True
         return Duplicate(self._world.open(endpoint)), was_blocking
 
+    def identity(self, endpoint: Endpoint) -> object:
+        return self._endpoint(endpoint)
+
     def close(self, endpoint: Endpoint) -> None:
         self._world.close(endpoint.fileno())
 

@@ -119,6 +119,8 @@ def test_words_about_a_panic_are_none(made: MakeMachine) -> None:
         ([["qmp", "STOP", {}]], failures.GuestVanished, "stopped the guest"),
         ([["stderr", "q: -chardev x: info: waiting\nq: KVM internal error"], ["qmp", "STOP", {}]],
          failures.GuestVanished, "stopped the guest: q: KVM internal error"),
+        ([["stderr", "q: Could not set up host forwarding rule 'x'"], ["exit"]],
+         failures.PortTaken, "--port"),
     ],
 )  # fmt: skip
 def test_what_ends_a_wait(

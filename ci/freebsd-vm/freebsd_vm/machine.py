@@ -180,6 +180,7 @@ class Machine:
             if self.console.panic is not None:
                 self._panicked()
             if said := self._complaint():
+                self._check_port(said)
                 self._fail(GuestVanished, f"QEMU has ended: {said}")
             self._fail(GuestVanished, "the guest has switched itself off, or rebooted")
         if event.kind == "qmp" and event.about["event"] == "BLOCK_IO_ERROR":
@@ -211,11 +212,14 @@ class Machine:
                 channel.close()
                 time.sleep(0.05)
         said = self._complaint()
-        if "host forwarding" in said:
-            raise PortTaken(f"{said}; name another one with --port")
+        self._check_port(said)
         if self.process.poll() is None:
             raise GuestVanished(f"QEMU doesn't answer at {path}: {said}")
         raise GuestVanished(f"QEMU doesn't start: {said}")
+
+    def _check_port(self, said: str) -> None:
+        if "host forwarding" in said:
+            raise PortTaken(f"{said}; name another one with --port")
 
     def _end(self) -> None:
         self.process.kill()
