@@ -1,0 +1,20 @@
+"""A pytest plugin: nothing that the test extra brings can be imported, as in a FreeBSD guest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+
+MISSING = ("build", "cffi", "check_wheel_contents", "hypothesis", "pycdlib", "twine", "yaml")
+
+
+class _Blocker(MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+for module in [name for name in sys.modules if name.partition(".")[0] in MISSING]:
+    del sys.modules[module]
+sys.meta_path.insert(0, _Blocker())
