@@ -25,6 +25,8 @@ def test_a_scenario_notices(mutant: Callable[[], Patches]) -> None:
     assert noticed, "no scenario fails without it"
 
 
+# By a thread: hypothesis takes the signal's failure for one of the example's, and goes on.
+@pytest.mark.timeout(600, method="thread")
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MET_BY_CHANCE, ids=lambda mutant: mutant.__name__)
 def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:

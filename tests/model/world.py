@@ -23,6 +23,10 @@ __all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
 
 T = TypeVar("T")
 
+#: Rounds that may follow on each other while the clock stands: by far more than any case has bytes
+#: for, so that a package that is never done is a failure and not a test that never ends.
+ROUNDS = 20_000
+
 
 class Rule(NamedTuple):
     """Something that can happen now."""
@@ -54,6 +58,7 @@ class World:
         self._waiting: set[threading.Thread] = set()
         self._turn = threading.Lock()
         self._given: set[int] = set()
+        self._rounds = 0  # since the clock has moved
         self.port = ModelPort(self)
         self.calls = self.port.calls
 
@@ -238,6 +243,7 @@ class World:
 
     def tick(self, seconds: float) -> None:
         self.time += seconds
+        self._rounds = 0
         self.so_splice.expire()
 
     def turn(self, loop: ModelLoop) -> None:
@@ -303,6 +309,8 @@ class World:
         if not self._turn.acquire(blocking=False):
             return False
         try:
+            self._rounds += 1
+            assert self._rounds < ROUNDS, "the package is busy for ever with nothing new"
             return self.settle()
         finally:
             self._turn.release()
