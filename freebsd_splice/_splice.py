@@ -89,7 +89,7 @@ class Splice(Waitable[Outcome]):
     ) -> None:
         runtime = current()
         super().__init__(runtime)
-        limit, ahead = _check_limit(max_bytes), memoryview(initial).tobytes()
+        limit, ahead = check_limit(max_bytes), memoryview(initial).tobytes()
         [self._flow] = runtime.flows(1, fallback=fallback, idle=idle_timeout)
         self._deadlines = Deadlines(
             runtime.port,
@@ -176,7 +176,8 @@ def make_outcome(end: End, seconds: float) -> Outcome:
     )
 
 
-def _check_limit(max_bytes: int | None) -> int | None:
+def check_limit(max_bytes: int | None) -> int | None:
+    """``max_bytes`` as it is; InvalidArgument or TypeError where it is no number of bytes."""
     if max_bytes is None:
         return None
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):

@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from ._backend import VARIABLE, backend
 from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
+from ._reset import reset_on_close
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -129,8 +129,7 @@ class SystemPort:
         _socket(endpoint).shutdown(socket.SHUT_WR)
 
     def reset_on_close(self, endpoint: Endpoint) -> None:
-        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-        _socket(endpoint).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        reset_on_close(_socket(endpoint))
 
     def take_error(self, endpoint: Endpoint) -> OSError | None:
         try:

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 
-MISSING = ("build", "cffi", "check_wheel_contents", "hypothesis", "pycdlib", "twine", "yaml")
+MISSING = (
+    *("anyio", "build", "cffi", "check_wheel_contents", "gevent", "h11", "hypothesis", "pycdlib"),
+    *("trio", "trustme", "twine", "uvloop", "yaml"),
+)
 
 
 class _Blocker(MetaPathFinder):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _pytest(*arguments: str) -> str:
-    without = [f"-pno:{plugin}" for plugin in ("randomly", "timeout", "hypothesispytest")]
+    without = [f"-pno:{plugin}" for plugin in ("randomly", "timeout", "hypothesispytest", "anyio")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "only_pytest", *without, *arguments]
     run = subprocess.run(
         command,

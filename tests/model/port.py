@@ -116,7 +116,7 @@ class ModelPort:
 
     def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
         self._world.counts["dup"] += 1
-        endpoint = cast(ModelSocket, original).endpoint
+        endpoint = self.calls._endpoint(original.fileno())
         if not endpoint.stream:
             raise fail(errno.EPROTONOSUPPORT)
         if endpoint.state == LISTEN:

@@ -1,0 +1,233 @@
+"""Splicing for asyncio: one line in place of a copy loop.
+
+A side is a non-blocking socket, or a ``(StreamReader, StreamWriter)`` pair, whose buffers are
+emptied first and whose transport reads nothing meanwhile::
+
+    outcome = await aio.relay((client_reader, client_writer), (reader, writer))
+
+Nothing here has a thread of its own, or copies: ``Splice`` and ``Relay`` do the work, and tell the
+loop when it is over.  Only a stream that can't be handed over (TLS; any stream on Windows) is
+copied by the loop, and ``Outcome.fallback`` says so.
+
+Cancelling the task ends what it awaits, with nothing in flight any more, and the ``CancelledError``
+carries how far it came; so does whatever it is turned into (``asyncio.timeout``, ``wait_for``):
+``outcome_of(error)``.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TypeVar
+
+from .._errors import BackendUnavailable
+from .._flow import Reason
+from .._relay import Relay, RelayOutcome
+from .._runtime import current
+from .._splice import Outcome, Splice, check_limit
+from ._copying import copy_both_ways, copy_one_way
+from ._ending import end_of, outcome_of
+from ._flushing import flush
+from ._sides import Side, SocketSide, StreamSide, side
+
+__all__ = ["IncompleteTransferError", "outcome_of", "relay", "splice", "transfer"]
+
+SideT = TypeVar("SideT", bound="SocketSide | StreamSide")
+
+
+class IncompleteTransferError(ConnectionError):
+    """``transfer`` ended before all bytes were there; ``outcome`` says why and how far it came."""
+
+    def __init__(self, outcome: Outcome, wanted: int) -> None:
+        super().__init__(f"{outcome.bytes} of {wanted} bytes were transferred: {_why(outcome)}")
+        self.outcome = outcome
+
+
+async def splice(
+    source: Side,
+    drain: Side,
+    *,
+    max_bytes: int | None = None,
+    idle_timeout: float | None = None,
+    timeout: float | None = None,
+    initial: bytes = b"",
+    fallback: bool = True,
+) -> Outcome:
+    """Deliver all that arrives at ``source`` to ``drain``, until the end (see ``Splice``).
+
+    What the writer of ``drain`` still holds goes first; then ``initial``, which the caller has
+    read; then what the reader of ``source`` has buffered; then what arrives.  Nobody else may read
+    from ``source`` or write to ``drain`` until it is over.  Then both are the caller's again, and
+    the reader of ``source`` goes on behind the last byte that was taken.
+
+    The options are ``Splice``'s; the times begin with the call.  ``fallback=False`` raises
+    BackendUnavailable where the kernel can't serve the pair, errno EPROTONOSUPPORT for TLS.
+
+    Raises what ``Splice`` raises; TypeError for a transport or half a pair; ValueError for a socket
+    that blocks; what the reader or the writer has to report already (ConnectionResetError).  Then
+    nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
+    """
+    limit = check_limit(max_bytes)
+    from_side, to_side = side(source), side(drain)
+    why = _why_copied(from_side, to_side, fallback=fallback)
+    if why is not None:
+        return await copy_one_way(
+            from_side,
+            to_side,
+            limit=limit,
+            idle_timeout=idle_timeout,
+            timeout=timeout,
+            initial=initial,
+            why=why,
+        )
+    started = time.monotonic()
+    late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
+    if late is not None:
+        return _not_begun(late, initial, time.monotonic() - started)
+    # From here to the splice there is no await: nothing can arrive in between.
+    room = None if limit is None else max(0, limit - len(initial))
+    taken = from_side.take_over(room)
+    try:
+        made = Splice(
+            from_side.original,
+            to_side.original,
+            max_bytes=limit,
+            idle_timeout=idle_timeout,
+            timeout=_left(timeout, started),
+            initial=initial + taken,
+            fallback=fallback,
+        )
+    except BaseException:
+        from_side.put_back(taken)
+        raise
+    try:
+        return await end_of(made)
+    finally:
+        from_side.resume()
+
+
+async def transfer(
+    source: Side,
+    drain: Side,
+    count: int,
+    *,
+    idle_timeout: float | None = None,
+    timeout: float | None = None,
+    initial: bytes = b"",
+    fallback: bool = True,
+) -> Outcome:
+    """Deliver exactly ``count`` bytes, ``initial`` included: a body with a Content-Length.
+
+    Then both sides are the caller's again; what follows is still to be read at ``source``.  The
+    rest is as for ``splice``.
+
+    Raises what ``splice`` raises, and IncompleteTransferError where it ended before that: at an
+    EOF, a time limit, or a failure of one of the connections.
+    """
+    outcome = await splice(
+        source,
+        drain,
+        max_bytes=count,
+        idle_timeout=idle_timeout,
+        timeout=timeout,
+        initial=initial,
+        fallback=fallback,
+    )
+    if outcome.reason is not Reason.LIMIT:
+        raise IncompleteTransferError(outcome, count) from outcome.error
+    return outcome
+
+
+async def relay(
+    left: Side,
+    right: Side,
+    *,
+    idle_timeout: float | None = None,
+    timeout: float | None = None,
+    half_close: bool = True,
+    close: bool = False,
+    initial: tuple[bytes, bytes] = (b"", b""),
+    fallback: bool = True,
+) -> RelayOutcome:
+    """Deliver what arrives at each side to the other, until both directions have ended.
+
+    As ``Relay``, with ``splice``'s care for what readers and writers have buffered.  A TLS side
+    can't half-close: an EOF that it sends, or should be sent, ends the pair.
+
+    Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
+    """
+    sides = side(left), side(right)
+    why = _why_copied(*sides, fallback=fallback)
+    if why is not None:
+        return await copy_both_ways(
+            sides,
+            idle_timeout=idle_timeout,
+            timeout=timeout,
+            half_close=half_close,
+            close=close,
+            initial=initial,
+            why=why,
+        )
+    started = time.monotonic()
+    late = await flush(sides, idle_timeout=idle_timeout, timeout=timeout)
+    if late is not None:
+        seconds = time.monotonic() - started
+        towards, back = (_not_begun(late, data, seconds) for data in initial)
+        if close:
+            for each in sides:
+                each.reset()
+        return RelayOutcome(towards, back, late, None, seconds)
+    taken: list[bytes] = []
+    try:
+        for each in sides:
+            taken.append(each.take_over(None))
+        made = Relay(
+            sides[0].original,
+            sides[1].original,
+            idle_timeout=idle_timeout,
+            timeout=_left(timeout, started),
+            half_close=half_close,
+            close=close,
+            initial=(initial[0] + taken[0], initial[1] + taken[1]),
+            fallback=fallback,
+        )
+    except BaseException:
+        for each, data in zip(sides, taken, strict=False):
+            each.put_back(data)
+        raise
+    try:
+        return await end_of(made)
+    finally:
+        for each in sides:
+            each.resume()
+
+
+def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
+    """Why the loop has to copy, where it has to; BackendUnavailable where it must not."""
+    why = next((each.why_copied for each in sides if each.why_copied), None)
+    if why is not None and (not fallback or current().port.kernel_demanded()):
+        raise BackendUnavailable(errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {why}")
+    return why
+
+
+def _not_begun(reason: Reason, initial: bytes, seconds: float) -> Outcome:
+    """The time was over before the writer had sent what it held."""
+    return Outcome(
+        bytes=0,
+        unsent=initial,
+        reason=reason,
+        error=None,
+        backend="userspace",
+        mover="none",
+        seconds=seconds,
+    )
+
+
+def _left(timeout: float | None, started: float) -> float | None:
+    """What the flushing has left of it; more than 0, as no time at all would be no limit."""
+    return None if timeout is None else max(1e-3, timeout - (time.monotonic() - started))
+
+
+def _why(outcome: Outcome) -> str:
+    reason = outcome.reason.value
+    return f"{reason} ({outcome.error.strerror})" if outcome.error is not None else reason

@@ -1,0 +1,60 @@
+"""The caller's time limits, for waits that are the loop's own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from math import inf
+
+from .._deadlines import check_seconds
+from .._flow import Reason
+
+#: As ``_deadlines`` looks at a count: a share of the idle time, and seconds at least.
+_LOOK_SHARE, _LOOK_SECONDS = 1 / 5, 0.05
+
+#: Seconds between two looks whether a connection is lost that nobody reads or writes.
+_LOST_SECONDS = 1.0
+
+
+class Patience:
+    """``timeout`` seconds from now, and ``idle_timeout`` in which the count stays the same."""
+
+    def __init__(self, *, idle_timeout: float | None, timeout: float | None) -> None:
+        self._idle = check_seconds("idle_timeout", idle_timeout) or inf
+        self._changed = time.monotonic()
+        self._deadline = self._changed + (check_seconds("timeout", timeout) or inf)
+        self._seen = 0
+
+    async def wait(
+        self,
+        tasks: Collection[asyncio.Task[None]],
+        moved: Callable[[], int],
+        lost: Callable[[], bool] | None = None,
+    ) -> Reason | None:
+        """Wait until one of ``tasks`` is done, or ``lost()``: None; or for the end of patience."""
+        while True:
+            seconds = min(self._until_the_next_look(), inf if lost is None else _LOST_SECONDS)
+            done, _ = await asyncio.wait(
+                tasks,
+                timeout=None if seconds == inf else seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if done or (lost is not None and lost()):
+                return None
+            reason = self._look(moved())
+            if reason is not None:
+                return reason
+
+    def _until_the_next_look(self) -> float:
+        now = time.monotonic()
+        step = max(self._idle * _LOOK_SHARE, _LOOK_SECONDS)
+        return max(0.0, min(step, self._changed + self._idle - now, self._deadline - now))
+
+    def _look(self, moved: int) -> Reason | None:
+        now = time.monotonic()
+        if moved != self._seen:
+            self._seen, self._changed = moved, now
+        if now >= self._deadline:
+            return Reason.TIMEOUT
+        return Reason.IDLE if now >= self._changed + self._idle else None

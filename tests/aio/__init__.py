@@ -1,0 +1,1 @@
+"""asyncio: the seams between streams and splices, on real loops and on the modelled kernel."""

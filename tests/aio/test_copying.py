@@ -1,0 +1,350 @@
+"""TLS streams, which can't be handed over: copied, and with the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple, cast
+
+import pytest
+
+pytest.importorskip("trustme", reason="the certificates are trustme's")
+
+import trustme
+
+from freebsd_splice import BackendUnavailable, Outcome, Reason, aio
+
+from .nets import LOOPS, Net, RealNet, Stream, play
+from .test_seams import PATTERN
+
+every_loop = pytest.mark.parametrize("name", LOOPS)
+
+#: Seconds, by the loop's clock.
+SHORT = 0.2
+
+
+class Contexts(NamedTuple):
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="module")
+def contexts() -> Contexts:
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("splice.test").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return Contexts(server, client)
+
+
+@contextlib.asynccontextmanager
+async def tls(contexts: Contexts) -> AsyncIterator[tuple[Stream, Stream]]:
+    """Both ends of a TLS connection: the near one, which is the server's, and the far one."""
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[Stream] = loop.create_future()
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result((reader, writer)),
+        "127.0.0.1",
+        0,
+        ssl=contexts.server,
+    )
+    port = server.sockets[0].getsockname()[1]
+    far = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=contexts.client, server_hostname="splice.test"
+    )
+    near = await accepted
+    server.close()
+    try:
+        yield near, far
+    finally:
+        for stream in (far, near):
+            stream[1].transport.abort()
+        await asyncio.sleep(0.01)
+        await server.wait_closed()
+
+
+Case = Callable[[RealNet, Stream, Stream], Awaitable[None]]
+
+
+def play_tls(name: str, contexts: Contexts, case: Case) -> None:
+    async def whole(net: Net) -> None:
+        assert isinstance(net, RealNet)
+        async with tls(contexts) as (near, far):
+            await case(net, near, far)
+
+    play(name, whole)
+
+
+def _copied(outcome: Outcome) -> bool:
+    return outcome.mover == "streams" and "TLS" in (outcome.fallback or "")
+
+
+@every_loop
+def test_from_tls(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        drain, server = await net.socket()
+        far[1].write(PATTERN)
+        splicing = asyncio.ensure_future(
+            aio.splice(near, drain, max_bytes=250_000, initial=b"first")
+        )
+        assert await server.read(250_000) == b"first" + PATTERN[:249_995]
+        outcome = await splicing
+        assert _copied(outcome)
+        assert (outcome.reason, outcome.bytes, outcome.unsent) == (Reason.LIMIT, 250_000, b"")
+        # The rest is still the caller's to read.
+        assert await near[0].readexactly(len(PATTERN) - 249_995) == PATTERN[249_995:]
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("kind", ["socket", "stream"])
+def test_to_tls(name: str, kind: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        source, client = await getattr(net, kind)()
+        writing = asyncio.ensure_future(client.write(PATTERN))
+        outcome = await _while_reading(far, aio.transfer(source, near, 100_000), PATTERN[:100_000])
+        assert _copied(outcome)
+        assert (outcome.reason, outcome.bytes) == (Reason.LIMIT, 100_000)
+        # Not a byte more was taken from the source.
+        rest = aio.splice(source, near, max_bytes=200_000)
+        await _while_reading(far, rest, PATTERN[100_000:])
+        await writing
+
+    play_tls(name, contexts, case)
+
+
+async def _while_reading(far: Stream, call: Awaitable[Outcome], expected: bytes) -> Outcome:
+    copying = asyncio.ensure_future(call)
+    assert await far[0].readexactly(len(expected)) == expected
+    return await copying
+
+
+@every_loop
+def test_an_eof_that_tls_sends_ends_the_pair(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.stream()
+        far[1].write(b"question")
+        far[1].close()
+        outcome = await aio.relay(near, right)
+        assert outcome.reason is Reason.EOF
+        assert outcome.left_to_right.bytes == 8
+        assert await server.read(9) == b"question"  # and the EOF
+        assert cast(asyncio.Transport, right[1].transport).is_reading()
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_an_eof_that_tls_should_be_sent_ends_the_pair(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket()
+        await server.write(b"answer")
+        server.fin()
+        outcome = await aio.relay(near, right, close=True)
+        assert outcome.reason is Reason.EOF
+        assert outcome.right_to_left.bytes == 6
+        assert outcome.left_to_right.reason is Reason.CANCELLED
+        assert await far[0].read() == b"answer"
+        assert right.fileno() == -1
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_plain_side_can_half_close(name: str, contexts: Contexts) -> None:
+    """Between TLS and plain text only the TLS side's EOF ends the pair, if it comes last."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket()
+        relaying = asyncio.ensure_future(aio.relay(near, right))
+        far[1].write(PATTERN)
+        assert await server.read(len(PATTERN)) == PATTERN
+        await server.write(b"answer")
+        assert await far[0].readexactly(6) == b"answer"
+        far[1].close()
+        assert (await relaying).reason is Reason.EOF
+        assert await server.read(1) == b""
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_no_half_close_where_none_is_wanted(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        far[1].close()
+        outcome = await aio.relay(near, right, half_close=False)
+        assert outcome.reason is Reason.EOF
+        right.send(b"still open")
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
+def test_time_limits(name: str, limit: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        reason = Reason.TIMEOUT if limit == "timeout" else Reason.IDLE
+        options = {limit: SHORT}
+        outcome = await aio.splice(near, right, **options)  # type: ignore[arg-type]
+        assert outcome.reason is reason
+        pair = await aio.relay(near, right, **options)  # type: ignore[arg-type]
+        assert pair.reason is pair.left_to_right.reason is pair.right_to_left.reason is reason
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_cancelling_tells_how_far_it_came(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        drain, server = await net.socket(small=True)
+        far[1].write(PATTERN)
+        splicing = asyncio.ensure_future(aio.splice(near, drain))
+        assert await server.read(10) == PATTERN[:10]
+        await asyncio.sleep(0.01)
+        splicing.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await splicing
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, Outcome)
+        assert await server.read(outcome.bytes - 10) == PATTERN[10 : outcome.bytes]
+        left = len(PATTERN) - outcome.bytes - len(outcome.unsent)
+        rest = outcome.unsent + await near[0].readexactly(left)
+        assert rest == PATTERN[outcome.bytes :]
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_cancelling_a_relay(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket()
+        far[1].write(b"hello")
+        relaying = asyncio.ensure_future(aio.relay(near, right, close=True))
+        assert await server.read(5) == b"hello"
+        relaying.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await relaying
+        outcome = aio.outcome_of(raised.value)
+        assert outcome is not None
+        assert outcome.reason is Reason.CANCELLED
+        assert right.fileno() == -1
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_the_drain_is_lost_while_nothing_comes(name: str, contexts: Contexts) -> None:
+    """Nobody writes, so nobody is told: it is looked at."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        source, _ = await net.socket()
+        splicing = asyncio.ensure_future(aio.splice(source, near))
+        await asyncio.sleep(0)
+        far[1].transport.abort()
+        outcome = await splicing
+        assert outcome.reason is Reason.DRAIN_ERROR
+        assert outcome.error is not None
+        assert outcome.error.errno == errno.EPIPE
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_reset_is_passed_on_as_a_reset(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket()
+        relaying = asyncio.ensure_future(aio.relay(near, right, close=True))
+        far[1].write(b"hello")
+        assert await server.read(5) == b"hello"
+        far_socket = far[1].get_extra_info("socket")
+        far_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        far[1].transport.abort()
+        outcome = await relaying
+        assert outcome.reason is Reason.SOURCE_ERROR
+        with pytest.raises(ConnectionResetError):
+            await server.read(1)
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_what_a_dead_drain_was_not_sent_is_the_callers(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        drain, _ = await net.socket()
+        drain.shutdown(socket.SHUT_WR)
+        far[1].write(b"hello")
+        outcome = await aio.splice(near, drain)
+        assert (outcome.reason, outcome.unsent) == (Reason.DRAIN_ERROR, b"hello")
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_without_a_fallback(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        for call in (
+            aio.splice(near, right, fallback=False),
+            aio.relay(right, near, fallback=False),
+        ):
+            with pytest.raises(BackendUnavailable, match="TLS") as raised:
+                await call
+            assert raised.value.errno == errno.EPROTONOSUPPORT
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_demanded_kernel(name: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "kernel")
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        with pytest.raises(BackendUnavailable):
+            await aio.splice(near, right)
+
+    play_tls(name, contexts, case)
+
+
+def test_a_loop_without_readiness(contexts: Contexts) -> None:
+    """Windows' proactor loop, as far as this asks."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "remove_reader", _not_implemented)
+            with pytest.raises(NotImplementedError, match="make it a stream"):
+                await aio.splice(near, right)
+            with pytest.raises(NotImplementedError, match="make it a stream"):
+                await aio.relay(right, near)
+
+    play_tls("asyncio", contexts, case)
+
+
+def _not_implemented(*arguments: object) -> None:
+    raise NotImplementedError
+
+
+def test_a_defect_is_no_outcome(contexts: Contexts) -> None:
+    """Somebody else reads the stream: that is the program's fault, and no end."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        reading = asyncio.ensure_future(near[0].read(1))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another coroutine"):
+            await aio.splice(near, right)
+        with pytest.raises(RuntimeError, match="another coroutine"):
+            await aio.relay(near, right)
+        reading.cancel()
+
+    play_tls("asyncio", contexts, case)

@@ -1,0 +1,263 @@
+"""What cuts a splice short: cancelling, and time."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, aio
+
+from .nets import LOOPS, MODELS, Net, buffered, play
+from .test_seams import PATTERN
+
+every_net = pytest.mark.parametrize("name", LOOPS + MODELS)
+
+#: Seconds, by the loop's clock.
+SHORT = 0.2
+
+
+@every_net
+def test_cancelling_tells_how_far_it_came(name: str) -> None:
+    """A drain with small buffers and a reader that stands still: some is moved, most is not."""
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream(small=True)
+        await client.write(PATTERN[:150_000])
+        await buffered(net, source, 1_000)
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        assert await server.read(10) == PATTERN[:10]
+        splicing.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await splicing
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, Outcome)
+        assert outcome.reason is Reason.CANCELLED
+        assert await server.read(outcome.bytes - 10) == PATTERN[10 : outcome.bytes]
+        # The reader goes on where that, and what is in nobody's buffer any more, has ended.
+        rest = await source[0].readexactly(150_000 - outcome.bytes - len(outcome.unsent))
+        assert outcome.unsent + rest == PATTERN[outcome.bytes : 150_000]
+        drain[1].write(b"behind")
+        assert await server.read(6) == b"behind"
+
+    play(name, case)
+
+
+@every_net
+def test_cancelling_twice_loses_no_outcome(name: str) -> None:
+    async def case(net: Net) -> None:
+        left, client = await net.stream()
+        right, server = await net.stream()
+        relaying = asyncio.ensure_future(aio.relay(left, right))
+        await client.write(b"hello")
+        assert await server.read(5) == b"hello"
+        relaying.cancel()
+        asyncio.get_running_loop().call_soon(relaying.cancel)
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await relaying
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, RelayOutcome)
+        assert outcome.left_to_right.bytes == 5
+        # Both are the caller's again.
+        await client.write(b"again")
+        assert await left[0].readexactly(5) == b"again"
+
+    play(name, case)
+
+
+async def _timed_out_by_wait_for(call: Awaitable[object]) -> None:
+    await asyncio.wait_for(call, SHORT)
+
+
+async def _timed_out_by_a_block(call: Awaitable[object]) -> None:
+    async with asyncio.timeout(SHORT):  # type: ignore[attr-defined]
+        await call
+
+
+@every_net
+@pytest.mark.parametrize(
+    "timed_out",
+    [
+        _timed_out_by_wait_for,
+        pytest.param(
+            _timed_out_by_a_block,
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11), reason="asyncio.timeout came with Python 3.11"
+            ),
+        ),
+    ],
+)
+def test_asyncios_own_time_limits(
+    name: str, timed_out: Callable[[Awaitable[object]], Awaitable[None]]
+) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.socket()
+        await client.write(b"hello")
+        with pytest.raises(asyncio.TimeoutError) as raised:
+            await timed_out(aio.splice(source, drain))
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, Outcome)
+        assert (outcome.bytes, outcome.reason) == (5, Reason.CANCELLED)
+        assert await server.read(5) == b"hello"
+
+    play(name, case)
+
+
+def test_what_has_cut_nothing_short_has_no_outcome() -> None:
+    error = ValueError("something else")
+    error.__context__ = KeyError()
+    assert aio.outcome_of(error) is None
+
+
+@every_net
+@pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
+def test_the_splices_own_time_limits(name: str, limit: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream()
+        await client.write(b"hello")
+        outcome = await aio.splice(source, drain, **{limit: SHORT})  # type: ignore[arg-type]
+        assert outcome.reason is (Reason.TIMEOUT if limit == "timeout" else Reason.IDLE)
+        assert await server.read(5) == b"hello"
+        await client.write(b"again")
+        assert await source[0].readexactly(5) == b"again"
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
+def test_a_writer_that_is_never_rid_of_what_it_holds(name: str, limit: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream(small=True)
+        drain[1].write(bytes(10_000_000))
+        await client.write(b"hello")
+        options = {limit: SHORT}
+        outcome = await aio.splice(source, drain, initial=b"12", **options)  # type: ignore[arg-type]
+        assert outcome.reason is (Reason.TIMEOUT if limit == "timeout" else Reason.IDLE)
+        assert (outcome.bytes, outcome.unsent) == (0, b"12")
+        pair = await aio.relay(source, drain, initial=(b"12", b"3"), **options)  # type: ignore[arg-type]
+        assert pair.reason is outcome.reason
+        assert (pair.left_to_right.unsent, pair.right_to_left.unsent) == (b"12", b"3")
+        assert await source[0].readexactly(5) == b"hello"
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream(small=True)
+        drain[1].write(PATTERN)
+        client.fin()
+        splicing = asyncio.ensure_future(aio.splice(source, drain, idle_timeout=2.0))
+        for start in range(0, len(PATTERN), 20_000):
+            assert await server.read(20_000) == PATTERN[start : start + 20_000]
+        assert (await splicing).reason is Reason.EOF
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_cancelled_while_the_writer_is_flushed(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream(small=True)
+        limits = drain[1].transport.get_write_buffer_limits()
+        drain[1].write(bytes(1_000_000))
+        await client.write(b"hello")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(aio.splice(source, drain), SHORT)
+        assert drain[1].transport.get_write_buffer_limits() == limits
+        assert await source[0].readexactly(5) == b"hello"
+        drain[1].write(b"behind")
+        assert await server.read(1_000_006) == bytes(1_000_000) + b"behind"
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_writer_whose_connection_is_lost(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, _ = await net.stream()
+        drain, server = await net.stream(small=True)
+        drain[1].write(bytes(10_000_000))
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        await asyncio.sleep(0)
+        server.reset()
+        with pytest.raises(ConnectionError):
+            await splicing
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cancelling_waits_for_no_kernel_call_on_the_loop(name: str) -> None:
+    """F24, F34: ending sleeps until the kernel's worker has let go; the loop goes on meanwhile."""
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.socket()
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        await client.write(b"hello")
+        assert await server.read(5) == b"hello"
+        ends = net.world.counts["end"]  # type: ignore[attr-defined]
+        splicing.cancel()
+        await asyncio.sleep(0)  # its step, in which it asks for the end
+        assert net.world.counts["end"] == ends  # type: ignore[attr-defined]
+        with pytest.raises(asyncio.CancelledError):
+            await splicing
+        assert net.world.counts["end"] > ends  # type: ignore[attr-defined]
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_kernel_serves(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        client.fin()
+        outcome = await aio.splice(source, drain, fallback=False)
+        assert (outcome.backend, outcome.mover) == ("kernel", "SO_SPLICE")
+
+    play(name, case)
+
+
+def test_the_kernel_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        await client.write(b"hello")
+        await buffered(net, source, 5)
+        with pytest.raises(BackendUnavailable):
+            await aio.splice(source, drain, fallback=False)
+        with pytest.raises(BackendUnavailable):
+            await aio.relay(source, drain, fallback=False)
+        assert await source[0].readexactly(5) == b"hello"
+
+    play("asyncio", case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_peers_reset_is_an_outcome(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.socket()
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        await client.write(b"hello")
+        assert await server.read(5) == b"hello"
+        client.reset()
+        outcome = await splicing
+        assert outcome.reason is Reason.SOURCE_ERROR
+        assert outcome.error is not None
+
+    play(name, case)
