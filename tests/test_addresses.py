@@ -29,6 +29,16 @@ def test_listening_without_a_host_is_on_every_address() -> None:
     assert parse_listen(":8080") == ("", 8080)
 
 
+def test_listening_on_a_port_alone_is_on_loopback() -> None:
+    """Nothing is open to the world by leaving something out."""
+    assert parse_listen("8080") == ("127.0.0.1", 8080)
+
+
+def test_a_target_has_a_host() -> None:
+    with pytest.raises(ValueError, match="write host:port"):
+        parse_target("8080")
+
+
 def test_listening_on_port_0_takes_a_free_one() -> None:
     assert parse_listen("localhost:0") == ("localhost", 0)
 
@@ -37,7 +47,6 @@ def test_listening_on_port_0_takes_a_free_one() -> None:
     ("text", "complaint"),
     [
         ("", "write host:port"),
-        ("8080", "write host:port"),
         ("localhost", "write host:port"),
         ("localhost:", "the port must be a number from 0 to 65535"),
         ("localhost:http", "the port must be a number"),

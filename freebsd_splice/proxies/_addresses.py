@@ -33,9 +33,10 @@ class Resolved(NamedTuple):
 def parse_listen(text: str) -> Address:
     """``host:port``, ``[v6]:port``, or ``:port`` for every address of this machine.
 
-    Port 0 asks the system for a free one.  Raises ValueError, whose message says what is wrong.
+    A port alone is one of 127.0.0.1.  Port 0 asks the system for a free one.  Raises ValueError,
+    whose message says what is wrong.
     """
-    return _parse(text)
+    return _parse(f"127.0.0.1:{text}" if text.isdecimal() else text)
 
 
 def parse_target(text: str) -> Address:

@@ -1,4 +1,4 @@
-"""Sockets for a proxy: listening on all addresses of a name, connecting to one of them."""
+"""Connecting to names, for one event loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import struct
-import sys
 import threading
 from collections.abc import Callable
 
@@ -17,38 +15,30 @@ from ._addresses import Address, Resolved, look_up
 #: What says that the process or the system has run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-#: How often a free port of one address is looked for that is free on the others as well.
-_PORT_ATTEMPTS = 20
 
-
-class _PlainError(OSError):
+class PlainError(OSError):
     """An OSError whose text is a sentence for the log."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
-class ListenError(_PlainError):
-    """No listening socket could be made; ``errno`` and the text say why."""
-
-
-class TargetError(_PlainError):
+class TargetError(PlainError):
     """No connection to the target could be made; ``errno`` and the text say why."""
 
 
-def listen_on(address: Address, backlog: int) -> list[socket.socket]:
-    """A listening socket for each address of the name, with port 0 on one free port of them all.
+class RefusedTargetError(TargetError):
+    """Nobody may connect to the target: ``errno`` is EACCES."""
 
-    Raises ListenError.
-    """
-    for attempt in range(_PORT_ATTEMPTS):
-        try:
-            return _listen_on(address, backlog)
-        except ListenError as error:
-            another_may_do = address.port == 0 and error.errno == errno.EADDRINUSE
-            if not another_may_do or attempt == _PORT_ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
+    def __init__(self, address: Address, reason: str) -> None:
+        super().__init__(errno.EACCES, f"{address} is refused: {reason}")
+
+
+#: Why nobody may connect to an address; None where one may.
+Refusal = Callable[[Resolved], str | None]
+
+#: Makes a socket ready for its ``connect``.
+Prepare = Callable[[socket.socket, Resolved], object]
 
 
 def tune(sock: socket.socket, keepalive: bool) -> None:
@@ -59,11 +49,14 @@ def tune(sock: socket.socket, keepalive: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
 
 
-def reset_on_close(sock: socket.socket) -> None:
-    """Let the last close of this connection send a reset in place of a FIN."""
-    linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-    with contextlib.suppress(OSError):  # it is gone already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+def set_buffers(sock: socket.socket, size: int | None) -> None:
+    """Both buffers, in bytes; None leaves them to the system.
+
+    Before the connection is made, as a window is agreed on then, and never during a splice (F26).
+    """
+    if size is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 class Spare:
@@ -95,16 +88,23 @@ class Dialer:
         self._pending: dict[Address, asyncio.Future[list[Resolved]]] = {}
 
     async def dial(
-        self, address: Address, before_socket: Callable[[], object] = lambda: None
+        self,
+        address: Address,
+        *,
+        refusal: Refusal = lambda resolved: None,
+        prepare: Prepare = lambda sock, resolved: None,
+        before_socket: Callable[[], object] = lambda: None,
     ) -> socket.socket:
         """Connect to the first address of the name that answers, within ``timeout`` for it all.
 
-        ``before_socket`` is called when the first socket is about to be made.  Raises TargetError,
-        and OSError with one of SHORTAGES.
+        ``refusal`` is asked about each of its addresses, and only those are tried that it has
+        nothing against.  ``before_socket`` is called when the first socket is about to be made.
+        Raises RefusedTargetError where no address is left, TargetError, and OSError with one of
+        SHORTAGES.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        candidates = await self._candidates(address)
+        candidates = _permitted(address, await self._candidates(address), refusal)
         failures = []
         number = errno.ETIMEDOUT
         before_socket()
@@ -112,7 +112,7 @@ class Dialer:
             # An address that doesn't answer leaves their share of the time to those after it.
             share = (deadline - loop.time()) / (len(candidates) - position)
             try:
-                return await _connect(candidate, share)
+                return await _connect(candidate, share, prepare)
             except asyncio.TimeoutError:
                 failures.append(f"{candidate}: no answer in time")
             except OSError as error:
@@ -132,7 +132,8 @@ class Dialer:
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, "no answer in time"
         except socket.gaierror as error:
-            number, reason = error.errno or 0, str(error.strerror)
+            # Its own numbers are no errnos, and on FreeBSD some of them look like one.
+            number, reason = errno.EHOSTUNREACH, str(error.strerror)
         except UnicodeError:
             number, reason = errno.EINVAL, "this can be no name"
         except OSError as error:
@@ -172,65 +173,25 @@ class Dialer:
         return future
 
 
-async def _connect(candidate: Resolved, seconds: float) -> socket.socket:
+def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> list[Resolved]:
+    refused = {}
+    for candidate in found:
+        reason = refusal(candidate)
+        if reason is not None:
+            refused[candidate] = reason
+    if len(refused) == len(found):
+        raise RefusedTargetError(address, "; ".join(dict.fromkeys(refused.values())))
+    return [candidate for candidate in found if candidate not in refused]
+
+
+async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> socket.socket:
     sock = socket.socket(candidate.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        prepare(sock, candidate)
         loop = asyncio.get_running_loop()
         await asyncio.wait_for(loop.sock_connect(sock, candidate.address), seconds)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _listen_on(address: Address, backlog: int) -> list[socket.socket]:
-    try:
-        candidates = look_up(address, socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise ListenError(error.errno, f"cannot look up {address}: {error.strerror}") from error
-    except UnicodeError as error:
-        raise ListenError(errno.EINVAL, f"{address} can be no name") from error
-    listeners: list[socket.socket] = []
-    absent = None
-    port = address.port
-    try:
-        for candidate in candidates:
-            where = (candidate.address[0], port, *candidate.address[2:])
-            try:
-                listeners.append(_listener(Resolved(candidate.family, where), backlog))
-            except OSError as error:
-                # The names of a machine can have addresses that it doesn't have (IPv6 disabled,
-                # above all): the others will do, if there are any.
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                absent = error
-            else:
-                port = listeners[0].getsockname()[1]
-        if absent is not None and not listeners:
-            raise absent
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        reason = os.strerror(error.errno or 0)
-        raise ListenError(error.errno, f"cannot listen on {address}: {reason}") from error
-    return listeners
-
-
-def _listener(resolved: Resolved, backlog: int) -> socket.socket:
-    listener = socket.socket(resolved.family, socket.SOCK_STREAM)
-    try:
-        if sys.platform == "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if resolved.family == socket.AF_INET6:
-            # IPv4 has a socket of its own, on every system.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.setblocking(False)
-        listener.bind(resolved.address)
-        listener.listen(backlog)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

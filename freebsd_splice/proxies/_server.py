@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
+from .._reset import reset_on_close
 from .._runtime import current
-from ._addresses import Address, SocketAddress, show
+from ..aio._ending import end_of
+from ._addresses import Address, Resolved, SocketAddress, show
 from ._connecting import (
     SHORTAGES,
     Dialer,
+    Prepare,
+    Refusal,
     Spare,
     TargetError,
-    listen_on,
-    reset_on_close,
+    set_buffers,
     tune,
 )
-
-logger = logging.getLogger("freebsd_splice.proxies")
+from ._handshake import Handshake
+from ._limits import Limits, Occupancy
+from ._listening import listen_on
+from ._log import fields, logger
 
 #: What a connection needs besides its client: the target, and the relay's duplicates of the two.
 _NEEDED_TO_DIAL = 3
@@ -43,22 +47,40 @@ _RETRY_AFTER = 1.0
 class Client:
     """An accepted client, as a proxy's ``open_target`` is given it."""
 
-    def __init__(self, server: ProxyServer, sock: socket.socket, name: str, spare: Spare) -> None:
+    def __init__(
+        self,
+        server: ProxyServer,
+        sock: socket.socket,
+        address: SocketAddress,
+        handshake: Handshake,
+        spare: Spare,
+    ) -> None:
         #: Non-blocking; the server closes it.
         self.socket = sock
+        self.address = address
         #: Its address, as the log shows it.
-        self.name = name
+        self.name = show(address)
+        #: For what it says before its bytes are only passed on.
+        self.handshake = handshake
         self.target: socket.socket | None = None
         self.relay: Relay | None = None
         self.spare = spare
         self._server = server
 
-    async def dial(self, address: Address) -> socket.socket:
+    async def dial(
+        self,
+        address: Address,
+        *,
+        refusal: Refusal = lambda resolved: None,
+        prepare: Prepare = lambda sock, resolved: None,
+    ) -> socket.socket:
         """Connect to the first address of the name that answers, within ``connect_timeout``.
 
-        While there are too few descriptors for it, it waits for some.  Raises TargetError.
+        ``refusal`` says of each address why nobody may connect to it, or None; ``prepare`` is given
+        each socket before it connects.  While there are too few descriptors, it waits for some.
+        Raises TargetError; RefusedTargetError where all addresses are refused.
         """
-        return await self._server.dial_for(self, address)
+        return await self._server.dial_for(self, address, refusal, prepare)
 
 
 #: Connect to where this client wants to go.  The second part is what has been read already and
@@ -73,6 +95,8 @@ class ProxyServer:
     its addresses.  ``idle_timeout`` (seconds, None: none) is the relay's.  ``grace`` (seconds) is
     how long live connections may go on after ``stop``.  ``keepalive`` asks the system to find out
     about peers that have vanished: nothing else would while nothing is sent to them (F17).
+    ``buffer_size`` (bytes, None: the system's choice) is that of each socket's buffers; ``limits``
+    says what clients may take.
     """
 
     def __init__(
@@ -83,12 +107,17 @@ class ProxyServer:
         idle_timeout: float | None = None,
         grace: float = 10.0,
         keepalive: bool = True,
+        buffer_size: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._open_target = open_target
         self._dialer = Dialer(connect_timeout)
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._keepalive = keepalive
+        self._buffer_size = buffer_size
+        self._limits = limits or Limits()
+        self._occupancy = Occupancy(self._limits.per_client)
         self._listeners: list[socket.socket] = []
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._waiting: set[asyncio.Future[None]] = set()
@@ -102,11 +131,17 @@ class ProxyServer:
 
         Gives the addresses that it got.  Raises ListenError.
         """
-        opened = listen_on(address, backlog)
-        self._listeners += opened
+        opened = listen_on(address, backlog, buffers=self._buffer_size)
         for listener in opened:
             logger.info("listening on %s", show(listener.getsockname()))
+        self.use(opened)
         return [listener.getsockname() for listener in opened]
+
+    def use(self, listeners: Iterable[socket.socket]) -> None:
+        """Listen on sockets that listen already; ``run`` closes them at its end."""
+        for listener in listeners:
+            listener.setblocking(False)
+            self._listeners.append(listener)
 
     async def run(self) -> None:
         """Serve until ``stop``, then until the last connection has ended."""
@@ -140,11 +175,23 @@ class ProxyServer:
         self._stops += 1
         self._wake()
 
-    async def dial_for(self, client: Client, address: Address) -> socket.socket:
+    async def dial_for(
+        self, client: Client, address: Address, refusal: Refusal, prepare: Prepare
+    ) -> socket.socket:
         """``Client.dial``."""
+
+        def make_ready(sock: socket.socket, resolved: Resolved) -> None:
+            set_buffers(sock, self._buffer_size)
+            prepare(sock, resolved)
+
         while True:
             try:
-                return await self._dialer.dial(address, lambda: client.spare.keep(_NEEDED_TO_JOIN))
+                return await self._dialer.dial(
+                    address,
+                    refusal=refusal,
+                    prepare=make_ready,
+                    before_socket=lambda: client.spare.keep(_NEEDED_TO_JOIN),
+                )
             except TargetError:
                 raise
             except OSError as error:
@@ -169,14 +216,30 @@ class ProxyServer:
             except BaseException:
                 spare.keep(0)
                 raise
-            sock.setblocking(False)
-            client = Client(self, sock, show(address), spare)
-            logger.debug("%s: accepted", client.name)
-            task = loop.create_task(self._serve(client))
-            self._clients[task] = client
-            task.add_done_callback(self._ended)
+            self._accepted(sock, address, spare)
             # As long as clients are waiting sock_accept doesn't: let the others have their turn.
             await asyncio.sleep(0)
+
+    def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
+        place = self._occupancy.enter(address)
+        if place is None:
+            logger.warning(
+                "%s: refused: it has %d connections already",
+                show(address),
+                self._limits.per_client,
+                extra=fields("refused", client=show(address)),
+            )
+            spare.keep(0)
+            sock.close()
+            return
+        sock.setblocking(False)
+        handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
+        client = Client(self, sock, address, handshake, spare)
+        logger.debug("%s: accepted", client.name)
+        task = asyncio.get_running_loop().create_task(self._serve(client))
+        self._clients[task] = client
+        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: self._occupancy.leave(place))
 
     async def _room(self) -> Spare:
         """Wait until there is all that one more connection needs, and take it.
@@ -184,6 +247,10 @@ class ProxyServer:
         Clients that had only a part of it could wait for each other's for ever.
         """
         while True:
+            if len(self._clients) >= self._limits.connections:
+                self._say_short("that is the limit")
+                await self._change()
+                continue
             try:
                 return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
             except OSError as error:
@@ -200,19 +267,19 @@ class ProxyServer:
 
     async def _shortage(self, error: OSError) -> None:
         """Wait for descriptors: until a connection has ended, or a while: others can free some."""
-        self._say_short(error)
+        self._say_short(os.strerror(error.errno or 0))
         await self._change(_RETRY_AFTER)
 
-    def _say_short(self, error: OSError) -> None:
+    def _say_short(self, reason: str) -> None:
         if not self._short:
             self._short = True
-            reason, live = os.strerror(error.errno or 0), len(self._clients)
+            live = len(self._clients)
             logger.warning("%s: accepting pauses at %d connections", reason, live)
 
     def _say_enough(self) -> None:
         if self._short:
             self._short = False
-            logger.info("there are descriptors for all clients again")
+            logger.info("there is room for all clients again")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
@@ -232,9 +299,16 @@ class ProxyServer:
                     target_name = _peer_name(target)
                     outcome = await self._join(client, target, initial)
             except OSError as error:
-                logger.warning("%s: %s", client.name, error)
+                failed = fields("failed", client=client.name, error=str(error))
+                logger.warning("%s: %s", client.name, error, extra=failed)
                 return
-        logger.info("%s -> %s: %s", client.name, target_name, _describe(outcome))
+        logger.info(
+            "%s -> %s: %s",
+            client.name,
+            target_name,
+            _describe(outcome),
+            extra=fields("connection", client=client.name, target=target_name, **_facts(outcome)),
+        )
 
     async def _join(
         self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
@@ -257,7 +331,7 @@ class ProxyServer:
                 if error.errno not in SHORTAGES:
                     raise
                 await self._shortage(error)
-        return await _end_of(client.relay)
+        return await end_of(client.relay)
 
     # Stopping
 
@@ -280,9 +354,10 @@ class ProxyServer:
                 task.cancel()
             else:
                 # A FIN would tell both that they have got all there was.
-                reset_on_close(client.socket)
-                reset_on_close(client.target)
-                client.relay.cancel()
+                for sock in (client.socket, client.target):
+                    with contextlib.suppress(OSError):  # it is gone already
+                        reset_on_close(sock)
+                client.relay.end_soon()
 
     # Waiting for something to change
 
@@ -310,14 +385,6 @@ def _start_workers() -> None:
         current().flows(1)
 
 
-async def _end_of(relay: Relay) -> RelayOutcome:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    relay.add_done_callback(lambda _: loop.call_soon_threadsafe(_set, ended))
-    await ended
-    return relay.wait(0)
-
-
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -336,6 +403,19 @@ def _describe(outcome: RelayOutcome) -> str:
         f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
         f"{' and '.join(movers)}"
     )
+
+
+def _facts(outcome: RelayOutcome) -> dict[str, object]:
+    """The same as a program reads it."""
+    up, down = outcome.left_to_right, outcome.right_to_left
+    return {
+        "bytes_up": up.bytes,
+        "bytes_down": down.bytes,
+        "reason": outcome.reason.value,
+        "error": None if outcome.error is None else os.strerror(outcome.error.errno or 0),
+        "seconds": round(outcome.seconds, 6),
+        "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
+    }
 
 
 def _peer_name(sock: socket.socket) -> str:

@@ -9,14 +9,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies import Address, ListenError, TargetError, _connecting
+from freebsd_splice.proxies import Address, ListenError, TargetError, _connecting, _listening
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import Dialer, Spare, listen_on, reset_on_close, tune
+from freebsd_splice.proxies._connecting import Dialer, Spare, tune
+from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
 
@@ -33,6 +35,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Resolved]]:
         return known[address.host]
 
     monkeypatch.setattr(_connecting, "look_up", look_up_here)
+    monkeypatch.setattr(_listening, "look_up", look_up_here)
     return known
 
 
@@ -68,16 +71,16 @@ def test_another_port_is_taken_where_the_first_is_free_on_one_address_only(
         Resolved(socket.AF_INET, ("127.0.0.1", 0)),
     ]
     tried: list[Resolved] = []
-    real = _connecting._listener
+    real = _listening._listener
 
-    def listener_whose_port_is_taken_at_first(resolved: Resolved, backlog: int) -> socket.socket:
+    def listener_whose_port_is_taken_at_first(resolved: Resolved, **options: Any) -> socket.socket:
         if resolved.family == socket.AF_INET:
             tried.append(resolved)
             if len(tried) < 4:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return real(resolved, backlog)
+        return real(resolved, **options)
 
-    monkeypatch.setattr(_connecting, "_listener", listener_whose_port_is_taken_at_first)
+    monkeypatch.setattr(_listening, "_listener", listener_whose_port_is_taken_at_first)
     six, four = listen_on(Address("both", 0), 5)
     with six, four:
         assert six.getsockname()[1] == four.getsockname()[1]
@@ -229,14 +232,11 @@ def test_a_failure_that_comes_too_late_is_no_news(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("change", [lambda sock: tune(sock, True), reset_on_close])
-def test_options_of_a_connection_that_is_gone_are_no_failure(
-    change: Callable[[socket.socket], None],
-) -> None:
+def test_options_of_a_connection_that_is_gone_are_no_failure() -> None:
     """FreeBSD refuses them once a client has reset; here a closed socket stands for it."""
     gone = socket.socket()
     gone.close()
-    change(gone)
+    tune(gone, True)
 
 
 def test_too_few_descriptors_are_no_fault_of_the_target(echo_server: Server) -> None:

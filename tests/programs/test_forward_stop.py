@@ -154,7 +154,7 @@ def test_an_address_of_another_machine(program: StartProgram) -> None:
 @pytest.mark.parametrize(
     ("listen", "target", "text"),
     [
-        ("8080", "localhost:80", "'8080' is no address: write host:port or [v6]:port"),
+        ("local", "localhost:80", "'local' is no address: write host:port or [v6]:port"),
         ("localhost:80", ":80", "':80' names no host to connect to: write host:port"),
         ("localhost:99999", "a:1", "'localhost:99999': the port must be a number from 0 to 65535"),
     ],
@@ -183,14 +183,15 @@ def test_a_backend_that_is_not_there(program: StartProgram) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--idle-timeout", "0"],
+        ["--idle-timeout", "-1"],
         ["--connect-timeout", "-1"],
         ["--connect-timeout", "nan"],
         ["--grace", "inf"],
         ["--backlog", "0"],
         ["--backlog", "many"],
         ["--log-level", "loud"],
-        ["third"],
+        ["--workers", "0"],
+        ["--max-per-client", "0"],
     ],
     ids=" ".join,
 )
@@ -202,10 +203,11 @@ def test_wrong_usage_is_status_2(options: list[str], program: StartProgram) -> N
 
 
 def test_help_has_an_example_of_each_command(program: StartProgram) -> None:
-    for command in ([], ["forward"], ["info"]):
+    commands = ("forward", "connect", "socks5", "sni", "password", "selftest", "info")
+    for command in ([], *([name] for name in commands)):
         run = program(*MAIN, *command, "--help")
         assert run.end() == 0
-        assert re.search(rf"example:\n  freebsd-splice {' '.join(command)}", run.text)
+        assert re.search(rf"examples?:\n  (\w+=\w+ )?freebsd-splice {' '.join(command)}", run.text)
 
 
 def test_the_version(program: StartProgram) -> None:

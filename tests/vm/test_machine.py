@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from socket import socketpair
 
 import pytest
 
@@ -193,3 +194,10 @@ def test_kvm_is_not_for_another_architecture(run: Path) -> None:
     other = "aarch64" if os.uname().machine == "x86_64" else "amd64"
     reason = machine.can_kvm(machine.Hardware(other), DISKS, 1, run / "probe", PATIENCE)
     assert reason == f"this is no {other} machine"
+
+
+def test_a_machine_that_ends_at_once_is_met_by_its_end(tmp_path: Path) -> None:
+    """QEMU has accepted, and is gone before the first order: why is for its exit to say."""
+    ours, theirs = socketpair()
+    theirs.close()
+    events.Monitor(ours, events.Events())

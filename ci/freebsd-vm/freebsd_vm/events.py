@@ -116,7 +116,10 @@ class Monitor:
         self._channel = channel
         self._events = events
         self._lines = channel.makefile("rb")
-        self._say("qmp_capabilities")
+        try:
+            self._say("qmp_capabilities")
+        except OSError:
+            pass  # it has ended, of which ``watch_process`` tells
         _start(self._read, "qmp")
 
     def quit(self) -> None:

@@ -1,0 +1,103 @@
+"""The command line: ``python -m freebsd_splice``, also installed as ``freebsd-splice``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from .._info import report
+from .._selftest import selftest
+from ._choosing import add_connect, add_socks5
+from ._forward import add_forward
+from ._options import CannotStartError, add_command, count
+from ._password import add_password
+from ._sni import add_sni
+
+_SELFTEST = """\
+Find out whether the package keeps its promises on this machine, with the backend in use: play the
+table of facts about SO_SPLICE, and a few hundred short transfers in each of which something goes
+wrong.  It takes less than half a minute (more on an emulated machine), and uses loopback alone.
+
+The exit status is 0 if all was as it should be, else 1.
+"""
+
+_SELFTEST_EXAMPLE = """\
+example:
+  FREEBSD_SPLICE_BACKEND=kernel %(prog)s
+"""
+
+_INFO = "Say what this system offers and what the package makes of it."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit status: 0, or 1 for what could not be done."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except CannotStartError as error:
+        print(f"freebsd-splice: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="freebsd-splice",
+        description="Join TCP connections: in the kernel where it has SO_SPLICE, else here.",
+        epilog="example:\n  %(prog)s forward 127.0.0.1:8080 backend.example:80",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add_forward(commands)
+    add_connect(commands)
+    add_socks5(commands)
+    add_sni(commands)
+    add_password(commands)
+    _add_selftest(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_selftest(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "selftest",
+        help="find out whether the package keeps its promises here",
+        description=_SELFTEST,
+        example=_SELFTEST_EXAMPLE,
+    )
+    parser.add_argument(
+        "--transfers", type=count, default=300, metavar="N", help="how many (default: 300)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of the first transfer (default: another each time)"
+    )
+    parser.set_defaults(run=_run_selftest)
+
+
+def _add_info(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        help="say what this system offers and what the package makes of it",
+        description=_INFO,
+        example="example:\n  %(prog)s\n",
+    )
+    parser.set_defaults(run=_run_info)
+
+
+def _run_selftest(options: argparse.Namespace) -> int:
+    seed = random.randrange(1_000_000) if options.seed is None else options.seed
+    try:
+        return 0 if selftest(options.transfers, seed, print) else 1
+    except (OSError, ValueError) as error:
+        raise CannotStartError(getattr(error, "strerror", None) or error) from error
+
+
+def _run_info(options: argparse.Namespace) -> int:
+    print(report())
+    return 0

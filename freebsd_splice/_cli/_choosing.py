@@ -1,0 +1,150 @@
+"""``freebsd-splice connect`` and ``socks5``: proxies whose clients choose their targets."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+from ..proxies import OpenTarget, Passwords, Rules, parse_rule, socks5_connect
+from ..proxies._addresses import parse_listen
+from ..proxies._log import logger
+from ._options import CannotStartError, add_command, add_handshake, add_serving
+from ._serving import serve
+
+_RULES = """\
+RULE is WHAT or WHAT:PORTS.  WHAT is * for everything, a host name, which stands for all names below
+it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
+PORTS is 443 or 8000-8999.  Rules are tried in their order, and the first that decides wins.
+
+Loopback, private, link-local and other addresses that are not global are refused unless a rule
+that names their network allows them: what a name stands for is its owner's choice.  It is the
+address that is connected to which counts.
+"""
+
+_CONNECT = f"""\
+An HTTP proxy for CONNECT: what https clients use.
+
+LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+
+{_RULES}"""
+
+_CONNECT_EXAMPLE = """\
+examples:
+  %(prog)s
+  %(prog)s --passwords /etc/proxy.passwords :3128
+  %(prog)s --allow example.org:443 --deny '*' 127.0.0.1:3128
+  curl --proxy http://127.0.0.1:3128 https://www.example.org/
+
+It takes h11: pip install "freebsd-splice[proxy]".
+"""
+
+_SOCKS5 = f"""\
+A SOCKS 5 proxy for CONNECT, over IPv4, IPv6 and names.
+
+LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+
+{_RULES}"""
+
+_SOCKS5_EXAMPLE = """\
+examples:
+  %(prog)s
+  %(prog)s --passwords /etc/proxy.passwords :1080
+  %(prog)s --allow 10.1.0.0/16:22 127.0.0.1:1080
+  curl --proxy socks5h://127.0.0.1:1080 https://www.example.org/
+"""
+
+
+def add_connect(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "connect",
+        help="an HTTP proxy for CONNECT",
+        description=_CONNECT,
+        example=_CONNECT_EXAMPLE,
+    )
+    _add_choice(parser, "127.0.0.1:3128", _http_connect)
+
+
+def add_socks5(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "socks5",
+        help="a SOCKS 5 proxy",
+        description=_SOCKS5,
+        example=_SOCKS5_EXAMPLE,
+    )
+    _add_choice(parser, "127.0.0.1:1080", socks5_connect)
+
+
+def _http_connect(**options: Any) -> OpenTarget:
+    try:
+        from ..proxies.connect import http_connect
+    except ImportError as error:
+        raise CannotStartError(
+            f'connect takes h11: pip install "freebsd-splice[proxy]" ({error})'
+        ) from error
+    return http_connect(**options)
+
+
+def _add_choice(
+    parser: argparse.ArgumentParser, listen: str, proxy: Callable[..., OpenTarget]
+) -> None:
+    parser.add_argument(
+        "listen",
+        metavar="LISTEN",
+        nargs="?",
+        default=listen,
+        help=f"where to accept clients (default: {listen})",
+    )
+    for option, allow in (("--allow", True), ("--deny", False)):
+        parser.add_argument(
+            option,
+            dest="rules",
+            action="append",
+            type=_AllowRule() if allow else _DenyRule(),
+            default=[],
+            metavar="RULE",
+            help=f"{option[2:]} what it is for, unless an earlier rule decides",
+        )
+    parser.add_argument(
+        "--passwords",
+        metavar="FILE",
+        help='who may use it: lines made by "freebsd-splice password" (default: everybody)',
+    )
+    add_handshake(parser)
+    add_serving(parser)
+    parser.set_defaults(run=lambda options: serve(options, lambda given: _make(given, proxy)))
+
+
+class _AllowRule:
+    """As an argparse type: its name is in the message."""
+
+    allow = True
+    __name__ = "RULE"
+
+    def __call__(self, text: str) -> object:
+        try:
+            return parse_rule(text, self.allow)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _DenyRule(_AllowRule):
+    allow = False
+
+
+def _make(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> OpenTarget:
+    passwords = None if options.passwords is None else Passwords(options.passwords)
+    if passwords is None and not _is_loopback(options.listen):
+        logger.warning("everybody who can reach %s can use it: no --passwords", options.listen)
+    return proxy(rules=Rules(options.rules), passwords=passwords)
+
+
+def _is_loopback(listen: str) -> bool:
+    host = parse_listen(listen).host
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"

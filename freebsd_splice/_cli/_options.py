@@ -1,0 +1,174 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from ..proxies import Limits
+
+
+class CannotStartError(Exception):
+    """What is wrong, in one line."""
+
+
+def add_command(
+    commands: Any, name: str, *, help: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    """A parser whose texts are shown as they are written."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    """What every proxy can be told."""
+    limits = Limits()
+    parser.add_argument(
+        "--connect-timeout",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="for the name of the target and all its addresses together (default: 10)",
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        type=seconds,
+        default=3600.0,
+        metavar="SECONDS",
+        help="end a connection when no byte has moved either way for so long; 0: never "
+        "(default: 3600)",
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=count,
+        default=limits.connections,
+        metavar="N",
+        help="live connections, while there are so many further clients wait "
+        f"(default: {limits.connections}; for each worker)",
+    )
+    parser.add_argument(
+        "--max-per-client",
+        type=count,
+        default=limits.per_client,
+        metavar="N",
+        help="live connections of one IPv4 address or IPv6 /64, further ones are closed "
+        f"(default: {limits.per_client}; for each worker)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long live connections may go on after a signal (default: 10)",
+    )
+    parser.add_argument(
+        "--no-keepalive",
+        dest="keepalive",
+        action="store_false",
+        help="don't have the system look for peers that have vanished",
+    )
+    parser.add_argument(
+        "--buffer-size",
+        type=count,
+        metavar="BYTES",
+        help="of each socket's two buffers (default: the system's choice)",
+    )
+    parser.add_argument(
+        "--backlog",
+        type=count,
+        default=1024,
+        metavar="N",
+        help="clients that may wait to be accepted, if the system allows so many (default: 1024)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that share the port and the clients (default: 1)",
+    )
+    parser.add_argument(
+        "--user",
+        metavar="USER[:GROUP]",
+        help="go on as this user once the sockets listen",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="info (the default) has one line for each connection",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: an object in each line (default: text)",
+    )
+
+
+def add_handshake(parser: argparse.ArgumentParser) -> None:
+    """What a proxy can be told that clients first say something to."""
+    limits = Limits()
+    parser.add_argument(
+        "--handshake-timeout",
+        type=positive,
+        default=limits.handshake_timeout,
+        metavar="SECONDS",
+        help=f"for a client to say what it wants (default: {limits.handshake_timeout:g})",
+    )
+    parser.add_argument(
+        "--handshake-size",
+        type=count,
+        default=limits.handshake_bytes,
+        metavar="BYTES",
+        help=f"the most that a client may say for that (default: {limits.handshake_bytes})",
+    )
+
+
+def add_retry_after(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retry-after",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long a target that can't be connected to is skipped where there are others "
+        "(default: 10)",
+    )
+
+
+def limits_of(options: argparse.Namespace) -> Limits:
+    usual = Limits()
+    return Limits(
+        connections=options.max_connections,
+        per_client=options.max_per_client,
+        handshake_timeout=getattr(options, "handshake_timeout", usual.handshake_timeout),
+        handshake_bytes=getattr(options, "handshake_size", usual.handshake_bytes),
+    )
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return number
+
+
+def positive(text: str) -> float:
+    number = seconds(text)
+    if not number:
+        raise argparse.ArgumentTypeError("it must be more than 0")
+    return number
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number

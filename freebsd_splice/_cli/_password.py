@@ -1,0 +1,51 @@
+"""``freebsd-splice password``."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from typing import Any
+
+from ..proxies._passwords import make_entry
+from ._options import CannotStartError, add_command
+
+_DESCRIPTION = """\
+Print a line for the password file of "connect" and "socks5", with the password hashed by scrypt.
+The password is asked for, twice, or is the first line of the standard input where that is no
+terminal.
+"""
+
+_EXAMPLE = """\
+example:
+  %(prog)s alice >>/etc/proxy.passwords
+"""
+
+
+def add_password(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "password",
+        help="make a line for a password file",
+        description=_DESCRIPTION,
+        example=_EXAMPLE,
+    )
+    parser.add_argument("user", metavar="USER", help="the name, without a colon")
+    parser.set_defaults(run=_print_entry)
+
+
+def _print_entry(options: argparse.Namespace) -> int:
+    try:
+        print(make_entry(options.user, _ask()))
+    except ValueError as error:
+        raise CannotStartError(error) from error
+    return 0
+
+
+def _ask() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    password = getpass.getpass()
+    if getpass.getpass("Again: ") != password:
+        raise ValueError("these are two different passwords")
+    return password

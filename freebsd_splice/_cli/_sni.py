@@ -1,0 +1,60 @@
+"""``freebsd-splice sni``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..proxies import OpenTarget, Routes, by_server_name
+from ._options import add_command, add_handshake, add_retry_after, add_serving
+from ._serving import serve
+
+_DESCRIPTION = """\
+Join TLS connections to targets by the server name that clients ask for, and by ALPN where a route
+says so.  TLS goes through it from end to end: it needs no key and no certificate.
+
+ROUTES is a TOML file; LISTEN is host:port, [v6]:port, :port for every address of this machine, or a
+port of 127.0.0.1.
+"""
+
+_EXAMPLE = """\
+example:
+  %(prog)s /etc/sni.toml :443
+
+  default = "127.0.0.1:8443"                        # optional
+  [[route]]
+  name = "www.example.org"
+  target = "10.0.0.5:443"
+  [[route]]
+  name = "*.example.org"                            # all names below it
+  alpn = ["h2"]                                     # optional
+  target = ["10.0.0.6:443", "10.0.0.7:443"]         # each connection gets the next
+
+On Python 3.10 it takes tomli: pip install "freebsd-splice[proxy]".
+"""
+
+
+def add_sni(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "sni",
+        help="forward TLS connections by server name",
+        description=_DESCRIPTION,
+        example=_EXAMPLE,
+    )
+    parser.add_argument("routes", metavar="ROUTES", help="the TOML file")
+    parser.add_argument(
+        "listen",
+        metavar="LISTEN",
+        nargs="?",
+        default="127.0.0.1:8443",
+        help="where to accept clients (default: 127.0.0.1:8443)",
+    )
+    add_retry_after(parser)
+    add_handshake(parser)
+    add_serving(parser)
+    parser.set_defaults(run=lambda options: serve(options, _make))
+
+
+def _make(options: argparse.Namespace) -> OpenTarget:
+    return by_server_name(Routes.load(options.routes), retry_after=options.retry_after)

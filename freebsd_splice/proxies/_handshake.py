@@ -1,0 +1,104 @@
+"""What a client says before its bytes are only passed on, within a time and a size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
+
+from ._connecting import PlainError
+
+T = TypeVar("T")
+
+_PIECE = 4_096
+
+#: Seconds that a refused client has to take its answer and close.
+_FAREWELL_SECONDS = 2.0
+
+
+class HandshakeError(PlainError):
+    """The client has not said what it should have; the text says what was wrong."""
+
+
+class Handshake:
+    """One client's, from the moment that it was accepted."""
+
+    def __init__(self, sock: socket.socket, seconds: float, largest: int) -> None:
+        self._socket = sock
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._seconds = seconds
+        self._largest = largest
+        #: All that has come and that ``take`` has not taken.
+        self.received = bytearray()
+        self._count = 0
+
+    async def read(self, parse: Callable[[bytes], T | None]) -> T:
+        """Give ``parse`` each piece that comes, until it answers with something.
+
+        What has come before goes first, as one piece.  Raises HandshakeError at the end of the
+        time, of the size, or of what the client sends; and what ``parse`` raises.
+        """
+        piece = bytes(self.received)
+        while True:
+            found = parse(piece) if piece else None
+            if found is not None:
+                return found
+            piece = await self._receive()
+            self.received += piece
+
+    def take(self, count: int) -> bytes:
+        """The first bytes, which are understood and not to be passed on."""
+        taken = bytes(self.received[:count])
+        del self.received[:count]
+        return taken
+
+    async def send(self, answer: bytes) -> None:
+        """Send it.  Raises HandshakeError where the client doesn't take it in time."""
+        loop = asyncio.get_running_loop()
+        await self._call(loop.sock_sendall(self._socket, answer), "has not taken the answer")
+
+    async def refuse(self, answer: bytes) -> None:
+        """Send it as the last thing, and let the client read it.
+
+        Closing with bytes unread would reset the connection, and the answer could be lost.
+        """
+        self._deadline = asyncio.get_running_loop().time() + _FAREWELL_SECONDS
+        with contextlib.suppress(OSError):
+            await self.send(answer)
+            self._socket.shutdown(socket.SHUT_WR)
+            while await self._receive():
+                pass
+
+    async def in_time(self, waiting: Coroutine[object, object, T], what: str) -> T:
+        """Wait for it, within what is left of the time; HandshakeError: the client ``what``."""
+        left = self._deadline - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(waiting, max(0.0, left))
+        except asyncio.TimeoutError:
+            raise HandshakeError(errno.ETIMEDOUT, f"it {what} in {self._seconds:g} s") from None
+
+    async def _receive(self) -> bytes:
+        if self._count >= self._largest:
+            raise HandshakeError(
+                errno.EMSGSIZE, f"its handshake is longer than {self._largest} bytes"
+            )
+        loop = asyncio.get_running_loop()
+        size = min(_PIECE, self._largest - self._count)
+        piece = await self._call(loop.sock_recv(self._socket, size), "has not said what it wants")
+        if not piece:
+            raise HandshakeError(errno.ECONNABORTED, "it has gone before it said what it wants")
+        self._count += len(piece)
+        return piece
+
+    async def _call(self, waiting: Coroutine[object, object, T], what: str) -> T:
+        try:
+            return await self.in_time(waiting, what)
+        except HandshakeError:
+            raise
+        except OSError as error:
+            number = error.errno or 0
+            raise HandshakeError(number, f"its handshake failed: {os.strerror(number)}") from error

@@ -1,0 +1,58 @@
+"""What one client may take of a proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass
+
+from ._addresses import SocketAddress
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one ``ProxyServer``, which is one process: each worker has its own."""
+
+    #: Live connections.  While there are so many, the next clients wait in the system's queue
+    #: (each listening socket beyond the first may let one more in).
+    connections: int = 10_000
+    #: Live connections of one client: an IPv4 address, or an IPv6 network of 64 bits, which is
+    #: what one subscriber has.  Further ones are closed at once.
+    per_client: int = 2_000
+    #: Seconds from the accepting to the end of what is said before bytes are only passed on.
+    handshake_timeout: float = 10.0
+    #: Bytes that a client may send for that.
+    handshake_bytes: int = 65_536
+
+
+class Occupancy:
+    """How many live connections each client has."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._live: Counter[str] = Counter()
+
+    def enter(self, address: SocketAddress) -> str | None:
+        """One more of that client's; gives what to ``leave`` with, None where it has too many."""
+        client = _client(address)
+        if self._live[client] >= self._most and client:
+            return None
+        self._live[client] += 1
+        return client
+
+    def leave(self, client: str) -> None:
+        self._live[client] -= 1
+        if not self._live[client]:
+            del self._live[client]  # or those who came once would be remembered for ever
+
+
+def _client(address: SocketAddress) -> str:
+    """Who is counted as one; "" where the system doesn't say who it is."""
+    if not address:
+        return ""
+    parsed = ipaddress.ip_address(address[0].partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -1,0 +1,98 @@
+"""Listening on all addresses of a name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from ._addresses import Address, Resolved, look_up
+from ._connecting import PlainError, set_buffers
+
+#: How often a free port of one address is looked for that is free on the others as well.
+_PORT_ATTEMPTS = 20
+
+
+class ListenError(PlainError):
+    """No listening socket could be made; ``errno`` and the text say why."""
+
+
+def listen_on(
+    address: Address, backlog: int, *, share: int | None = None, buffers: int | None = None
+) -> list[socket.socket]:
+    """A listening socket for each address of the name, with port 0 on one free port of them all.
+
+    ``share`` is the option (SO_REUSEPORT) that lets several processes listen on one port, each with
+    a socket of its own; ``buffers``, in bytes, is what the accepted ones begin with.
+
+    Raises ListenError.
+    """
+    made = partial(_listener, backlog=backlog, share=share, buffers=buffers)
+    for attempt in range(_PORT_ATTEMPTS):
+        try:
+            return _listen_on(address, made)
+        except ListenError as error:
+            another_may_do = address.port == 0 and error.errno == errno.EADDRINUSE
+            if not another_may_do or attempt == _PORT_ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _listen_on(address: Address, made: Callable[[Resolved], socket.socket]) -> list[socket.socket]:
+    try:
+        candidates = look_up(address, socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise ListenError(error.errno, f"cannot look up {address}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ListenError(errno.EINVAL, f"{address} can be no name") from error
+    listeners: list[socket.socket] = []
+    absent = None
+    port = address.port
+    try:
+        for candidate in candidates:
+            where = (candidate.address[0], port, *candidate.address[2:])
+            try:
+                listeners.append(made(Resolved(candidate.family, where)))
+            except OSError as error:
+                # The names of a machine can have addresses that it doesn't have (IPv6 disabled,
+                # above all): the others will do, if there are any.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                absent = error
+            else:
+                port = listeners[0].getsockname()[1]
+        if absent is not None and not listeners:
+            raise absent
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        reason = os.strerror(error.errno or 0)
+        raise ListenError(error.errno, f"cannot listen on {address}: {reason}") from error
+    return listeners
+
+
+def _listener(
+    resolved: Resolved, *, backlog: int, share: int | None, buffers: int | None
+) -> socket.socket:
+    listener = socket.socket(resolved.family, socket.SOCK_STREAM)
+    try:
+        if sys.platform == "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if resolved.family == socket.AF_INET6:
+            # IPv4 has a socket of its own, on every system.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if share is not None:
+            listener.setsockopt(socket.SOL_SOCKET, share, 1)
+        set_buffers(listener, buffers)
+        listener.setblocking(False)
+        listener.bind(resolved.address)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,170 @@
+"""Which clients of the ``sni`` proxy go where: a TOML file, read once.
+
+::
+
+    default = "127.0.0.1:8443"                  # optional: for whoever no route is for
+
+    [[route]]
+    name = "www.example.org"
+    target = "10.0.0.5:443"
+
+    [[route]]
+    name = "*.example.org"                      # any name below, by one or more labels
+    alpn = ["h2"]                               # optional: if the client offers one of these
+    target = ["10.0.0.6:443", "10.0.0.7:443"]
+
+A target, and the default, is one address (``host:port`` or ``[v6]:port``) or a list of them.
+Names are the same in upper and lower case, with and without a dot at the end, and as Unicode and
+as A-labels (``xn--…``, by Python's ``idna`` codec).
+
+A client gets the route with its own name, else the one with the longest wildcard; among those with
+the same name one for the protocols that it offers before one for any, and then the first in the
+file.  A route for protocols that the client doesn't offer isn't there for this client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ._addresses import Address, parse_target
+from ._client_hello import ClientHello
+
+_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+
+
+class RoutesError(ValueError):
+    """A file of routes that can't be used; the text names it, the route, and what is wrong."""
+
+
+class Routes:
+    """What the file says."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        """``document`` is the parsed file.  Raises ValueError, which says what is wrong."""
+        _check_keys(document, required=set(), optional={"default", "route"})
+        self._default = _parse_default(document["default"]) if "default" in document else None
+        self._routes = _by_name(document.get("route", []))
+        if not self._routes and self._default is None:
+            raise ValueError("there is neither a route nor a default")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Routes:
+        """Read the file.  Raises RoutesError and, where it can't be read, OSError."""
+        parser = _toml_parser()
+        with open(path, "rb") as file:
+            try:
+                return cls(parser.load(file))
+            except ValueError as error:
+                raise RoutesError(f"{os.fspath(path)}: {error}") from error
+
+    def find(self, hello: ClientHello) -> tuple[Address, ...] | None:
+        """The targets for this client, one or more, in the file's order; None: it has none."""
+        for name in _names_for(hello.server_name):
+            for route in self._routes.get(name, []):
+                if not route.protocols or not route.protocols.isdisjoint(hello.protocols):
+                    return route.targets
+        return self._default
+
+
+class _Route(NamedTuple):
+    name: str
+    #: Empty for any.
+    protocols: frozenset[str]
+    targets: tuple[Address, ...]
+
+
+def _toml_parser() -> Any:
+    """``tomllib``, or what it was before it became Python's own."""
+    try:
+        return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ModuleNotFoundError as error:
+        advice = 'pip install "freebsd-splice[proxy]"'
+        raise RoutesError(f"routes can't be read without {error.name}: {advice}") from error
+
+
+def _names_for(name: str | None) -> Iterator[str]:
+    """The names of routes that are for it, the best first."""
+    if name is None:
+        return
+    yield name
+    _, _, parent = name.partition(".")
+    while parent:
+        yield f"*.{parent}"
+        _, _, parent = parent.partition(".")
+
+
+def _by_name(tables: Any) -> dict[str, list[_Route]]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ValueError("routes must be written as [[route]]")
+    routes: dict[str, list[_Route]] = {}
+    for number, table in enumerate(tables, 1):
+        try:
+            route = _parse_route(table)
+            same_name = routes.setdefault(route.name, [])
+            if any(other.protocols == route.protocols for other in same_name):
+                raise ValueError("another route has the same name and alpn")
+        except ValueError as error:
+            name = f" ({table['name']!r})" if "name" in table else ""
+            raise ValueError(f"route {number}{name}: {error}") from error
+        same_name.append(route)
+    for same_name in routes.values():
+        same_name.sort(key=lambda route: not route.protocols)
+    return routes
+
+
+def _parse_route(table: dict[str, Any]) -> _Route:
+    _check_keys(table, required={"name", "target"}, optional={"alpn"})
+    return _Route(
+        _parse_name(table["name"]),
+        _parse_protocols(table["alpn"]) if "alpn" in table else frozenset(),
+        _parse_targets(table["target"]),
+    )
+
+
+def _check_keys(table: dict[str, Any], required: set[str], optional: set[str]) -> None:
+    for key in table:
+        if key not in required | optional:
+            raise ValueError(f"unknown key {key!r}")
+    for key in sorted(required - set(table)):
+        raise ValueError(f"{key} is missing")
+
+
+def _parse_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("name must be a string")
+    try:
+        name = value.encode("idna").decode("ascii").lower().removesuffix(".")
+    except UnicodeError as error:
+        raise ValueError(f"{value!r} can be no name: {error}") from error
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{value!r} can be no name: write a host name, or *. and a host name")
+    return name
+
+
+def _parse_protocols(value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not value or not all(map(_is_protocol, value)):
+        raise ValueError('alpn must be a list of protocols, as in ["h2", "http/1.1"]')
+    return frozenset(value)
+
+
+def _is_protocol(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and value.isascii()
+
+
+def _parse_default(value: Any) -> tuple[Address, ...]:
+    try:
+        return _parse_targets(value)
+    except ValueError as error:
+        raise ValueError(f"default: {error}") from error
+
+
+def _parse_targets(value: Any) -> tuple[Address, ...]:
+    targets = value if isinstance(value, list) else [value]
+    if not targets or not all(isinstance(target, str) for target in targets):
+        raise ValueError("a target must be an address or a list of addresses, as strings")
+    return tuple(map(parse_target, targets))

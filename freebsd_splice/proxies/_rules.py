@@ -1,0 +1,252 @@
+"""Which targets the clients of a proxy may reach: the rules, and what holds where none decides.
+
+A client that chooses its target chooses it for the proxy's machine: unless somebody says
+otherwise, it must not reach what only that machine and its neighbours can reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ._addresses import Resolved
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: IPv6 addresses that are IPv4 addresses in another spelling (IPv4-mapped, IPv4-compatible).
+_SPELLINGS_OF_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("::/96"))
+
+#: IPv6 addresses that lead to an IPv4 address, and how many bits follow that one.
+_WAYS_TO_IPV4 = (
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64
+    (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4
+)
+
+#: All that can be global in IPv6.  The rest is link-local, site-local, multicast and the like, or
+#: of no use yet; some versions of ``ipaddress`` call most of it global.
+_GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96"))
+
+#: What is in there, or in IPv4, and not global, though some versions of ``ipaddress`` say so.
+_NOT_GLOBAL: tuple[_Network, ...] = (
+    ipaddress.IPv4Network("192.0.0.0/24"),  # IETF protocol assignments
+    ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays, abolished
+    ipaddress.IPv4Network("224.0.0.0/4"),  # multicast
+    ipaddress.IPv6Network("2002::/16"),  # 6to4: its relays take it wherever they like
+    ipaddress.IPv6Network("3fff::/20"),  # documentation
+)
+
+_ALL_PORTS = range(65536)
+
+_LABEL = "(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+
+#: The last part of what the system takes for an IPv4 address: 127.0.0.1, 127.1, 0x7f000001.
+_NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
+
+#: Letters that the standard library's IDNA writes otherwise than today's browsers.
+_AMBIGUOUS_LETTERS = frozenset("\u00df\u03c2\u200c\u200d")
+
+
+class Rule(NamedTuple):
+    """Whether some targets are allowed.  Made by ``parse_rule``."""
+
+    #: As written.
+    text: str
+    allow: bool
+    ports: range
+    #: The addresses it is for; None where it is for names.
+    network: _Network | None
+    #: ``.example.org`` for the names that end so; "" for whatever a client asks for.
+    suffix: str
+    #: Whether ``example.org`` ends so, too.
+    itself: bool
+
+    def covers_name(self, name: str) -> bool:
+        """Whether it is for what the client asked for, whatever that resolves to."""
+        if self.network is not None:
+            return False
+        # The zone of a numeric address could end like a name.
+        if ":" in name:
+            return not self.suffix
+        return f".{name}".endswith(self.suffix) if self.itself else name.endswith(self.suffix)
+
+    def covers_address(self, address: _Address) -> bool:
+        """Whether it names a network that this address is in."""
+        return self.network is not None and address in self.network
+
+
+def parse_rule(text: str, allow: bool) -> Rule:
+    """``WHAT`` or ``WHAT:PORTS``; the ports are ``443`` or ``8000-8999``.
+
+    WHAT is ``*``; a host name, which stands for all names below it as well, or for those alone
+    where it begins with ``.`` or ``*.``; an address; or a network, ``10.0.0.0/8``.  IPv6 is in
+    brackets where ports follow: ``[2001:db8::/32]:443`` or ``[2001:db8::]/32:443``.  Raises
+    ValueError, whose message says what is wrong.
+    """
+    what, ports_text = _split(text)
+    ports = _ALL_PORTS if ports_text is None else _ports(text, ports_text)
+    if what == "*":
+        return Rule(text, allow, ports, None, "", True)
+    if ":" in what or "/" in what:
+        return Rule(text, allow, ports, _network(text, what), "", False)
+    below_alone = what.startswith((".", "*."))
+    name = _plain_name(what[what.index(".") + 1 :] if below_alone else what)
+    if _NUMBER.fullmatch(name.rpartition(".")[2]):
+        return Rule(text, allow, ports, _network(text, what), "", False)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{text!r}: {what!r} is neither a host name nor a network")
+    if _AMBIGUOUS_LETTERS & set(what):
+        raise ValueError(f"{text!r}: {what!r} can be encoded in two ways: write it as xn--...")
+    return Rule(text, allow, ports, None, f".{name}", not below_alone)
+
+
+class Rules:
+    """Rules in their order: the first that decides wins.
+
+    A rule that denies decides wherever it matches.  A rule that allows and names a network does as
+    well.  A rule that allows a name, or ``*``, decides for global addresses only: whoever owns a
+    name can point it at 127.0.0.1.  Where no rule decides, global addresses are allowed.
+
+    Rules for names are for what the client asked for.  One who knows the address can do without
+    the name: only a rule for the network keeps everybody out of it.
+    """
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        self._rules = tuple(rules)
+
+    def refusal(self, host: str, resolved: Resolved) -> str | None:
+        """Why a client that asked for ``host`` may not be connected to this address of it.
+
+        None: it may.  An IPv6 address that stands for an IPv4 address is judged as that one; where
+        it is one of NAT64 or 6to4, it must be allowed both as that one and as itself.
+        """
+        name = _plain_name(host)
+        text, port = resolved.address[:2]
+        address = ipaddress.ip_address(text.partition("%")[0])
+        reasons = (self._refusal(name, judged, port) for judged in _judged_as(address))
+        return next(filter(None, reasons), None)
+
+    def rejects_name(self, host: str, port: int) -> str | None:
+        """Why this is refused whatever it resolves to, so that nobody need look it up.
+
+        None where the addresses have a say.
+        """
+        name = _plain_name(host)
+        for rule in self._rules:
+            if port not in rule.ports:
+                continue
+            # A denied network only refuses more.  An allowed one may hold the address.
+            if rule.allow and (rule.network is not None or rule.covers_name(name)):
+                return None
+            if not rule.allow and rule.covers_name(name):
+                return _denied(rule)
+        return None
+
+    def _refusal(self, name: str, address: _Address, port: int) -> str | None:
+        is_global = _is_global(address)
+        for rule in self._rules:
+            if port not in rule.ports:
+                continue
+            named, numbered = rule.covers_name(name), rule.covers_address(address)
+            if not rule.allow and (named or numbered):
+                return _denied(rule)
+            if rule.allow and (numbered or (named and is_global)):
+                return None
+        if is_global:
+            return None
+        return f"{address} is no global address; a rule that names its network would allow it"
+
+
+def _denied(rule: Rule) -> str:
+    return f"denied by the rule {rule.text}"
+
+
+def _judged_as(address: _Address) -> list[_Address]:
+    """The addresses that must all be allowed for this one to be."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    for network in _SPELLINGS_OF_IPV4:
+        if address in network and int(address) > 1:  # not :: or ::1
+            return [_ipv4_in(address, 0)]
+    for network, bits_after in _WAYS_TO_IPV4:
+        if address in network:
+            return [_ipv4_in(address, bits_after), address]
+    return [address]
+
+
+def _ipv4_in(address: _Address, bits_after: int) -> ipaddress.IPv4Address:
+    return ipaddress.IPv4Address(int(address) >> bits_after & 0xFFFFFFFF)
+
+
+def _is_global(address: _Address) -> bool:
+    if address.version == 6 and not any(address in network for network in _GLOBAL_IPV6):
+        return False
+    return address.is_global and not any(address in network for network in _NOT_GLOBAL)
+
+
+def _plain_name(host: str) -> str:
+    """The name that is looked up: ``getaddrinfo`` encodes it in the same way.
+
+    What cannot be encoded cannot be looked up, and stays as it is.
+    """
+    with contextlib.suppress(UnicodeError):
+        host = host.encode("idna").decode("ascii")
+    return host.lower().rstrip(".")
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """WHAT, without brackets, and PORTS, if there are any."""
+    if not text.startswith("["):
+        if text.count(":") > 1:
+            return text, None
+        what, colon, ports = text.partition(":")
+        return what, ports if colon else None
+    inside, closing, rest = text[1:].partition("]")
+    length, colon, ports = rest.partition(":")
+    if not closing or (length and not length.startswith("/")):
+        raise ValueError(f"{text!r} is no rule: write [v6], [v6]/64 or [v6/64], and :ports")
+    if ":" not in inside:
+        raise ValueError(f"{text!r}: there is no IPv6 address between the brackets")
+    return inside + length, ports if colon else None
+
+
+def _ports(text: str, ports: str) -> range:
+    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", ports)
+    if match:
+        first = int(match[1])
+        last = int(match[2] or first)
+        if 1 <= first <= last <= 65535:
+            return range(first, last + 1)
+    raise ValueError(f"{text!r}: the ports must be one, as 443, or from low to high, as 8000-8999")
+
+
+def _network(text: str, what: str) -> _Network:
+    start, slash, length = what.partition("/")
+    try:
+        address = ipaddress.ip_address(start)
+    except ValueError:
+        raise ValueError(f"{text!r}: {start!r} is no IP address") from None
+    if "%" in start:
+        raise ValueError(f"{text!r}: a rule is for every zone: leave %... out")
+    size = address.max_prefixlen
+    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= size):
+        hint = "; ports follow the brackets, as in [::1]:443" if ":" in length else ""
+        raise ValueError(f"{text!r}: the prefix length must be from 0 to {size}{hint}")
+    network = ipaddress.ip_network(f"{start}/{length if slash else size}", strict=False)
+    if network.network_address != address:
+        raise ValueError(f"{text!r}: the network of that size that it is in is {network}")
+    _check_spelling(text, network)
+    return network
+
+
+def _check_spelling(text: str, network: _Network) -> None:
+    """A rule that is never asked, as its addresses are judged as IPv4, would be a trap."""
+    if network.prefixlen >= 96:
+        last = network.broadcast_address
+        if last not in _judged_as(last):
+            start = _ipv4_in(network.network_address, 0)
+            raise ValueError(f"{text!r}: write it as IPv4, {start}/{network.prefixlen - 96}")

@@ -1,0 +1,74 @@
+"""Several targets for one purpose: each in turn, a dead one skipped and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Iterable
+
+from ._addresses import Address
+from ._connecting import Prepare, TargetError
+from ._log import fields, logger
+from ._server import Client
+
+#: Seconds for which a target that could not be connected to is skipped.
+RETRY_AFTER = 10.0
+
+
+class Targets:
+    """Gives each client the next target that can be connected to."""
+
+    def __init__(self, addresses: Iterable[Address], retry_after: float = RETRY_AFTER) -> None:
+        self._targets = [_Target(address) for address in addresses]
+        self._retry_after = retry_after
+        self._turn = itertools.count()
+
+    async def dial(
+        self, client: Client, *, prepare: Prepare = lambda sock, resolved: None
+    ) -> socket.socket:
+        """Connect to one of them.  Raises the last one's TargetError where all are dead."""
+        failure: TargetError | None = None
+        for target in self._in_turn():
+            try:
+                return await self._dial(client, target, prepare)
+            except TargetError as error:
+                failure = error
+        assert failure is not None, "there is no target"
+        raise failure
+
+    def _in_turn(self) -> list[_Target]:
+        """From the next one on.  Dead ones come last, for the case that all are."""
+        start = next(self._turn) % len(self._targets)
+        ordered = self._targets[start:] + self._targets[:start]
+        now = asyncio.get_running_loop().time()
+        return sorted(ordered, key=lambda target: target.is_skipped(now))
+
+    async def _dial(self, client: Client, target: _Target, prepare: Prepare) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        was_dead = target.dead_until is not None
+        if was_dead:  # one client tries whether it is alive again, the others go elsewhere
+            target.dead_until = loop.time() + self._retry_after
+        try:
+            made = await client.dial(target.address, prepare=prepare)
+        except TargetError as error:
+            if not was_dead and len(self._targets) > 1:
+                dead = fields("target down", target=str(target.address), error=str(error))
+                logger.warning("%s: skipped for now", error, extra=dead)
+            target.dead_until = loop.time() + self._retry_after
+            raise
+        if target.dead_until is not None:
+            alive = fields("target up", target=str(target.address))
+            logger.info("%s can be connected to again", target.address, extra=alive)
+            target.dead_until = None
+        return made
+
+
+class _Target:
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        #: The loop's time until which it is skipped; None: it is alive, as far as anybody knows.
+        self.dead_until: float | None = None
+
+    def is_skipped(self, now: float) -> bool:
+        return self.dead_until is not None and now < self.dead_until
