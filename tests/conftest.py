@@ -17,6 +17,14 @@ from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
 
 
+#: Signals, fork(2), resource limits, /bin/sh: POSIX's from the first line on.
+collect_ignore = ["programs", "vm"] if sys.platform == "win32" else []
+
+
+def pytest_report_header() -> str | None:
+    return f"not on this system: {', '.join(collect_ignore)}" if collect_ignore else None
+
+
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """In a FreeBSD guest pytest may be all there is: then nobody else knows this setting."""
     if not pluginmanager.hasplugin("timeout"):

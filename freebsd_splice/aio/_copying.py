@@ -40,7 +40,7 @@ async def copy_one_way(
     task = asyncio.ensure_future(way.run())
     try:
         reason = await patience.wait([task], lambda: way.moved, way.drain_is_lost)
-    except asyncio.CancelledError as error:
+    except BaseException as error:
         await _stop([task])
         attach(error, way.outcome(Reason.CANCELLED))
         raise
@@ -66,7 +66,7 @@ async def copy_both_ways(
     both = _Both(_Way(left, right, None, initial[0], why), _Way(right, left, None, initial[1], why))
     try:
         reason = await both.run(patience, half_close)
-    except asyncio.CancelledError as error:
+    except BaseException as error:
         await both.stop()
         attach(error, both.outcome(Reason.CANCELLED))
         raise
@@ -106,7 +106,7 @@ class _Way:
 
     def drain_is_lost(self) -> bool:
         drain = self._drain
-        return isinstance(drain, StreamSide) and drain.transport.is_closing()
+        return isinstance(drain, StreamSide) and drain.is_lost
 
     def outcome(self, reason: Reason) -> Outcome:
         """What became of it; ``reason`` where it hasn't come to an end by itself."""
@@ -244,7 +244,7 @@ async def _receive(source: SocketSide | StreamSide, count: int) -> bytes:
 async def _send(drain: SocketSide | StreamSide, data: memoryview) -> int:
     """How many the drain has taken.  Cancelled, it has taken none."""
     if isinstance(drain, StreamSide):
-        if drain.transport.is_closing():
+        if drain.is_lost:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         drain.writer.write(bytes(data))
         return len(data)

@@ -95,9 +95,10 @@ class StreamSide:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.transport = cast(asyncio.Transport, writer.transport)
-        self.check_open()
-        if self.transport.get_extra_info("socket") is None:
-            raise TypeError(f"{_name(self.transport)} has no socket")
+        if not self.is_tls:  # which closes at its peer's EOF, and has all that came before
+            self.check_open()
+            if self.transport.get_extra_info("socket") is None:
+                raise TypeError(f"{_name(self.transport)} has no socket")
         self.original: Source = _SocketOfTransport(self.transport)
         self._paused = False
 
@@ -119,9 +120,21 @@ class StreamSide:
         """Bytes that wait to be written to the socket."""
         return self.transport.get_write_buffer_size()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be written any more, as far as the loop has noticed."""
+        if self.reader.exception() is not None:
+            return True
+        if self.is_tls and self.reader.at_eof():  # TLS closes both ways at once
+            return True
+        try:
+            return self.transport.is_closing()
+        except AttributeError:  # Python 3.10's, of a TLS connection that is gone
+            return True
+
     def check_open(self) -> None:
         """Raise what the connection was lost by, or EBADF."""
-        if self.transport.is_closing():
+        if self.is_lost:
             raise self.reader.exception() or OSError(
                 errno.EBADF, f"{os.strerror(errno.EBADF)}: {_name(self.transport)} is closed"
             )
@@ -151,7 +164,7 @@ class StreamSide:
             _unread(self.reader, data)
 
     def resume(self) -> None:
-        if self._paused and not self.transport.is_closing():
+        if self._paused:
             self.transport.resume_reading()
         self._paused = False
 
@@ -187,8 +200,7 @@ class _SocketOfTransport:
         self._socket = transport.get_extra_info("socket")
 
     def fileno(self) -> int:
-        # A closed one of uvloop's goes on to tell its number.
-        return -1 if self._transport.is_closing() else int(self._socket.fileno())
+        return int(self._socket.fileno())
 
     def close(self) -> None:
         """Of a relay that closes: from one of its threads."""

@@ -141,6 +141,21 @@ def test_an_eof_that_tls_sends_ends_the_pair(name: str, contexts: Contexts) -> N
 
 
 @every_loop
+def test_an_eof_that_tls_has_sent_already(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.stream()
+        far[1].write(b"question")
+        far[1].close()
+        await net.until(lambda: near[0]._eof)  # type: ignore[attr-defined]
+        outcome = await aio.relay(near, right)
+        assert outcome.reason is Reason.EOF
+        assert outcome.left_to_right.bytes == 8
+        assert await server.read(9) == b"question"
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
 def test_an_eof_that_tls_should_be_sent_ends_the_pair(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, server = await net.socket()

@@ -116,6 +116,21 @@ def test_after_a_transfer_both_are_the_callers(name: str, count: int) -> None:
 
 
 @every_net
+def test_a_transport_that_the_caller_has_paused_stays_so(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        transport = cast(asyncio.Transport, source[1].transport)
+        transport.pause_reading()
+        await client.write(b"hello")
+        await aio.transfer(source, drain, 5)
+        assert not transport.is_reading()
+        transport.resume_reading()
+
+    play(name, case)
+
+
+@every_net
 def test_transfers_between_sockets(name: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.socket()
