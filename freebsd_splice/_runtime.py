@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -21,6 +22,9 @@ from ._port import Port
 from ._sockets import Sockets
 from ._system import SystemPort
 from ._watcher import Watcher
+
+#: Modules that have to be the standard library's own.
+_NOT_TO_PATCH = ("threading", "select", "queue")
 
 
 class _Endable(Protocol):
@@ -107,10 +111,14 @@ class Runtime:
 
 
 def current() -> Runtime:
-    """This process's runtime, made when it is first needed."""
+    """This process's runtime, made when it is first needed.
+
+    Raises RuntimeError where gevent has taken from the standard library what it is made of.
+    """
     global _current
     with _lock:
         if _current is None:
+            _check_real_threads()
             _current = Runtime(SystemPort(), _mover_from_environment())
         return _current
 
@@ -134,6 +142,23 @@ def shutdown() -> None:
     runtime = install(None)
     if runtime is not None:
         runtime.close()
+
+
+def _check_real_threads() -> None:
+    """As greenlets of the main thread, the package's threads would hold up all of it, signals too;
+    and gevent's ``poll`` aborts the process when another thread closes what it watches."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return
+    patched = [name for name in _NOT_TO_PATCH if monkey.is_module_patched(name)]
+    if patched:
+        without = ", ".join(
+            f"{'thread' if name == 'threading' else name}=False" for name in patched
+        )
+        raise RuntimeError(
+            f"gevent has patched {', '.join(patched)}, which freebsd_splice's own threads need as "
+            f"it was: call monkey.patch_all({without})"
+        )
 
 
 def _mover_from_environment() -> str | None:

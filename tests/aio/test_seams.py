@@ -266,7 +266,8 @@ def test_no_thread_for_a_call(name: str) -> None:
         relays = [first, second]
         relays += [asyncio.ensure_future(aio.relay(a[0], b[0])) for a, b in pairs[2:]]
         await asyncio.sleep(0.01)
-        assert threading.active_count() <= threads
+        # Where the kernel serves, two threads make the calls that wait, for all of them.
+        assert threading.active_count() <= threads + 2
         for (_, client), (_, server) in pairs:
             client.fin()
             server.fin()
