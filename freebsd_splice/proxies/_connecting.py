@@ -7,10 +7,10 @@ import contextlib
 import errno
 import os
 import socket
-import threading
 from collections.abc import Callable
 
-from ._addresses import Address, Resolved, look_up
+from ._addresses import Address, Resolved
+from ._resolving import Resolver
 
 #: What says that the process or the system has run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -85,7 +85,7 @@ class Dialer:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._pending: dict[Address, asyncio.Future[list[Resolved]]] = {}
+        self._resolver = Resolver()
 
     async def dial(
         self,
@@ -123,12 +123,8 @@ class Dialer:
         raise TargetError(number, f"cannot connect to {address} ({'; '.join(failures)})")
 
     async def _candidates(self, address: Address) -> list[Resolved]:
-        with contextlib.suppress(socket.gaierror, UnicodeError):
-            return look_up(address, socket.AI_NUMERICHOST)
-        if address not in self._pending:
-            self._pending[address] = self._start_look_up(address)
         try:
-            return await asyncio.wait_for(asyncio.shield(self._pending[address]), self._timeout)
+            return await self._resolver.look_up(address, self._timeout)
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, "no answer in time"
         except socket.gaierror as error:
@@ -141,36 +137,6 @@ class Dialer:
                 raise
             number, reason = error.errno or 0, os.strerror(error.errno or 0)
         raise TargetError(number, f"cannot look up {address.host}: {reason}")
-
-    def _start_look_up(self, address: Address) -> asyncio.Future[list[Resolved]]:
-        """Look a name up in a thread: one for all the connections that want the same name.
-
-        The loop's own ``getaddrinfo`` runs in threads that the end of the program waits for,
-        however long a name server that has gone away keeps them.  Nobody waits for this one.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Resolved]] = loop.create_future()
-        # Whoever asked may have given up by then: an error that nobody hears of is no news.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-        def finish(found: list[Resolved] | Exception) -> None:
-            del self._pending[address]
-            if isinstance(found, Exception):
-                future.set_exception(found)
-            else:
-                future.set_result(found)
-
-        def run() -> None:
-            found: list[Resolved] | Exception
-            try:
-                found = look_up(address)
-            except Exception as error:
-                found = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the program has ended
-                loop.call_soon_threadsafe(finish, found)
-
-        threading.Thread(target=run, name=f"look up {address.host}", daemon=True).start()
-        return future
 
 
 def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> list[Resolved]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies import Address, ListenError, TargetError, _connecting, _listening
+from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import Dialer, Spare, tune
+from freebsd_splice.proxies._connecting import SHORTAGES, Dialer, Spare, tune
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
@@ -34,7 +34,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Resolved]]:
             raise socket.gaierror(socket.EAI_NONAME, "not numeric")
         return known[address.host]
 
-    monkeypatch.setattr(_connecting, "look_up", look_up_here)
+    monkeypatch.setattr(_resolving, "look_up", look_up_here)
     monkeypatch.setattr(_listening, "look_up", look_up_here)
     return known
 
@@ -143,7 +143,7 @@ def test_the_timeout_is_for_all_addresses_together(
 @pytest.fixture
 def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowNames]:
     slow = SlowNames()
-    monkeypatch.setattr(_connecting, "look_up", slow.look_up)
+    monkeypatch.setattr(_resolving, "look_up", slow.look_up)
     yield slow
     slow.answer.set()
 
@@ -189,6 +189,43 @@ def test_many_look_ups_of_a_name_share_one_thread(
         connected.close()
 
 
+def test_look_ups_of_many_names_take_turns(
+    slow_names: SlowNames, echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients choose the names: they must not have as many threads as they like."""
+    monkeypatch.setattr(_resolving, "MOST_LOOK_UPS", 3)
+    slow_names.address = echo_server.address
+
+    async def dial_10_names() -> None:
+        dialer = Dialer(PATIENCE)
+        dials = [asyncio.ensure_future(dialer.dial(Address(f"name{n}", 80))) for n in range(10)]
+        while slow_names.asked < 3:
+            await asyncio.sleep(0.001)
+        assert len(_look_ups()) == 3
+        for gone in dials[3:6]:  # they wait for their turn, and give up
+            gone.cancel()
+        await asyncio.wait(dials[3:6])
+        slow_names.answer.set()
+        for connected in await asyncio.gather(*dials[:3], *dials[6:]):
+            connected.close()
+        assert slow_names.asked == 7
+        assert not dialer._resolver._pending
+
+    asyncio.run(dial_10_names())
+
+
+def test_no_thread_for_a_look_up_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may give it back: the server waits, and tries again."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError) as caught:
+        asyncio.run(Dialer(PATIENCE).dial(Address("some.name", 80)))
+    assert caught.value.errno in SHORTAGES
+
+
 def test_a_name_server_that_does_not_answer_is_given_up_after_the_timeout(
     slow_names: SlowNames,
 ) -> None:
@@ -224,7 +261,7 @@ def test_a_failure_that_comes_too_late_is_no_news(
         with pytest.raises(TargetError, match="no answer in time"):
             await dialer.dial(Address("slow", 80))
         slow_names.answer.set()
-        while dialer._pending:
+        while dialer._resolver._pending:
             await asyncio.sleep(0.01)
 
     asyncio.run(dial_and_give_up())
