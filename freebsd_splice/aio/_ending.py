@@ -47,9 +47,7 @@ def outcome_of(error: BaseException) -> Outcome | RelayOutcome | None:
     ``wait_for``), and whatever was raised while one of them was handled.
     """
     seen: BaseException | None = error
-    passed: set[int] = set()
-    while seen is not None and id(seen) not in passed:
-        passed.add(id(seen))
+    while seen is not None:
         found = getattr(seen, "outcome", None)
         if isinstance(found, (Outcome, RelayOutcome)):
             return found

@@ -47,7 +47,5 @@ async def _flush_one(stream: StreamSide) -> None:
     stream.transport.set_write_buffer_limits(high=0)  # ``drain`` waits for less than that otherwise
     try:
         await stream.writer.drain()
-        if stream.transport.is_closing():
-            await asyncio.sleep(0)  # its protocol is told in the next step what it was lost by
     finally:
         stream.transport.set_write_buffer_limits(high=high, low=low)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
 from math import inf
+from time import monotonic
 
 from .._deadlines import check_seconds
 from .._flow import Reason
@@ -22,7 +22,7 @@ class Patience:
 
     def __init__(self, *, idle_timeout: float | None, timeout: float | None) -> None:
         self._idle = check_seconds("idle_timeout", idle_timeout) or inf
-        self._changed = time.monotonic()
+        self._changed = monotonic()
         self._deadline = self._changed + (check_seconds("timeout", timeout) or inf)
         self._seen = 0
 
@@ -47,12 +47,12 @@ class Patience:
                 return reason
 
     def _until_the_next_look(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         step = max(self._idle * _LOOK_SHARE, _LOOK_SECONDS)
         return max(0.0, min(step, self._changed + self._idle - now, self._deadline - now))
 
     def _look(self, moved: int) -> Reason | None:
-        now = time.monotonic()
+        now = monotonic()
         if moved != self._seen:
             self._seen, self._changed = moved, now
         if now >= self._deadline:

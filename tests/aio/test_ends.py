@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, aio
+from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, Splice, aio
+from freebsd_splice.aio import _flushing, _patience
 
 from .nets import LOOPS, MODELS, Net, buffered, play
 from .test_seams import PATTERN
@@ -107,6 +111,24 @@ def test_asyncios_own_time_limits(
     play(name, case)
 
 
+def test_what_is_raised_while_one_is_handled_carries_it_too() -> None:
+    async def case(net: Net) -> None:
+        source, _ = await net.socket()
+        drain, _ = await net.socket()
+
+        async def too_slow() -> None:
+            try:
+                await asyncio.wait_for(aio.splice(source, drain), SHORT)
+            except asyncio.TimeoutError:
+                raise ValueError("too slow")  # noqa: B904 - as programs do
+
+        with pytest.raises(ValueError) as raised:
+            await too_slow()
+        assert isinstance(aio.outcome_of(raised.value), Outcome)
+
+    play("asyncio", case)
+
+
 def test_what_has_cut_nothing_short_has_no_outcome() -> None:
     error = ValueError("something else")
     error.__context__ = KeyError()
@@ -150,16 +172,87 @@ def test_a_writer_that_is_never_rid_of_what_it_holds(name: str, limit: str) -> N
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(name: str) -> None:
+def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second goes by at each look; ten of them would be idle."""
+
     async def case(net: Net) -> None:
         source, client = await net.stream()
         drain, server = await net.stream(small=True)
         drain[1].write(PATTERN)
         client.fin()
-        splicing = asyncio.ensure_future(aio.splice(source, drain, idle_timeout=2.0))
-        for start in range(0, len(PATTERN), 20_000):
-            assert await server.read(20_000) == PATTERN[start : start + 20_000]
+        clock = itertools.count(100.0)
+        monkeypatch.setattr(_patience, "_LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(_patience, "_LOOK_SHARE", 0.0)
+        monkeypatch.setattr(_patience, "monotonic", lambda: next(clock))
+        splicing = asyncio.ensure_future(aio.splice(source, drain, idle_timeout=10.0))
+        assert await server.read(len(PATTERN)) == PATTERN
         assert (await splicing).reason is Reason.EOF
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_flushing_is_waited_for_and_not_asked_about(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    flush = _flushing._flush
+
+    async def counting(sides: Any) -> None:
+        asked.append(None)
+        await flush(sides)
+
+    monkeypatch.setattr(_flushing, "_flush", counting)
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream(small=True)
+        drain[1].write(PATTERN)
+        client.fin()
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        assert await server.read(len(PATTERN)) == PATTERN
+        await splicing
+        assert len(asked) <= 2
+
+    play(name, case)
+
+
+def test_what_the_flushing_takes_is_part_of_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    class WatchedSplice(Splice):
+        def __init__(self, source: Any, drain: Any, *, timeout: float, **options: Any) -> None:
+            given.append(timeout)
+            super().__init__(source, drain, timeout=timeout, **options)
+
+    monkeypatch.setattr(aio, "Splice", WatchedSplice)
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        client.fin()
+        await aio.splice(source, drain, timeout=60.0)
+
+    play("asyncio", case)
+    assert 50.0 < given[0] < 60.0
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_relay_that_closes_does_so_where_it_never_began(name: str) -> None:
+    async def case(net: Net) -> None:
+        left, client = await net.socket()
+        right, server = await net.stream(small=True)
+        right[1].write(bytes(10_000_000))
+        outcome = await aio.relay(left, right, timeout=SHORT, close=True)
+        assert outcome.reason is Reason.TIMEOUT
+        assert left.fileno() == -1
+        assert right[1].is_closing()
+        with pytest.raises(ConnectionResetError):
+            await client.read(1)
+        with pytest.raises(ConnectionResetError):
+            await server.read(20_000_000)
 
     play(name, case)
 
@@ -183,7 +276,7 @@ def test_cancelled_while_the_writer_is_flushed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_writer_whose_connection_is_lost(name: str) -> None:
+def test_a_writer_whose_connection_is_lost(name: str, caplog: pytest.LogCaptureFixture) -> None:
     async def case(net: Net) -> None:
         source, _ = await net.stream()
         drain, server = await net.stream(small=True)
@@ -195,6 +288,8 @@ def test_a_writer_whose_connection_is_lost(name: str) -> None:
             await splicing
 
     play(name, case)
+    gc.collect()  # asyncio complains of an error that nobody has asked for when it is forgotten
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", MODELS)
