@@ -1,4 +1,4 @@
-"""What is shipped beside the package: the port, the service script, the workflow."""
+"""What is shipped beside the package: the port, the service script, units, the workflow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ ROOT = Path(__file__).parents[1]
 PORT = ROOT / "contrib/port/net/py-freebsd-splice"
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 SERVICE = PORT / "files/freebsd_splice_forward.in"
+UNITS = ROOT / "contrib/systemd"
+UNIT, SOCKET = (UNITS / f"freebsd-splice-forward.{kind}" for kind in ("service", "socket"))
 
 #: The least of rc.subr(8): it says what would be started, and runs what is to run before.
 RC_SUBR = """
 err() { status=$1; shift; echo "$@" >&2; exit $status; }
 load_rc_config() { . "$RC_CONF"; }
+checkyesno() { eval "value=\\$$1"; [ "$value" = YES ]; }
 run_rc_command() {
     eval "enabled=\\$$rcvar"
     [ "$enabled" = YES ] || exit 9
@@ -43,6 +46,15 @@ def _start(tmp_path: Path, configuration: str) -> subprocess.CompletedProcess[st
     )
 
 
+def _command(tmp_path: Path, *configuration: str) -> tuple[list[str], list[str]]:
+    """What daemon(8) is told, and what it is to run."""
+    lines = [f"freebsd_splice_forward_{line}\n" for line in ("enable=YES", *configuration)]
+    started = _start(tmp_path, "".join(lines))
+    assert started.returncode == 0, started.stderr
+    daemon, forward = started.stdout.split(" -- ")
+    return daemon.split(), forward.split()
+
+
 def test_the_service_is_started_as_configured(tmp_path: Path) -> None:
     started = _start(
         tmp_path,
@@ -57,9 +69,71 @@ def test_the_service_is_started_as_configured(tmp_path: Path) -> None:
         *("-T", "freebsd_splice_forward", "-u", "nobody"),
     ]
     assert forward.split() == [
-        *("/usr/local/bin/freebsd-splice", "forward", "--idle-timeout", "300"),
+        *("/usr/local/bin/freebsd-splice", "forward", "--workers", "1", "--idle-timeout", "300"),
         *("127.0.0.1:8080", "backend.example:80"),
     ]
+
+
+def test_the_service_has_several_targets_and_workers(tmp_path: Path) -> None:
+    _, forward = _command(
+        tmp_path, 'targets="a.example:80 b.example:80"', "target=c.example:80", "workers=4"
+    )
+    assert forward[2:] == ["--workers", "4", "127.0.0.1:8080", "a.example:80", "b.example:80"]
+
+
+@pytest.mark.parametrize("listen", [":80", "0.0.0.0:1023", "[::1]:999", "7", ":1019", ":1020"])
+def test_a_low_port_is_roots_until_it_listens(listen: str, tmp_path: Path) -> None:
+    daemon, forward = _command(tmp_path, "target=a:80", f"listen='{listen}'", "runas=proxy")
+    assert "-u" not in daemon
+    assert forward[2:] == ["--workers", "1", "--user", "proxy", listen, "a:80"]
+
+
+@pytest.mark.parametrize("listen", [":1024", "0.0.0.0:8080", "[::1]:9999", "8000", ":0", ":10000"])
+def test_any_other_port_is_the_users_own(listen: str, tmp_path: Path) -> None:
+    daemon, forward = _command(tmp_path, "target=a:80", f"listen='{listen}'", "runas=proxy")
+    assert daemon[-2:] == ["-u", "proxy"]
+    assert "--user" not in forward
+
+
+def test_transparent_takes_root_all_the_time(tmp_path: Path) -> None:
+    daemon, forward = _command(tmp_path, "target=a:80", "listen=:80", "transparent=YES")
+    assert "-u" not in daemon
+    assert forward[2:] == ["--workers", "1", "--transparent", ":80", "a:80"]
+
+
+def _help() -> str:
+    run = [sys.executable, "-m", "freebsd_splice", "forward", "--help"]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_options_that_the_service_and_the_units_give_exist() -> None:
+    options = re.findall(r"--([a-z-]+)", SERVICE.read_text() + UNIT.read_text())
+    assert {"workers", "user", "transparent", "idle-timeout", "grace"} == set(options)
+    known = re.findall(r"^  --([\w-]+)", _help(), re.M)
+    assert set(options) <= set(known)
+
+
+def test_the_unit_runs_the_forwarder_on_its_socket() -> None:
+    unit, sock = UNIT.read_text(), SOCKET.read_text()
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.M)
+    (listen,) = re.findall(r"^ListenStream=(.*)$", sock, re.M)
+    assert command == f"/usr/bin/freebsd-splice forward $OPTIONS {listen} $TARGETS"
+    assert "Requires=freebsd-splice-forward.socket\n" in unit
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
+    (grace,) = re.findall(r"--grace SECONDS [^(]*\(default: (\d+)\)", " ".join(_help().split()))
+    assert int(stop) > int(grace)
+
+
+def test_the_units_are_right_for_systemd(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    (tmp_path / SOCKET.name).write_text(SOCKET.read_text())
+    installed = UNIT.read_text().replace("/usr/bin/freebsd-splice", sys.executable)
+    (tmp_path / UNIT.name).write_text(installed)
+    verify = ["systemd-analyze", "verify", "--man=no", SOCKET.name, UNIT.name]
+    checked = subprocess.run(verify, cwd=tmp_path, capture_output=True, text=True)
+    # It may also speak of the machine's own units.
+    assert [line for line in checked.stderr.splitlines() if "freebsd-splice" in line] == []
 
 
 def test_the_service_is_off_unless_asked_for(tmp_path: Path) -> None:
@@ -82,6 +156,8 @@ def test_the_port_is_of_this_version_and_needs_what_the_package_needs() -> None:
     (lowest,) = re.findall(r'requires-python = ">=([\d.]+)"', project)
     assert f"USES=\t\tpython:{lowest}+\n" in makefile
     assert "USE_RC_SUBR=\tfreebsd_splice_forward\n" in makefile
+    (wanted,) = re.findall(r'"h11(>=[\d.]+)"', project)
+    assert f"}}h11{wanted}:www/py-h11@" in makefile
 
 
 def test_the_workflow_is_right_for_actionlint() -> None:

@@ -16,9 +16,10 @@ carries how far it came; so does whatever it is turned into (``asyncio.timeout``
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
-from typing import TypeVar
+from collections.abc import Sequence
 
 from .._errors import BackendUnavailable
 from .._flow import Reason
@@ -26,13 +27,11 @@ from .._relay import Relay, RelayOutcome
 from .._runtime import current
 from .._splice import Outcome, Splice, check_limit
 from ._copying import copy_both_ways, copy_one_way
-from ._ending import end_of, outcome_of
+from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
 from ._sides import Side, SocketSide, StreamSide, side
 
 __all__ = ["IncompleteTransferError", "outcome_of", "relay", "splice", "transfer"]
-
-SideT = TypeVar("SideT", bound="SocketSide | StreamSide")
 
 
 class IncompleteTransferError(ConnectionError):
@@ -81,9 +80,13 @@ async def splice(
             why=why,
         )
     started = time.monotonic()
-    late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
+    try:
+        late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
+    except asyncio.CancelledError as error:
+        attach(error, _not_begun(Reason.CANCELLED, initial, started))
+        raise
     if late is not None:
-        return _not_begun(late, initial, time.monotonic() - started)
+        return _not_begun(late, initial, started)
     # From here to the splice there is no await: nothing can arrive in between.
     room = None if limit is None else max(0, limit - len(initial))
     taken = from_side.take_over(room)
@@ -169,14 +172,17 @@ async def relay(
             why=why,
         )
     started = time.monotonic()
-    late = await flush(sides, idle_timeout=idle_timeout, timeout=timeout)
-    if late is not None:
-        seconds = time.monotonic() - started
-        towards, back = (_not_begun(late, data, seconds) for data in initial)
+    try:
+        late = await flush(sides, idle_timeout=idle_timeout, timeout=timeout)
+    except asyncio.CancelledError as error:
+        attach(error, _pair_not_begun(Reason.CANCELLED, initial, started))
         if close:
-            for each in sides:
-                each.reset()
-        return RelayOutcome(towards, back, late, None, seconds)
+            _reset(sides)
+        raise
+    if late is not None:
+        if close:
+            _reset(sides)
+        return _pair_not_begun(late, initial, started)
     taken: list[bytes] = []
     try:
         for each in sides:
@@ -210,8 +216,19 @@ def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
     return why
 
 
-def _not_begun(reason: Reason, initial: bytes, seconds: float) -> Outcome:
-    """The time was over before the writer had sent what it held."""
+def _reset(sides: Sequence[SocketSide | StreamSide]) -> None:
+    """What their writers hold will not come."""
+    for each in sides:
+        each.reset()
+
+
+def _pair_not_begun(reason: Reason, initial: tuple[bytes, bytes], started: float) -> RelayOutcome:
+    towards, back = (_not_begun(reason, data, started) for data in initial)
+    return RelayOutcome(towards, back, reason, None, towards.seconds)
+
+
+def _not_begun(reason: Reason, initial: bytes, started: float) -> Outcome:
+    """It was over before the writer had sent what it held."""
     return Outcome(
         bytes=0,
         unsent=initial,
@@ -219,7 +236,7 @@ def _not_begun(reason: Reason, initial: bytes, seconds: float) -> Outcome:
         error=None,
         backend="userspace",
         mover="none",
-        seconds=seconds,
+        seconds=time.monotonic() - started,
     )
 
 

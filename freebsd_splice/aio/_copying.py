@@ -133,7 +133,7 @@ class _Way:
         """False: its drain can't be told."""
         drain = self._drain
         if isinstance(drain, StreamSide):
-            if drain.is_tls or not drain.writer.can_write_eof():
+            if not drain.writer.can_write_eof():  # TLS can't
                 return False
             drain.writer.write_eof()
             return True
@@ -197,7 +197,6 @@ class _Both:
                 await self.stop()
                 return late
             for task in [task for task in running if task.done()]:
-                task.result()
                 way = running.pop(task)
                 passed_on = way.reason is Reason.EOF and half_close and way.pass_eof_on()
                 if not passed_on or way.ends_both:

@@ -17,6 +17,7 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 import trustme
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, aio
+from freebsd_splice.aio._sides import side
 
 from .nets import LOOPS, Net, RealNet, Stream, play
 from .test_seams import PATTERN
@@ -126,6 +127,24 @@ async def _while_reading(far: Stream, call: Awaitable[Outcome], expected: bytes)
 
 
 @every_loop
+def test_a_peer_that_does_not_read_holds_the_copying_up(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        source, client = await net.socket()
+        writing = asyncio.ensure_future(client.write(bytes(30_000_000)))
+        splicing = asyncio.ensure_future(aio.splice(source, near))
+        await net.until(near[1].transport.get_write_buffer_size)
+        for _ in range(200):  # rounds of the loop, in each of which it could copy a piece
+            assert near[1].transport.get_write_buffer_size() < 1_000_000
+            await asyncio.sleep(0.001)
+        for task in (splicing, writing):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
 def test_an_eof_that_tls_sends_ends_the_pair(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, server = await net.stream()
@@ -167,6 +186,7 @@ def test_an_eof_that_tls_should_be_sent_ends_the_pair(name: str, contexts: Conte
         assert outcome.left_to_right.reason is Reason.CANCELLED
         assert await far[0].read() == b"answer"
         assert right.fileno() == -1
+        assert await server.read(1) == b""  # and no reset: nothing is missing
 
     play_tls(name, contexts, case)
 
@@ -270,6 +290,22 @@ def test_the_drain_is_lost_while_nothing_comes(name: str, contexts: Contexts) ->
         assert outcome.error.errno == errno.EPIPE
 
     play_tls(name, contexts, case)
+
+
+def test_what_nobody_has_taken_from_a_socket() -> None:
+    """A TLS connection that was to get it ends without TLS's own end then."""
+
+    async def case(net: Net) -> None:
+        sock, peer = await net.socket()
+        socket_side = side(sock)
+        assert not socket_side.has_rest()
+        await peer.write(b"rest")
+        await net.until(socket_side.has_rest)
+        sock.recv(4)
+        peer.reset()
+        await net.until(socket_side.has_rest)  # more would have come but for that
+
+    play("asyncio", case)
 
 
 @every_loop

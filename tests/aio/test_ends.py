@@ -240,13 +240,21 @@ def test_what_the_flushing_takes_is_part_of_the_timeout(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_relay_that_closes_does_so_where_it_never_began(name: str) -> None:
+@pytest.mark.parametrize("ended", [Reason.TIMEOUT, Reason.CANCELLED])
+def test_a_relay_that_closes_does_so_where_it_never_began(name: str, ended: Reason) -> None:
     async def case(net: Net) -> None:
         left, client = await net.socket()
         right, server = await net.stream(small=True)
         right[1].write(bytes(10_000_000))
-        outcome = await aio.relay(left, right, timeout=SHORT, close=True)
-        assert outcome.reason is Reason.TIMEOUT
+        if ended is Reason.TIMEOUT:
+            outcome = await aio.relay(left, right, timeout=SHORT, close=True)
+        else:
+            with pytest.raises(asyncio.TimeoutError) as raised:
+                await asyncio.wait_for(aio.relay(left, right, close=True), SHORT)
+            found = aio.outcome_of(raised.value)
+            assert isinstance(found, RelayOutcome)
+            outcome = found
+        assert outcome.reason is ended
         assert left.fileno() == -1
         assert right[1].is_closing()
         with pytest.raises(ConnectionResetError):
@@ -265,8 +273,12 @@ def test_cancelled_while_the_writer_is_flushed(name: str) -> None:
         limits = drain[1].transport.get_write_buffer_limits()
         drain[1].write(bytes(1_000_000))
         await client.write(b"hello")
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(aio.splice(source, drain), SHORT)
+        with pytest.raises(asyncio.TimeoutError) as raised:
+            await asyncio.wait_for(aio.splice(source, drain, initial=b"12"), SHORT)
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, Outcome)
+        assert (outcome.bytes, outcome.unsent) == (0, b"12")
+        assert outcome.reason is Reason.CANCELLED
         assert drain[1].transport.get_write_buffer_limits() == limits
         assert await source[0].readexactly(5) == b"hello"
         drain[1].write(b"behind")
