@@ -16,7 +16,6 @@ from freebsd_splice import _emulation
 from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
 
-
 #: Signals, fork(2), resource limits, /bin/sh: POSIX's from the first line on.
 collect_ignore = ["programs", "vm"] if sys.platform == "win32" else []
 

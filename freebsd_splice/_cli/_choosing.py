@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..proxies import OpenTarget, Passwords, Rules, parse_rule, socks5_connect
-from ..proxies._addresses import parse_listen
+from ..proxies._addresses import SocketAddress, show
 from ..proxies._log import logger
 from ._options import CannotStartError, add_command, add_handshake, add_serving
-from ._serving import serve
+from ._serving import Listeners, serve
 
 _RULES = """\
 RULE is WHAT or WHAT:PORTS.  WHAT is * for everything, a host name, which stands for all names below
@@ -115,7 +115,13 @@ def _add_choice(
     )
     add_handshake(parser)
     add_serving(parser)
-    parser.set_defaults(run=lambda options: serve(options, lambda given: _make(given, proxy)))
+    parser.set_defaults(
+        run=lambda options: serve(
+            options,
+            lambda given: _make(given, proxy),
+            lambda listeners: _warn_of_everybody(options, listeners),
+        )
+    )
 
 
 class _AllowRule:
@@ -137,14 +143,16 @@ class _DenyRule(_AllowRule):
 
 def _make(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> OpenTarget:
     passwords = None if options.passwords is None else Passwords(options.passwords)
-    if passwords is None and not _is_loopback(options.listen):
-        logger.warning("everybody who can reach %s can use it: no --passwords", options.listen)
     return proxy(rules=Rules(options.rules), passwords=passwords)
 
 
-def _is_loopback(listen: str) -> bool:
-    host = parse_listen(listen).host
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _warn_of_everybody(options: argparse.Namespace, listeners: Listeners) -> None:
+    """Judges by the sockets: LISTEN can be a name, or not be what is listened on (LISTEN_FDS)."""
+    addresses = [listener.getsockname() for listener in listeners]
+    reachable = " and ".join(show(address) for address in addresses if not _is_loopback(address))
+    if reachable and options.passwords is None:
+        logger.warning("everybody who can reach %s can use it: no --passwords", reachable)
+
+
+def _is_loopback(address: SocketAddress) -> bool:
+    return ipaddress.ip_address(address[0]).is_loopback

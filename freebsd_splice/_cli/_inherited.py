@@ -6,14 +6,17 @@ import errno
 import os
 import socket
 
+from ..proxies._connecting import set_buffers
+
 #: The first descriptor that is passed on.
 _FIRST = 3
 
 
-def inherited_listeners() -> list[list[socket.socket]]:
+def inherited_listeners(buffers: int | None) -> list[list[socket.socket]]:
     """The sockets of LISTEN_FDS, as one set for all workers; [] where none are meant for us.
 
-    Raises OSError where one is no listening socket.
+    ``buffers``, in bytes, is what the accepted ones begin with.  Raises OSError where one is no
+    listening socket.
     """
     # Of a program that passes its environment on to others, these are not for the others.
     meant_for = os.environ.pop("LISTEN_PID", "")
@@ -21,12 +24,21 @@ def inherited_listeners() -> list[list[socket.socket]]:
     os.environ.pop("LISTEN_FDNAMES", None)
     if meant_for != str(os.getpid()) or not number.isdecimal() or not int(number):
         return []
-    return [[_listener(descriptor) for descriptor in range(_FIRST, _FIRST + int(number))]]
+    made = [_listener(descriptor) for descriptor in range(_FIRST, _FIRST + int(number))]
+    for listener in made:
+        set_buffers(listener, buffers)
+    return [made]
 
 
 def _listener(descriptor: int) -> socket.socket:
-    os.set_inheritable(descriptor, False)
-    listener = socket.socket(fileno=descriptor)
+    which = f"descriptor {descriptor} of LISTEN_FDS"
+    try:
+        os.set_inheritable(descriptor, False)
+        listener = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise OSError(error.errno, f"{which}: {error.strerror}") from error
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        raise OSError(errno.EAFNOSUPPORT, f"{which} is no TCP socket")
     if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(errno.EINVAL, f"descriptor {descriptor} of LISTEN_FDS does not listen")
+        raise OSError(errno.EINVAL, f"{which} does not listen")
     return listener

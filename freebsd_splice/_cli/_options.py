@@ -8,6 +8,9 @@ from typing import Any
 
 from ..proxies import Limits
 
+#: What the system takes, as a backlog or the size of a buffer: a C int.
+_LARGEST = 2**31 - 1
+
 
 class CannotStartError(Exception):
     """What is wrong, in one line."""
@@ -171,4 +174,6 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("it must be at least 1")
+    if number > _LARGEST:
+        raise argparse.ArgumentTypeError(f"it must be at most {_LARGEST}")
     return number

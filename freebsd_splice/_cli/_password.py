@@ -39,6 +39,8 @@ def _print_entry(options: argparse.Namespace) -> int:
         print(make_entry(options.user, _ask()))
     except ValueError as error:
         raise CannotStartError(error) from error
+    except EOFError as error:
+        raise CannotStartError("no password was given") from error
     return 0
 
 

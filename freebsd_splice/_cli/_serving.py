@@ -9,23 +9,34 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from .._backend import backend
 from .._runtime import current
 from ..proxies import Address, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
-from ..proxies._log import JsonFormatter, fields, logger
+from ..proxies._log import JsonFormatter
+from ..proxies._server import say_listening
 from ._inherited import inherited_listeners
 from ._options import CannotStartError, limits_of
 
 #: The function that opens targets, made of the options; OSError and ValueError end the program.
 Make = Callable[[argparse.Namespace], OpenTarget]
 
+Listeners = Sequence[socket.socket]
 
-def serve(options: argparse.Namespace, make: Make) -> int:
-    """Serve until SIGINT or SIGTERM; gives the exit status.  Raises CannotStartError."""
+
+def serve(
+    options: argparse.Namespace,
+    make: Make,
+    listening: Callable[[Listeners], object] = lambda listeners: None,
+) -> int:
+    """Serve until SIGINT or SIGTERM; gives the exit status.  Raises CannotStartError.
+
+    ``listening`` is told what is listened on, before anybody is served.
+    """
     _start_log(options)
     _raise_descriptor_limit()
     try:
@@ -34,11 +45,12 @@ def serve(options: argparse.Namespace, make: Make) -> int:
         server = _make_server(options, make(options))
         backend()
         current()  # made here and now, for the errors of its environment variables
-        listeners = inherited_listeners() or _listen(options, listen)
+        listeners = inherited_listeners(options.buffer_size) or _listen(options, listen)
+        listening(listeners[0])
         if give_up is not None:
             give_up()
     except (OSError, ValueError) as error:
-        raise CannotStartError(getattr(error, "strerror", None) or error) from error
+        raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
         asyncio.run(_run(server, listeners[0], None))
     elif sys.platform != "win32":
@@ -46,12 +58,31 @@ def serve(options: argparse.Namespace, make: Make) -> int:
 
         supervise(
             options.workers,
-            lambda number, parent: asyncio.run(
-                _run(server, listeners[number % len(listeners)], parent)
-            ),
-            lambda: _announce(listeners[0]),
+            partial(_work, server, listeners),
+            ready=lambda: say_listening(listeners[0]),
+            stopping=lambda: _close(listeners),
         )
     return 0
+
+
+def _complaint(error: OSError | ValueError) -> str:
+    """In one line, with the name of the file that it is about, if there is one."""
+    reason = getattr(error, "strerror", None) or str(error)
+    file = getattr(error, "filename", None)
+    return reason if file is None else f"{file}: {reason}"
+
+
+def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:
+    own = listeners[number % len(listeners)]
+    # A port is listened on until nobody holds a socket of it: a worker has its own alone, and the
+    # parent, which holds all for the workers to come, lets go of them when it is told to stop.
+    _close(others for others in listeners if others is not own)
+    asyncio.run(_run(server, own, parent))
+
+
+def _close(listeners: Iterable[Listeners]) -> None:
+    for listener in (listener for several in listeners for listener in several):
+        listener.close()
 
 
 def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyServer:
@@ -76,7 +107,7 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
                 listener
                 for first in made[0]
                 for listener in listen_on(
-                    Address(*first.getsockname()[:2]),
+                    parse_listen(show(first.getsockname())),
                     options.backlog,
                     share=share,
                     buffers=options.buffer_size,
@@ -102,32 +133,26 @@ def _share_option() -> int | None:
     raise ValueError("--workers: not on Windows")
 
 
-async def _run(server: ProxyServer, listeners: Sequence[socket.socket], parent: int | None) -> None:
+async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) -> None:
     """Serve until a signal, or until ``parent`` can be read: that is the parent's end."""
+    if parent is None:
+        _obey_signals(server)
+        say_listening(listeners)  # only now: a signal that comes in answer finds its handler
+    elif sys.platform != "win32":
+        from ._workers import obey
+
+        obey(parent, server.stop)
+    server.use(listeners)
+    await server.run()
+
+
+def _obey_signals(server: ProxyServer) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, server.stop)
         except NotImplementedError:  # Windows
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.stop))
-    if parent is not None and sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-
-        def orphaned() -> None:
-            loop.remove_reader(parent)
-            server.stop()
-
-        loop.add_reader(parent, orphaned)
-    else:
-        _announce(listeners)  # only now: a signal that comes in answer finds its handler
-    server.use(listeners)
-    await server.run()
-
-
-def _announce(listeners: Sequence[socket.socket]) -> None:
-    for listener in listeners:
-        where = show(listener.getsockname())
-        logger.info("listening on %s", where, extra=fields("listening", address=where))
 
 
 def _start_log(options: argparse.Namespace) -> None:

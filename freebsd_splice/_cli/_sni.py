@@ -21,7 +21,7 @@ _EXAMPLE = """\
 example:
   %(prog)s /etc/sni.toml :443
 
-  default = "127.0.0.1:8443"                        # optional
+  default = "10.0.0.4:443"                          # optional
   [[route]]
   name = "www.example.org"
   target = "10.0.0.5:443"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from ..proxies._log import fields, logger
@@ -18,8 +18,19 @@ assert sys.platform != "win32"  # which has no fork(2)
 #: Serves as the worker of that number, until the descriptor of the parent can be read.
 Work = Callable[[int, int], object]
 
+#: What the parent tells its workers to stop with.  SIGINT and SIGTERM are for the parent alone, and
+#: workers ignore them: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
+#: with the parent's that would be two, which cuts connections.
+STOP = signal.SIGUSR1
+
+#: What the parent waits for.
+_WATCHED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM})
+
 #: A worker that has died sooner than that is started again only then, seconds after its start.
 _SHORT_LIFE = 1.0
+
+#: The shortest time that SIGALRM is asked for, in seconds: 0 would be never.
+_SHORTEST_WAIT = 0.001
 
 _FREEBSD_SO_REUSEPORT_LB = 0x00010000
 
@@ -37,22 +48,38 @@ def share_option() -> int | None:
     return None
 
 
-def supervise(count: int, work: Work, ready: Callable[[], object]) -> None:
+def supervise(
+    count: int, work: Work, ready: Callable[[], object], stopping: Callable[[], object]
+) -> None:
     """Run so many workers until they have ended; one that dies before a signal is replaced.
 
-    SIGINT and SIGTERM are passed on to them; ``ready`` is called once that is so.
+    At each SIGINT or SIGTERM they are sent STOP, which a worker begins with blocked.  ``ready`` is
+    called once that is so, ``stopping`` at every signal, before they hear of it.
     """
-    watched = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_WATCHED, STOP})
     # SIGCHLD is discarded, blocked or not, where nobody has asked for it.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ready()
-    _Supervisor(count, work).run(watched)
+    _Supervisor(count, work, stopping).run()
+
+
+def obey(parent: int, stop: Callable[[], object]) -> None:
+    """In a worker's loop: ``stop`` at every STOP, and at the parent's end."""
+    loop = asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        loop.remove_reader(parent)
+        stop()
+
+    loop.add_reader(parent, orphaned)
+    loop.add_signal_handler(STOP, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP,))
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Work) -> None:
+    def __init__(self, count: int, work: Work, stopping: Callable[[], object]) -> None:
         self._work = work
+        self._tell_stopping = stopping
         self._missing = list(range(count))
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
@@ -60,26 +87,31 @@ class _Supervisor:
         # Nobody writes to it: that it can be read means that its other end is gone.
         self._parent, self._held = os.pipe()
 
-    def run(self, watched: set[signal.Signals]) -> None:
+    def run(self) -> None:
         self._start_missing()
         while self._live or self._missing:
-            number = signal.sigwait(watched)
+            number = signal.sigwait(_WATCHED)
             if number == signal.SIGCHLD:
                 self._reap()
             elif number in (signal.SIGINT, signal.SIGTERM):
-                self._stopping = True
-                self._missing.clear()
-                for process in self._live:
-                    os.kill(process, number)
+                self._stop()
             self._start_missing()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._missing.clear()
+        self._tell_stopping()
+        for process in self._live:
+            os.kill(process, STOP)
 
     def _reap(self) -> None:
         while self._live:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
-            number = self._live.pop(process)
-            if not self._stopping:
+            # Others' children become ours where we were exec'ed by their parent, or are process 1.
+            number = self._live.pop(process, None)
+            if number is not None and not self._stopping:
                 ended = os.waitstatus_to_exitcode(status)
                 logger.error(
                     "worker %d (process %d) has died: %s",
@@ -93,28 +125,43 @@ class _Supervisor:
     def _start_missing(self) -> None:
         """Those whose time has come; for the others SIGALRM comes."""
         now = time.monotonic()
-        for number in list(self._missing):
-            wait = self._started.get(number, -_SHORT_LIFE) + _SHORT_LIFE - now
-            if wait > 0:
-                signal.setitimer(signal.ITIMER_REAL, wait)
-            else:
-                self._missing.remove(number)
-                self._start(number)
+        for number in [number for number in self._missing if self._due(number) <= now]:
+            self._missing.remove(number)
+            self._start(number)
+        if self._missing:
+            wait = min(map(self._due, self._missing)) - time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, max(wait, _SHORTEST_WAIT))
+
+    def _due(self, number: int) -> float:
+        return self._started.get(number, -_SHORT_LIFE) + _SHORT_LIFE
 
     def _start(self, number: int) -> None:
         self._started[number] = time.monotonic()
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError as error:  # too many processes, too little memory: it may pass
+            cannot = fields("worker not started", worker=number, error=error.strerror)
+            logger.error("cannot start worker %d: %s", number, error.strerror, extra=cannot)
+            self._missing.append(number)
+            return
         if process:
             self._live[process] = number
-            return
+        else:
+            self._be_worker(number)
+
+    def _be_worker(self, number: int) -> None:
         status = 1
         try:
             os.close(self._held)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for meant_for_parent in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(meant_for_parent, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             self._work(number, self._parent)
             status = 0
         except BaseException:
-            traceback.print_exc()
+            failed = fields("worker failed", worker=number)
+            logger.exception("worker %d has failed", number, extra=failed)
         finally:
             with contextlib.suppress(Exception):
                 sys.stderr.flush()

@@ -53,10 +53,15 @@ def set_buffers(sock: socket.socket, size: int | None) -> None:
     """Both buffers, in bytes; None leaves them to the system.
 
     Before the connection is made, as a window is agreed on then, and never during a splice (F26).
+    Raises OSError with EINVAL where the system has no such buffers.
     """
     if size is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        except OSError as error:  # FreeBSD's ENOBUFS, and no shortage that passes
+            reason = os.strerror(error.errno or 0)
+            raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {reason}") from error
 
 
 class Spare:

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
 from ._connecting import PlainError
@@ -31,7 +31,8 @@ class Handshake:
         self._socket = sock
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._seconds = seconds
-        self._largest = largest
+        #: The bytes that the client may send for it.
+        self.largest = largest
         #: All that has come and that ``take`` has not taken.
         self.received = bytearray()
         self._count = 0
@@ -64,14 +65,26 @@ class Handshake:
     async def refuse(self, answer: bytes) -> None:
         """Send it as the last thing, and let the client read it.
 
-        Closing with bytes unread would reset the connection, and the answer could be lost.
+        Closing with bytes unread would reset the connection, and the answer could be lost.  So all
+        that still comes is read, whatever its size, and none of it kept.
         """
-        self._deadline = asyncio.get_running_loop().time() + _FAREWELL_SECONDS
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + _FAREWELL_SECONDS
         with contextlib.suppress(OSError):
             await self.send(answer)
             self._socket.shutdown(socket.SHUT_WR)
-            while await self._receive():
+            while await self._call(loop.sock_recv(self._socket, _PIECE), "has not closed"):
                 pass
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The time until the end of this is not the client's."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            yield
+        finally:
+            self._deadline += loop.time() - start
 
     async def in_time(self, waiting: Coroutine[object, object, T], what: str) -> T:
         """Wait for it, within what is left of the time; HandshakeError: the client ``what``."""
@@ -82,12 +95,12 @@ class Handshake:
             raise HandshakeError(errno.ETIMEDOUT, f"it {what} in {self._seconds:g} s") from None
 
     async def _receive(self) -> bytes:
-        if self._count >= self._largest:
+        if self._count >= self.largest:
             raise HandshakeError(
-                errno.EMSGSIZE, f"its handshake is longer than {self._largest} bytes"
+                errno.EMSGSIZE, f"its handshake is longer than {self.largest} bytes"
             )
         loop = asyncio.get_running_loop()
-        size = min(_PIECE, self._largest - self._count)
+        size = min(_PIECE, self.largest - self._count)
         piece = await self._call(loop.sock_recv(self._socket, size), "has not said what it wants")
         if not piece:
             raise HandshakeError(errno.ECONNABORTED, "it has gone before it said what it wants")

@@ -50,7 +50,7 @@ def _client(address: SocketAddress) -> str:
     """Who is counted as one; "" where the system doesn't say who it is."""
     if not address:
         return ""
-    parsed = ipaddress.ip_address(address[0].partition("%")[0])
+    parsed = ipaddress.ip_address(address[0])
     if isinstance(parsed, ipaddress.IPv4Address):
         return str(parsed)
     if parsed.ipv4_mapped is not None:

@@ -80,7 +80,8 @@ class Client:
         each socket before it connects.  While there are too few descriptors, it waits for some.
         Raises TargetError; RefusedTargetError where all addresses are refused.
         """
-        return await self._server.dial_for(self, address, refusal, prepare)
+        with self.handshake.suspended():
+            return await self._server.dial_for(self, address, refusal, prepare)
 
 
 #: Connect to where this client wants to go.  The second part is what has been read already and
@@ -132,8 +133,7 @@ class ProxyServer:
         Gives the addresses that it got.  Raises ListenError.
         """
         opened = listen_on(address, backlog, buffers=self._buffer_size)
-        for listener in opened:
-            logger.info("listening on %s", show(listener.getsockname()))
+        say_listening(opened)
         self.use(opened)
         return [listener.getsockname() for listener in opened]
 
@@ -379,6 +379,12 @@ class ProxyServer:
             _set(waiting)
 
 
+def say_listening(listeners: Iterable[socket.socket]) -> None:
+    for listener in listeners:
+        where = show(listener.getsockname())
+        logger.info("listening on %s", where, extra=fields("listening", address=where))
+
+
 def _start_workers() -> None:
     """Start the engine's workers: later they would take the descriptors of accepted clients."""
     for _ in range(os.cpu_count() or 1):
@@ -394,10 +400,7 @@ def _describe(outcome: RelayOutcome) -> str:
     up, down = outcome.left_to_right, outcome.right_to_left
     reason = outcome.reason.value
     if outcome.error is not None:
-        upwards = up.reason is outcome.reason and up.error is outcome.error
-        at_source = outcome.reason is Reason.SOURCE_ERROR
-        side = "client" if upwards == at_source else "target"
-        reason += f" ({side}: {os.strerror(outcome.error.errno or 0)})"
+        reason += f" ({_failed_side(outcome)}: {os.strerror(outcome.error.errno or 0)})"
     movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
     return (
         f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
@@ -413,9 +416,17 @@ def _facts(outcome: RelayOutcome) -> dict[str, object]:
         "bytes_down": down.bytes,
         "reason": outcome.reason.value,
         "error": None if outcome.error is None else os.strerror(outcome.error.errno or 0),
+        "failed": None if outcome.error is None else _failed_side(outcome),
         "seconds": round(outcome.seconds, 6),
         "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
     }
+
+
+def _failed_side(outcome: RelayOutcome) -> str:
+    """Whose connection it was, where there is an error."""
+    up = outcome.left_to_right
+    upwards = up.reason is outcome.reason and up.error is outcome.error
+    return "client" if upwards == (outcome.reason is Reason.SOURCE_ERROR) else "target"
 
 
 def _peer_name(sock: socket.socket) -> str:

@@ -33,6 +33,8 @@ def bind_as(client: SocketAddress) -> Prepare:
     """Have the target see the client's address, on a port of the system's choice."""
 
     def prepare(sock: socket.socket, resolved: Resolved) -> None:
+        if not client:  # it has reset already, and the system doesn't say who it was
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
         if family != resolved.family:
             raise OSError(

@@ -59,11 +59,13 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
     chosen = rules or Rules()
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
-        connection = h11.Connection(h11.SERVER)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=client.handshake.largest)
         try:
             request = await client.handshake.read(partial(_next_request, connection))
             if passwords is not None:
-                await client.handshake.in_time(_authenticate(request, passwords), "waits to log in")
+                await client.handshake.in_time(
+                    _authenticate(request, passwords), "has not had its password verified"
+                )
             address = _target(request)
             refused = chosen.rejects_name(*address)
             if refused is not None:
@@ -136,19 +138,13 @@ def _status(error: OSError) -> int | None:
 
 
 def _refusal(connection: h11.Connection, status: int) -> bytes:
-    text = _REASONS[status] + b"\n"
+    """Without a body: an answer to HEAD must have none."""
     response = h11.Response(
         status_code=status,
         reason=_REASONS[status],
-        headers=[
-            ("Content-Type", "text/plain"),
-            ("Content-Length", str(len(text))),
-            ("Connection", "close"),
-            *_HEADERS.get(status, []),
-        ],
+        headers=[("Content-Length", "0"), ("Connection", "close"), *_HEADERS.get(status, [])],
     )
-    events = (response, h11.Data(data=text), h11.EndOfMessage())
-    return b"".join(connection.send(event) or b"" for event in events)
+    return b"".join(connection.send(event) or b"" for event in (response, h11.EndOfMessage()))
 
 
 def _established(connection: h11.Connection) -> bytes:

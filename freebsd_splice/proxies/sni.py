@@ -53,7 +53,7 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
 
 async def _read_hello(client: Client) -> ClientHello:
     try:
-        return await client.handshake.read(HelloReader().feed)
+        return await client.handshake.read(HelloReader(client.handshake.largest).feed)
     except MalformedError as error:
         await client.handshake.refuse(_DECODE_ERROR)
         raise HandshakeError(errno.EPROTO, f"it does not begin TLS: {error}") from None

@@ -80,7 +80,9 @@ async def _agree_on_method(handshake: Handshake, method: int) -> None:
 
 async def _authenticate(handshake: Handshake, passwords: Passwords) -> None:
     user, password, _ = await _read(handshake, read_credentials)
-    if not await handshake.in_time(passwords.verify(user, password), "waits to log in"):
+    if not await handshake.in_time(
+        passwords.verify(user, password), "has not had its password verified"
+    ):
         await handshake.refuse(credentials_reply(False))
         raise HandshakeError(errno.EACCES, f"wrong password, or no such user: {user!r}")
     await handshake.send(credentials_reply(True))

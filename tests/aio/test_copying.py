@@ -309,6 +309,21 @@ def test_what_nobody_has_taken_from_a_socket() -> None:
 
 
 @every_loop
+def test_what_comes_for_a_drain_that_is_lost_already(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        source, client = await net.socket()
+        far[1].transport.abort()
+        lost = near[0]
+        await net.until(lambda: lost.exception() or lost._eof)  # type: ignore[attr-defined]
+        await client.write(b"hello")
+        outcome = await aio.splice(source, near)
+        assert outcome.reason is Reason.DRAIN_ERROR
+        assert (outcome.bytes, outcome.unsent) == (0, b"hello")
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
 def test_a_reset_is_passed_on_as_a_reset(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, server = await net.socket()

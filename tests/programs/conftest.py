@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from programs.processes import Forwarder, Program, Server, echo
+from programs.processes import Forwarder, Program, Proxy, Server, echo
 
 
 @pytest.fixture
@@ -23,6 +23,12 @@ def opened() -> Iterator[ExitStack]:
 def program(opened: ExitStack) -> Callable[..., Program]:
     """Starts a Python program."""
     return lambda *args, **options: opened.enter_context(closing(Program(*args, **options)))
+
+
+@pytest.fixture
+def proxy(opened: ExitStack) -> Callable[..., Proxy]:
+    """Starts a command of freebsd-splice that serves clients."""
+    return lambda *args, **options: opened.enter_context(closing(Proxy(*args, **options)))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,20 @@ class Program:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
+    def descriptors(self) -> Counter[str]:
+        """How many it has of each kind: "tcp", "unix", "pipe", or what the link says."""
+        unix = {
+            line.split()[6]
+            for line in Path(f"/proc/{self.pid}/net/unix").read_text().splitlines()[1:]
+        }
+        found: Counter[str] = Counter()
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                kind, _, number = os.readlink(link).partition(":")
+                is_socket = kind == "socket"
+                found[("unix" if number.strip("[]") in unix else "tcp") if is_socket else kind] += 1
+        return found
+
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -115,29 +130,18 @@ class Program:
             self._news.notify_all()
 
 
-class Forwarder(Program):
-    """``freebsd-splice forward`` on a free port of 127.0.0.1, to ``target``."""
+class Proxy(Program):
+    """A command of ``freebsd-splice`` that serves clients."""
 
     def __init__(
         self,
-        target: tuple[str, int] | str,
-        *options: str,
-        listen: str = "127.0.0.1:0",
+        *arguments: str,
         patch: str = "",
         environment: dict[str, str] | None = None,
         descriptors: int | None = None,
     ) -> None:
         start = ["-c", f"{patch}\n{_RUN_MAIN}"] if patch else MAIN
-        name = target if isinstance(target, str) else f"{target[0]}:{target[1]}"
-        super().__init__(
-            *start,
-            "forward",
-            *options,
-            listen,
-            name,
-            environment=environment,
-            descriptors=descriptors,
-        )
+        super().__init__(*start, *arguments, environment=environment, descriptors=descriptors)
 
     @property
     def port(self) -> int:
@@ -151,6 +155,30 @@ class Forwarder(Program):
         """SIGTERM; gives the exit status."""
         self.signal(signal.SIGTERM)
         return self.end()
+
+
+class Forwarder(Proxy):
+    """``freebsd-splice forward`` on a free port of 127.0.0.1, to ``target``."""
+
+    def __init__(
+        self,
+        target: tuple[str, int] | str,
+        *options: str,
+        listen: str = "127.0.0.1:0",
+        patch: str = "",
+        environment: dict[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        name = target if isinstance(target, str) else f"{target[0]}:{target[1]}"
+        super().__init__(
+            "forward",
+            *options,
+            listen,
+            name,
+            patch=patch,
+            environment=environment,
+            descriptors=descriptors,
+        )
 
 
 _RUN_MAIN = """
@@ -261,6 +289,14 @@ def needs(program: str) -> None:
         if os.environ.get("CI"):
             pytest.fail(f"{program} is not installed")
         pytest.skip(f"{program} is not installed")
+
+
+def needs_address(host: str) -> None:
+    """Skip where it is none of this machine's: of 127.0.0.0/8, some have 127.0.0.1 alone."""
+    try:
+        socket.create_server((host, 0)).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error.strerror}")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,182 @@
+"""Going on as another user once the sockets listen."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from freebsd_splice._cli import _privileges
+from freebsd_splice._cli._privileges import User
+from programs.processes import MAIN, Forwarder, Program, Server, exchange
+
+StartForwarder = Callable[..., Forwarder]
+StartProgram = Callable[..., Program]
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+as_root_or_nobody = pytest.mark.skipif(
+    os.geteuid() not in (0, pwd.getpwnam("nobody").pw_uid), reason="only root can become nobody"
+)
+
+#: Become nobody as soon as the options are known: Python itself can be where nobody may look.
+AS_NOBODY = """
+import encodings.idna, os, pwd
+import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli._privileges
+nobody = pwd.getpwnam("nobody")
+raise_limit = serving._raise_descriptor_limit
+def become_nobody():
+    raise_limit()
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(nobody.pw_gid)
+        os.setuid(nobody.pw_uid)
+serving._raise_descriptor_limit = become_nobody
+"""
+
+
+def another_group() -> grp.struct_group:
+    """One that is neither root's nor nobody's."""
+    primary = (0, pwd.getpwnam("nobody").pw_gid)
+    return next(group for group in grp.getgrall() if group.gr_gid not in primary)
+
+
+def status_of(process: int) -> dict[str, list[int]]:
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells as whom another process runs")
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {
+        name: [int(number) for number in rest.split()]
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name in ("Uid", "Gid", "Groups")
+    }
+
+
+@as_root
+@pytest.mark.parametrize("with_group", [False, True], ids=["user", "user and group"])
+def test_nothing_of_root_is_left(
+    with_group: bool, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    group = another_group().gr_gid if with_group else nobody.pw_gid
+    name = f"nobody:{another_group().gr_name}" if with_group else "nobody"
+    # As if root had logged in: with groups that must be given up.
+    front = forwarder(echo_server.address, "--user", name, patch="import os; os.setgroups([0, 1])")
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    status = status_of(front.pid)
+    # Real, effective, saved, and Linux's own for files.
+    assert status["Uid"] == 4 * [nobody.pw_uid]
+    assert status["Gid"] == 4 * [group]
+    assert set(status["Groups"]) == set(os.getgrouplist("nobody", group))
+    assert front.stop() == 0
+
+
+@as_root
+def test_workers_and_those_that_replace_them_are_that_user(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--user", "nobody", "--workers", "2")
+    for died in range(2):
+        with front.connect() as client:
+            assert exchange(client, b"hello") == b"hello"
+        (*_, line) = front.expect(r"\[(\d+)\] INFO .* bytes up", died + 1)
+        worker = int(line[1])
+        assert status_of(worker)["Uid"] == 4 * [pwd.getpwnam("nobody").pw_uid]
+        os.kill(worker, 9)
+        front.expect("has died: signal 9", died + 1)
+    assert front.stop() == 0
+
+
+@as_root
+def test_a_port_of_root_is_listened_on_before(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    port = free_port_of_root()
+    front = forwarder(echo_server.address, "--user", "nobody", listen=f"127.0.0.1:{port}")
+    assert front.port == port
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert front.stop() == 0
+
+
+def free_port_of_root() -> int:
+    for port in range(600, 1024):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    pytest.skip("no port below 1024 is free")
+
+
+@pytest.mark.parametrize(
+    ("user", "wrong"),
+    [
+        ("no-such-user", "there is no user 'no-such-user'"),
+        ("nobody:no-such-group", "there is no group 'no-such-group'"),
+        ("nobody:", "there is no group ''"),
+        (":nogroup", "there is no user ''"),
+    ],
+)
+def test_users_and_groups_that_do_not_exist(user: str, wrong: str, program: StartProgram) -> None:
+    run = program(*MAIN, "forward", "--user", user, "127.0.0.1:0", "127.0.0.1:80")
+    assert run.end() == 1
+    assert run.lines == [f"freebsd-splice: --user: {wrong}"]
+
+
+@as_root_or_nobody
+def test_only_root_can_go_on_as_somebody_else(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--user", "root", patch=AS_NOBODY)
+    assert front.end() == 1
+    (line,) = front.lines
+    assert line.startswith("freebsd-splice: --user: only root can go on as root: ")
+
+
+@as_root_or_nobody
+def test_whoever_is_that_user_already_goes_on(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--user", "nobody", patch=AS_NOBODY)
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert front.stop() == 0
+
+
+class _Calls(ModuleType):
+    """In place of ``os``: what was called, in which order."""
+
+    def __init__(self) -> None:
+        super().__init__("os")
+        self.made: list[tuple[str, object]] = []
+
+    def geteuid(self) -> int:
+        return 0
+
+    def getegid(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given: self.made.append((name, given))
+
+
+def test_the_groups_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root's privileges they could not be given up any more."""
+    calls = _Calls()
+    monkeypatch.setattr(_privileges, "os", calls)
+    User("somebody", 7, 8).become()
+    assert calls.made == [
+        ("initgroups", ("somebody", 8)),
+        ("setgid", (8,)),
+        ("setuid", (7,)),
+    ]

@@ -1,0 +1,431 @@
+"""Several processes for one proxy: they share the clients, are replaced, and stop together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+import pytest
+
+from freebsd_splice._cli import _serving, _workers
+from freebsd_splice.proxies import Address
+from freebsd_splice.proxies._listening import listen_on
+from programs.processes import Forwarder, Server, closing_all, exchange, until
+
+StartForwarder = Callable[..., Forwarder]
+
+#: As on systems that can't deal out a port's clients among several sockets.
+WITHOUT_SHARING = """
+import freebsd_splice._cli._workers as workers
+workers.share_option = lambda: None
+"""
+
+#: A group of its own for the program, as a shell makes one for each command.
+OWN_GROUP = "import os; os.setpgid(0, 0)"
+
+WORKERS_THAT_DIE_AT_ONCE = """
+import os
+import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli._workers as workers
+async def die(*args):
+    os._exit(3)
+serving._run = die
+workers._SHORT_LIFE = 0.4
+"""
+
+WORKERS_WITH_A_DEFECT = """
+import freebsd_splice._cli._serving as serving
+async def fail(*args):
+    raise ZeroDivisionError
+serving._run = fail
+"""
+
+#: The second fork fails once.
+NO_PROCESS_TO_BE_HAD = """
+import errno, os
+import freebsd_splice._cli._workers as workers
+workers._SHORT_LIFE = 0.2
+fork = os.fork
+calls = 0
+def scarce():
+    global calls
+    calls += 1
+    if calls == 2:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = scarce
+"""
+
+#: A child that isn't the program's own ends after its first worker has.
+ANOTHERS_CHILD = """
+import os, sys, time
+go, tell = os.pipe()
+if not os.fork():
+    os.close(tell)
+    os.read(go, 1)
+    os._exit(0)
+os.close(go)
+import freebsd_splice._cli._serving as serving
+say = serving.say_listening
+def end_the_child_and_say(listeners):
+    os.close(tell)
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    say(listeners)
+serving.say_listening = end_the_child_and_say
+"""
+
+#: Whoever stops the program does so when its workers have not yet said what to do then.
+STOPPED_AT_THE_START = """
+import os, signal, time
+import freebsd_splice._cli._workers as workers
+obey = workers.obey
+def obey_late(*arguments):
+    os.kill(os.getppid(), signal.SIGTERM)
+    while workers.STOP not in signal.sigpending():
+        time.sleep(0.01)
+    obey(*arguments)
+workers.obey = obey_late
+"""
+
+
+def serve_one(front: Forwarder, clients: list[socket.socket]) -> None:
+    clients.append(front.connect())
+    assert exchange(clients[-1], b"hello") == b"hello"
+
+
+def workers_of(front: Forwarder) -> set[int]:
+    """Those that have served somebody to the end."""
+    return {int(found[1]) for found in front.find(r" \[(\d+)\] INFO .* bytes up")}
+
+
+def connect_until(front: Forwarder, holds: Callable[[], object]) -> None:
+    """Have clients served, one after another, until it holds."""
+
+    def look() -> bool:
+        before = len(front.find("bytes up"))
+        with front.connect() as client:
+            assert exchange(client, b"hello") == b"hello"
+        front.expect("bytes up", before + 1)
+        return bool(holds())
+
+    until(look)
+
+
+@pytest.mark.parametrize("patch", ["", WITHOUT_SHARING], ids=["of the system", "one socket"])
+def test_all_workers_get_clients_of_one_port(
+    patch: str, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    if not patch and _workers.share_option() is None:
+        pytest.skip("this system can't deal out the clients of a port")
+    front = forwarder(echo_server.address, "--workers", "3", patch=patch)
+    with closing_all() as clients:
+        for _ in range(60):
+            serve_one(front, clients)
+    front.expect("bytes up", 60)
+    # Who accepts from a shared socket is the first to wake up: that can be one and the same.
+    connect_until(front, lambda: len(workers_of(front)) == 3)
+    assert front.pid not in workers_of(front)
+    assert front.stop() == 0
+    assert len(front.find("listening on")) == 1
+    assert len(front.find("stopping: 0 connections live")) == 3
+    assert not front.find("ERROR|Traceback")
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the parent", "the whole group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_lets_live_connections_end_and_a_second_one_cuts_them(
+    number: signal.Signals, group: bool, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    """A terminal's Ctrl-C and systemd signal the parent and the workers, and that is one signal."""
+    front = forwarder(echo_server.address, "--workers", "3", "--grace", "1000", patch=OWN_GROUP)
+
+    def send() -> None:
+        if group:
+            os.killpg(front.pid, number)
+        else:
+            front.signal(number)
+
+    with closing_all() as clients:
+        for _ in range(12):
+            serve_one(front, clients)
+        send()
+        front.expect("stopping: ", 3)
+        with pytest.raises(ConnectionRefusedError):
+            front.connect()
+        for client in clients:
+            assert exchange(client, b"still here") == b"still here"
+        clients.pop().close()
+        front.expect("15 bytes up, 15 bytes down, eof")
+        send()
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert front.end() == 0
+    assert not front.find("ERROR|Traceback")
+
+
+def test_a_signal_that_comes_before_its_handler_is_kept_for_it(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2", patch=STOPPED_AT_THE_START)
+    assert front.end() == 0
+    assert len(front.find("stopping: ")) == 2
+
+
+def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: StartForwarder) -> None:
+    front = forwarder(echo_server.address, "--workers", "2")
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    for worker in workers_of(front):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker, number)
+    with closing_all() as clients:
+        for _ in range(10):
+            serve_one(front, clients)
+    assert front.stop() == 0
+    assert len(front.find("stopping: ")) == 2, front.text
+
+
+def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "3")
+    connect_until(front, lambda: len(workers_of(front)) == 3)
+    first = workers_of(front)
+    dead = min(first)
+    os.kill(dead, signal.SIGKILL)
+    with closing_all() as clients:
+        # Some of these are the dead one's: they wait in the queue for the next.
+        for _ in range(60):
+            serve_one(front, clients)
+    front.expect(rf"\[{front.pid}\] ERROR worker \d \(process {dead}\) has died: signal 9$")
+    connect_until(front, lambda: workers_of(front) - first)
+    assert front.stop() == 0
+    assert len(front.find("has died")) == 1
+    assert len(front.find("listening on")) == 1
+
+
+def test_with_every_worker_dead_clients_wait(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2")
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    for worker in workers_of(front):
+        os.kill(worker, signal.SIGKILL)
+    with closing_all() as clients:
+        for _ in range(10):
+            serve_one(front, clients)
+    front.expect("has died: signal 9", 2)
+
+
+def test_workers_that_die_at_once_are_started_again_only_after_a_while(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    assert _workers._SHORT_LIFE == 1.0
+    front = forwarder(echo_server.address, "--workers", "2", patch=WORKERS_THAT_DIE_AT_ONCE)
+    front.expect("has died: status 3", 2)
+    start = time.monotonic()
+    front.expect("has died: status 3", 6)
+    assert time.monotonic() - start > 0.6  # less what this process slept on of the first 0.4
+    for number in (0, 1):
+        assert front.find(f"ERROR worker {number} ")
+    assert front.stop() == 0
+    # Two at the beginning, and two after each 0.4 s.
+    assert len(front.find("has died")) <= 2 + 2 * (time.monotonic() - start + 1) / 0.4
+
+
+def test_a_signal_ends_it_while_dead_workers_wait_for_their_time(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    patch = WORKERS_THAT_DIE_AT_ONCE.replace("0.4", "1000")
+    front = forwarder(echo_server.address, "--workers", "2", patch=patch)
+    front.expect("has died", 2)
+    assert front.stop() == 0
+
+
+def test_what_a_worker_dies_of_is_in_the_log(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2", patch=WORKERS_WITH_A_DEFECT)
+    front.expect(r"ERROR worker 0 has failed$")
+    front.expect(r"^ZeroDivisionError", 2)
+    front.expect("has died: status 1", 2)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2", patch=NO_PROCESS_TO_BE_HAD)
+    front.expect("ERROR cannot start worker 1: ")
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    assert front.stop() == 0
+
+
+def test_others_children_are_none_of_its_business(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    """It gets them as process 1, or from whoever was this process before ``exec``."""
+    front = forwarder(echo_server.address, "--workers", "2", patch=ANOTHERS_CHILD)
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    assert front.stop() == 0
+    assert not front.find("has died|Traceback")
+
+
+def test_workers_end_with_their_parent(
+    echo_server: Server, forwarder: StartForwarder, opened: ExitStack
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "3", "--grace", "1000")
+    connect_until(front, lambda: len(workers_of(front)) == 3)
+    for worker in workers_of(front):
+        opened.callback(_kill, worker)  # nobody else would, if they did not end
+    with closing_all() as clients:
+        serve_one(front, clients)
+        front.process.kill()
+        front.expect("stopping: ", 3)
+        assert exchange(clients[0], b"still here") == b"still here"
+    front.end()  # all hold the pipe that it reads to the end
+    until(lambda: not any(map(_exists, workers_of(front))))
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_parent_sleeps_while_its_workers_serve(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells of a running program's CPU time")
+    front = forwarder(echo_server.address, "--workers", "2")
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    before = front.voluntary_switches()
+    with closing_all() as clients:
+        for _ in range(20):
+            serve_one(front, clients)
+    assert front.voluntary_switches() == before
+
+
+@pytest.mark.parametrize(
+    ("platform", "option"),
+    [
+        ("linux", getattr(socket, "SO_REUSEPORT", None)),
+        ("freebsd15", 0x10000),
+        ("openbsd7", None),
+        ("darwin", None),
+    ],
+)
+def test_what_deals_out_a_ports_clients(
+    platform: str, option: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert _workers.share_option() == option
+
+
+class _Options:
+    """Of the command line, for ``_listen``."""
+
+    backlog = 5
+    buffer_size = None
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+
+def test_each_worker_has_sockets_of_its_own_on_one_free_port() -> None:
+    if _workers.share_option() is None:
+        pytest.skip("this system can't deal out the clients of a port")
+    sets = _serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    with closing_all() as sockets:
+        sockets += [listener for several in sets for listener in several]
+        assert len(sockets) == 3
+        assert len({listener.getsockname() for listener in sockets}) == 1
+
+
+def test_one_worker_does_not_share_its_port() -> None:
+    """Or another program's start on it would not fail."""
+    ((listener,),) = _serving._listen(_Options(1), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    with listener:
+        option = _workers.share_option()
+        assert option is None or not listener.getsockopt(socket.SOL_SOCKET, option)
+
+
+def test_where_clients_cannot_be_dealt_out_all_workers_have_the_same_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_workers, "share_option", lambda: None)
+    ((listener,),) = _serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    with listener:
+        assert listener.getsockname()[1]
+
+
+def test_the_zone_of_an_address_is_every_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it nothing can listen on a link-local address."""
+
+    class LinkLocal:
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return ("fe80::1", 80, 0, socket.if_nametoindex(interface))
+
+    interface = socket.if_nameindex()[0][1]
+    asked: list[Address] = []
+
+    def listen(address: Address, *_: object, **__: object) -> list[LinkLocal]:
+        asked.append(address)
+        return [LinkLocal()]
+
+    monkeypatch.setattr(_serving, "listen_on", listen)
+    monkeypatch.setattr(_workers, "share_option", lambda: 1)
+    given = Address(f"fe80::1%{interface}", 0)
+    _serving._listen(_Options(2), given)  # type: ignore[arg-type]
+    assert asked == [given, Address(f"fe80::1%{interface}", 80)]
+
+
+def test_a_port_is_shared_by_those_alone_that_ask_for_it() -> None:
+    share = _workers.share_option()
+    if share is None:
+        pytest.skip("this system can't deal out the clients of a port")
+    (first,) = listen_on(Address("127.0.0.1", 0), 5, share=share)
+    with first:
+        where = Address(*first.getsockname())
+        (second,) = listen_on(where, 5, share=share)
+        second.close()
+        with pytest.raises(OSError, match="Address already in use"):
+            listen_on(where, 5)
+
+
+def test_the_alarm_for_the_next_start_is_never_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0 seconds, and what the system rounds to that, would mean never."""
+    asked: list[float] = []
+    times = iter([10.0, 11.0 - 1e-9, 11.0 - 1e-9])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: asked.append(seconds))
+    supervisor = _workers._Supervisor(1, lambda number, parent: None, lambda: None)
+    with closing(_Pipe(supervisor)):
+        supervisor._started[0] = next(times)
+        supervisor._start_missing()
+    assert len(asked) == 1
+    assert asked[0] >= 0.001
+
+
+class _Pipe:
+    def __init__(self, supervisor: _workers._Supervisor) -> None:
+        self._ends = supervisor._parent, supervisor._held
+
+    def close(self) -> None:
+        for end in self._ends:
+            os.close(end)
