@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
 from collections.abc import Iterable
@@ -14,6 +15,10 @@ from ._server import Client
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0
+
+
+#: There is no way from the address that is to be connected from: ``--transparent``, for instance.
+_NOT_ITS_FAULT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class Targets:
@@ -52,6 +57,8 @@ class Targets:
         try:
             made = await client.dial(target.address, prepare=prepare)
         except TargetError as error:
+            if error.errno in _NOT_ITS_FAULT:
+                raise
             if not was_dead and len(self._targets) > 1:
                 dead = fields("target down", target=str(target.address), error=str(error))
                 logger.warning("%s: skipped for now", error, extra=dead)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import sys
 
-from ._addresses import Resolved, SocketAddress, show
+from ._addresses import Resolved, SocketAddress
 from ._connecting import Prepare
 
 #: netinet/in.h and netinet6/in6.h.
@@ -35,13 +36,20 @@ def bind_as(client: SocketAddress) -> Prepare:
     def prepare(sock: socket.socket, resolved: Resolved) -> None:
         if not client:  # it has reset already, and the system doesn't say who it was
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
+        family, address = _plain(client)
         if family != resolved.family:
-            raise OSError(
-                errno.EAFNOSUPPORT,
-                f"{os.strerror(errno.EAFNOSUPPORT)}: {show(client)} and {resolved}",
-            )
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         sock.setsockopt(*_OPTIONS[family], 1)
-        sock.bind((client[0], 0, *client[2:]))
+        sock.bind(address)
 
     return prepare
+
+
+def _plain(client: SocketAddress) -> tuple[int, SocketAddress]:
+    """Its family and its address, on any port; a listener for both families shows IPv4 as IPv6."""
+    parsed = ipaddress.ip_address(client[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return socket.AF_INET, (client[0], 0)
+    if parsed.ipv4_mapped is not None:
+        return socket.AF_INET, (str(parsed.ipv4_mapped), 0)
+    return socket.AF_INET6, (client[0], 0, *client[2:])

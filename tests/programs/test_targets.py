@@ -32,6 +32,7 @@ class Somebody:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.dead: set[Address] = set()
+        self.failure = errno.ECONNREFUSED
         self.tried: list[Address] = []
         self.prepared: list[object] = []
         #: Where it is set, those that dial wait for it.
@@ -45,7 +46,7 @@ class Somebody:
         if self.answers is not None:
             await self.answers.wait()
         if address in self.dead:
-            raise TargetError(errno.ECONNREFUSED, f"cannot connect to {address}")
+            raise TargetError(self.failure, f"cannot connect to {address}")
         return address
 
     def ask(self, targets: Targets) -> list[Address]:
@@ -175,6 +176,12 @@ def test_too_few_descriptors_are_no_fault_of_the_target(somebody: Somebody) -> N
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="open files"):
         run(targets.dial(Starved(patch)))  # type: ignore[arg-type]
     assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]
+
+
+def test_no_way_from_this_clients_address_is_no_fault_of_the_target(somebody: Somebody) -> None:
+    targets = Targets([A, B])
+    somebody.dead, somebody.failure = {A}, errno.EAFNOSUPPORT
+    assert [somebody.ask(targets) for _ in range(3)] == [[A, B], [B], [A, B]]
 
 
 def forward_to(*targets: tuple[str, int], options: tuple[str, ...] = ()) -> list[str]:

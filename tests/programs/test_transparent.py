@@ -113,21 +113,23 @@ class Socket:
 
 
 @pytest.mark.parametrize(
-    ("client", "option"),
+    ("client", "option", "bound"),
     [
-        (("192.0.2.1", 4000), (0, 24, 1)),
-        (("2001:db8::1", 4000, 0, 0), (41, 64, 1)),
-        (("fe80::1", 4000, 0, 7), (41, 64, 1)),
+        (("192.0.2.1", 4000), (0, 24, 1), ("192.0.2.1", 0)),
+        # As a listener for both families shows it.
+        (("::ffff:192.0.2.1", 4000, 0, 0), (0, 24, 1), ("192.0.2.1", 0)),
+        (("2001:db8::1", 4000, 0, 0), (41, 64, 1), ("2001:db8::1", 0, 0, 0)),
+        (("fe80::1", 4000, 0, 7), (41, 64, 1), ("fe80::1", 0, 0, 7)),
     ],
 )
 def test_the_option_is_freebsds_and_the_port_the_systems_choice(
-    client: tuple[Any, ...], option: tuple[int, ...]
+    client: tuple[Any, ...], option: tuple[int, ...], bound: tuple[Any, ...]
 ) -> None:
     """netinet/in.h: IP_BINDANY 24; netinet6/in6.h: IPV6_BINDANY 64."""
     sock = Socket()
-    family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
-    bind_as(client)(sock, Resolved(family, client))  # type: ignore[arg-type]
-    assert sock.told == [option, (client[0], 0, *client[2:])]
+    family = socket.AF_INET6 if option[0] == 41 else socket.AF_INET
+    bind_as(client)(sock, Resolved(family, bound))  # type: ignore[arg-type]
+    assert sock.told == [option, bound]
 
 
 def test_a_client_that_the_system_says_nothing_of_is_nobody_to_connect_as() -> None:
