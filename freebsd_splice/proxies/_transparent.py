@@ -45,7 +45,7 @@ def bind_as(client: SocketAddress) -> Prepare:
     return prepare
 
 
-def _plain(client: SocketAddress) -> tuple[int, SocketAddress]:
+def _plain(client: SocketAddress) -> tuple[socket.AddressFamily, SocketAddress]:
     """Its family and its address, on any port; a listener for both families shows IPv4 as IPv6."""
     parsed = ipaddress.ip_address(client[0])
     if isinstance(parsed, ipaddress.IPv4Address):
