@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from programs.clients import ALLOW_LOOPBACK, no_accidents, nothing_kept, read_head, read_to_eof
+from programs.every_backend import BACKENDS
 from programs.processes import PATIENCE, Proxy, Server, echo, exchange, receive, until
 
 #: What each of many clients downloads, and the part that is held back until all are there.
@@ -31,7 +32,7 @@ CONNECTING = 500
 @pytest.fixture
 def start(opened: ExitStack) -> Callable[..., Proxy]:
     """Starts a proxy."""
-    return lambda *arguments: opened.enter_context(closing(Proxy(*arguments)))
+    return lambda *arguments, **options: opened.enter_context(closing(Proxy(*arguments, **options)))
 
 
 @contextlib.contextmanager
@@ -105,9 +106,10 @@ class Crowd:
         await writer.wait_closed()
 
 
-def test_1000_downloads_at_once(start: Callable[..., Proxy]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_1000_downloads_at_once(backend: str, start: Callable[..., Proxy]) -> None:
     pytest.importorskip("h11", reason="it is what the proxy parses requests with")
-    front = start("connect", *ALLOW_LOOPBACK, "127.0.0.1:0")
+    front = start("connect", *ALLOW_LOOPBACK, "127.0.0.1:0", environment=BACKENDS[backend])
     live = []
     with enough_descriptors(4_000), nothing_kept(front):
         crowd = Crowd(1_000, front.port)

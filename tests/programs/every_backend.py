@@ -1,0 +1,19 @@
+"""What can serve a program on this machine."""
+
+from __future__ import annotations
+
+from freebsd_splice import _abi
+from freebsd_splice._movers import COPY, OS_SPLICE
+from ports import RecordingPort
+
+#: What a process is told, and what its log says of a connection then.
+BACKENDS: dict[str, dict[str, str]] = {
+    "userspace/copy": {"FREEBSD_SPLICE_BACKEND": "userspace", "FREEBSD_SPLICE_MOVER": COPY}
+}
+if RecordingPort().can_splice():
+    BACKENDS["userspace/os.splice"] = {
+        "FREEBSD_SPLICE_BACKEND": "userspace",
+        "FREEBSD_SPLICE_MOVER": OS_SPLICE,
+    }
+if not _abi.missing():
+    BACKENDS["kernel/SO_SPLICE"] = {"FREEBSD_SPLICE_BACKEND": "kernel"}
