@@ -1,4 +1,4 @@
-"""Each proxy over each backend and mover of this machine: bytes both ways, a half-close, the log."""
+"""Each proxy over each backend and mover of this machine: bytes both ways, half-close, log."""
 
 from __future__ import annotations
 
