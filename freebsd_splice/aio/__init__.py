@@ -31,6 +31,8 @@ from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
 from ._sides import Side, SocketSide, StreamSide, side
 
+_Data = bytes | bytearray | memoryview
+
 __all__ = ["IncompleteTransferError", "outcome_of", "relay", "splice", "transfer"]
 
 
@@ -49,7 +51,7 @@ async def splice(
     max_bytes: int | None = None,
     idle_timeout: float | None = None,
     timeout: float | None = None,
-    initial: bytes = b"",
+    initial: _Data = b"",
     fallback: bool = True,
 ) -> Outcome:
     """Deliver all that arrives at ``source`` to ``drain``, until the end (see ``Splice``).
@@ -66,7 +68,7 @@ async def splice(
     that blocks; what the reader or the writer has to report already (ConnectionResetError).  Then
     nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
     """
-    limit = check_limit(max_bytes)
+    limit, ahead = check_limit(max_bytes), bytes(initial)
     from_side, to_side = side(source), side(drain)
     why = _why_copied(from_side, to_side, fallback=fallback)
     if why is not None:
@@ -76,19 +78,19 @@ async def splice(
             limit=limit,
             idle_timeout=idle_timeout,
             timeout=timeout,
-            initial=initial,
+            initial=ahead,
             why=why,
         )
     started = time.monotonic()
     try:
         late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
     except asyncio.CancelledError as error:
-        attach(error, _not_begun(Reason.CANCELLED, initial, started))
+        attach(error, _not_begun(Reason.CANCELLED, ahead, started))
         raise
     if late is not None:
-        return _not_begun(late, initial, started)
+        return _not_begun(late, ahead, started)
     # From here to the splice there is no await: nothing can arrive in between.
-    room = None if limit is None else max(0, limit - len(initial))
+    room = None if limit is None else max(0, limit - len(ahead))
     taken = from_side.take_over(room)
     try:
         made = Splice(
@@ -97,16 +99,19 @@ async def splice(
             max_bytes=limit,
             idle_timeout=idle_timeout,
             timeout=_left(timeout, started),
-            initial=initial + taken,
+            initial=ahead + taken,
             fallback=fallback,
         )
     except BaseException:
         from_side.put_back(taken)
         raise
     try:
-        return await end_of(made)
+        outcome = await end_of(made)
+        _tell_readers(outcome, from_side, to_side)
     finally:
-        from_side.resume()
+        if made.done:  # or it goes on to its end, nobody waiting for that any more
+            from_side.resume()
+    return outcome
 
 
 async def transfer(
@@ -116,7 +121,7 @@ async def transfer(
     *,
     idle_timeout: float | None = None,
     timeout: float | None = None,
-    initial: bytes = b"",
+    initial: _Data = b"",
     fallback: bool = True,
 ) -> Outcome:
     """Deliver exactly ``count`` bytes, ``initial`` included: a body with a Content-Length.
@@ -127,6 +132,8 @@ async def transfer(
     Raises what ``splice`` raises, and IncompleteTransferError where it ended before that: at an
     EOF, a time limit, or a failure of one of the connections.
     """
+    if count is None:
+        raise TypeError("the count of a transfer must be an int, not None")
     outcome = await splice(
         source,
         drain,
@@ -149,7 +156,7 @@ async def relay(
     timeout: float | None = None,
     half_close: bool = True,
     close: bool = False,
-    initial: tuple[bytes, bytes] = (b"", b""),
+    initial: tuple[_Data, _Data] = (b"", b""),
     fallback: bool = True,
 ) -> RelayOutcome:
     """Deliver what arrives at each side to the other, until both directions have ended.
@@ -159,6 +166,7 @@ async def relay(
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """
+    ahead = bytes(initial[0]), bytes(initial[1])
     sides = side(left), side(right)
     why = _why_copied(*sides, fallback=fallback)
     if why is not None:
@@ -168,21 +176,21 @@ async def relay(
             timeout=timeout,
             half_close=half_close,
             close=close,
-            initial=initial,
+            initial=ahead,
             why=why,
         )
     started = time.monotonic()
     try:
         late = await flush(sides, idle_timeout=idle_timeout, timeout=timeout)
     except asyncio.CancelledError as error:
-        attach(error, _pair_not_begun(Reason.CANCELLED, initial, started))
+        attach(error, _pair_not_begun(Reason.CANCELLED, ahead, started))
         if close:
             _reset(sides)
         raise
     if late is not None:
         if close:
             _reset(sides)
-        return _pair_not_begun(late, initial, started)
+        return _pair_not_begun(late, ahead, started)
     taken: list[bytes] = []
     try:
         for each in sides:
@@ -194,7 +202,7 @@ async def relay(
             timeout=_left(timeout, started),
             half_close=half_close,
             close=close,
-            initial=(initial[0] + taken[0], initial[1] + taken[1]),
+            initial=(ahead[0] + taken[0], ahead[1] + taken[1]),
             fallback=fallback,
         )
     except BaseException:
@@ -204,8 +212,18 @@ async def relay(
     try:
         return await end_of(made)
     finally:
-        for each in sides:
-            each.resume()
+        if made.done:
+            for each in sides:
+                each.resume()
+
+
+def _tell_readers(
+    outcome: Outcome, source: SocketSide | StreamSide, drain: SocketSide | StreamSide
+) -> None:
+    """The splice was told of a failure, and the system tells it once."""
+    if outcome.error is not None:
+        failed = source if outcome.reason is Reason.SOURCE_ERROR else drain
+        failed.failed(outcome.error)
 
 
 def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .._flow import Reason
 from .._relay import RelayOutcome
@@ -16,6 +15,7 @@ from .._splice import Outcome
 from ._ending import attach
 from ._patience import Patience
 from ._sides import SocketSide, StreamSide
+from ._sockets import CopiedSocket
 
 #: What ``Outcome.mover`` says of it.
 STREAMS = "streams"
@@ -34,19 +34,25 @@ async def copy_one_way(
     why: str,
 ) -> Outcome:
     """``splice`` by copying."""
-    _check_loop(source, drain)
     patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
-    way = _Way(source, drain, limit, initial, why)
-    task = asyncio.ensure_future(way.run())
-    try:
-        reason = await patience.wait([task], lambda: way.moved, way.drain_is_lost)
-    except BaseException as error:
-        await _stop([task])
-        attach(error, way.outcome(Reason.CANCELLED))
-        raise
-    await _stop([task])
-    _raise_defects([task])
-    return way.outcome(reason or Reason.DRAIN_ERROR)
+    with contextlib.ExitStack() as held:
+        way = _Way(
+            held.enter_context(_taken(source, source=True, drain=False)),
+            held.enter_context(_taken(drain, source=False, drain=True)),
+            limit,
+            initial,
+            why,
+        )
+        task = asyncio.ensure_future(way.run())
+        try:
+            reason = await patience.wait([task], lambda: way.moved, way.is_lost)
+            await _stop([task])
+        except BaseException as error:
+            await _stop_in_spite_of_cancelling([task])
+            attach(error, way.outcome(Reason.CANCELLED))
+            raise
+        _raise_defects([task])
+    return way.outcome(reason or Reason.CANCELLED)
 
 
 async def copy_both_ways(
@@ -60,20 +66,37 @@ async def copy_both_ways(
     why: str,
 ) -> RelayOutcome:
     """``relay`` by copying."""
-    _check_loop(*sides)
     patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
-    left, right = sides
-    both = _Both(_Way(left, right, None, initial[0], why), _Way(right, left, None, initial[1], why))
-    try:
-        reason = await both.run(patience, half_close)
-    except BaseException as error:
-        await both.stop()
-        attach(error, both.outcome(Reason.CANCELLED))
-        raise
-    finally:
-        if close:
-            both.close()
+    with contextlib.ExitStack() as held:
+        left, right = (held.enter_context(_taken(each, source=True, drain=True)) for each in sides)
+        both = _Both(
+            _Way(left, right, None, initial[0], why), _Way(right, left, None, initial[1], why)
+        )
+        try:
+            reason = await both.run(patience, half_close)
+        except BaseException as error:
+            await both.stop_in_spite_of_cancelling()
+            attach(error, both.outcome(Reason.CANCELLED))
+            raise
+        finally:
+            if close:
+                both.close()
     return both.outcome(reason)
+
+
+@contextlib.contextmanager
+def _taken(
+    side: SocketSide | StreamSide, *, source: bool, drain: bool
+) -> Iterator[CopiedSocket | StreamSide]:
+    """What bytes are read from and written to."""
+    if isinstance(side, StreamSide):
+        yield side
+        return
+    copied = CopiedSocket(side, source=source, drain=drain)
+    try:
+        yield copied
+    finally:
+        copied.release()
 
 
 class _Way:
@@ -81,8 +104,8 @@ class _Way:
 
     def __init__(
         self,
-        source: SocketSide | StreamSide,
-        drain: SocketSide | StreamSide,
+        source: CopiedSocket | StreamSide,
+        drain: CopiedSocket | StreamSide,
         limit: int | None,
         initial: bytes,
         why: str,
@@ -104,9 +127,11 @@ class _Way:
         finally:
             self._seconds = time.monotonic() - self._started
 
-    def drain_is_lost(self) -> bool:
-        drain = self._drain
-        return isinstance(drain, StreamSide) and drain.is_lost
+    def is_lost(self) -> Reason | None:
+        """What has ended it without anybody's being told: nothing comes, so nothing is written."""
+        if self._source.was_closed or self._drain.was_closed:
+            return Reason.CLOSED
+        return Reason.DRAIN_ERROR if self._drain.is_lost else None
 
     def outcome(self, reason: Reason) -> Outcome:
         """What became of it; ``reason`` where it hasn't come to an end by itself."""
@@ -131,19 +156,22 @@ class _Way:
 
     def pass_eof_on(self) -> bool:
         """False: its drain can't be told."""
-        drain = self._drain
-        if isinstance(drain, StreamSide):
-            if not drain.writer.can_write_eof():  # TLS can't
-                return False
-            drain.writer.write_eof()
-            return True
-        with contextlib.suppress(OSError):  # the other direction meets it
-            drain.socket.shutdown(socket.SHUT_WR)
-        return True
+        try:
+            return self._drain.write_eof()
+        except (OSError, RuntimeError) as error:  # uvloop's, of one that is closed
+            # It has died with bytes in it that its peer may not have got (F16).
+            self.reason = Reason.DRAIN_ERROR
+            self._error = error if isinstance(error, OSError) else None
+            return False
 
-    def close_drain(self) -> None:
-        """With an end that says whether anything is missing."""
-        if self._ahead or (self.reason is not Reason.EOF and self._source.has_rest()):
+    def is_broken(self) -> bool:
+        """Whether an end would tell the drain's peer wrongly that it has got everything."""
+        if self._ahead or self.reason is Reason.SOURCE_ERROR:
+            return True
+        return self.reason is not Reason.EOF and self._source.has_rest()
+
+    def close_drain(self, *, broken: bool) -> None:
+        if broken:
             self._drain.reset()
         else:
             self._drain.close()
@@ -159,23 +187,22 @@ class _Way:
             if not room:
                 return Reason.LIMIT
             try:
-                data = await _receive(self._source, room)
+                data = await self._source.receive(room)
             except OSError as error:
                 self._error = error
                 return Reason.SOURCE_ERROR
             if not data:
-                return Reason.EOF
+                return Reason.CLOSED if self._source.was_closed else Reason.EOF
             self._ahead = memoryview(data)
 
     async def _push(self) -> None:
         """All that has been taken, as far as the limit goes."""
         while self._ahead and self.moved != self._limit:
             room = len(self._ahead) if self._limit is None else self._limit - self.moved
-            sent = await _send(self._drain, self._ahead[:room])
+            sent = await self._drain.send(self._ahead[:room])
             self.moved += sent
             self._ahead = self._ahead[sent:]
-            if isinstance(self._drain, StreamSide):
-                await self._drain.writer.drain()
+            await self._drain.sent()
 
 
 class _Both:
@@ -192,22 +219,21 @@ class _Both:
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
         running = dict(zip(self._tasks, self._ways, strict=True))
         while running:
-            late = await patience.wait(list(running), lambda: sum(way.moved for way in self._ways))
+            late = await patience.wait(list(running), self._moved, self._was_closed)
             if late is not None:
-                await self.stop()
+                await self._stop()
                 return late
             for task in [task for task in running if task.done()]:
                 way = running.pop(task)
                 passed_on = way.reason is Reason.EOF and half_close and way.pass_eof_on()
                 if not passed_on or way.ends_both:
                     self._decisive = self._decisive or way
-                    await self.stop()
+                    await self._stop()
                     return Reason.CANCELLED
         return Reason.EOF
 
-    async def stop(self) -> None:
-        await _stop(self._tasks)
-        _raise_defects(self._tasks)
+    async def stop_in_spite_of_cancelling(self) -> None:
+        await _stop_in_spite_of_cancelling(self._tasks)
 
     def outcome(self, reason: Reason) -> RelayOutcome:
         """``reason``: of what has not ended by itself."""
@@ -225,64 +251,33 @@ class _Both:
         return RelayOutcome(towards, back, decided.reason, decided.error, seconds)
 
     def close(self) -> None:
-        for way in self._ways:
-            way.close_drain()
+        broken = [way.is_broken() for way in self._ways]  # before the first of them is closed
+        for way, is_broken in zip(self._ways, broken, strict=True):
+            way.close_drain(broken=is_broken)
 
+    async def _stop(self) -> None:
+        await _stop(self._tasks)
+        _raise_defects(self._tasks)
 
-async def _receive(source: SocketSide | StreamSide, count: int) -> bytes:
-    """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
-    if isinstance(source, StreamSide):
-        return await source.reader.read(count)
-    while True:
-        try:
-            return source.socket.recv(count)
-        except BlockingIOError:
-            await _ready(source.socket, to_read=True)
+    def _moved(self) -> int:
+        return sum(way.moved for way in self._ways)
 
-
-async def _send(drain: SocketSide | StreamSide, data: memoryview) -> int:
-    """How many the drain has taken.  Cancelled, it has taken none."""
-    if isinstance(drain, StreamSide):
-        if drain.is_lost:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        drain.writer.write(bytes(data))
-        return len(data)
-    while True:
-        try:
-            return drain.socket.send(data)
-        except BlockingIOError:
-            await _ready(drain.socket, to_read=False)
-
-
-async def _ready(sock: socket.socket, *, to_read: bool) -> None:
-    """Wait for it, and do nothing yet: ``sock_recv`` may have received when it is cancelled."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    watch, forget = (
-        (loop.add_reader, loop.remove_reader) if to_read else (loop.add_writer, loop.remove_writer)
-    )
-    watch(sock, _set, ready)
-    try:
-        await ready
-    finally:
-        forget(sock)
-
-
-def _check_loop(*sides: SocketSide | StreamSide) -> None:
-    """Windows' proactor loop tells of no readiness, and loses what a cancelled receive has got."""
-    for each in sides:
-        if isinstance(each, SocketSide):
-            try:
-                asyncio.get_running_loop().remove_reader(each.socket)
-            except NotImplementedError:
-                raise NotImplementedError(
-                    f"this loop can't copy between a stream and a socket ({each.socket!r}): make "
-                    "it a stream as well (asyncio.open_connection(sock=...))"
-                ) from None
+    def _was_closed(self) -> Reason | None:
+        lost = [way.is_lost() for way in self._ways]
+        # A drain that is lost is a source, too, and says first what came before.
+        return Reason.CLOSED if Reason.CLOSED in lost else None
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel what is not done yet; none of them waits for anything on its way out."""
+    for task in tasks:
+        task.cancel()
+    if not all(task.done() for task in tasks):
+        await asyncio.wait(tasks)
+
+
+async def _stop_in_spite_of_cancelling(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """The same where an exception is on its way already, which a second one must not replace."""
     for task in tasks:
         task.cancel()
     while not all(task.done() for task in tasks):
@@ -295,8 +290,3 @@ def _raise_defects(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.result()
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -46,12 +46,16 @@ def outcome_of(error: BaseException) -> Outcome | RelayOutcome | None:
     For a CancelledError, a TimeoutError that one was turned into (``asyncio.timeout``,
     ``wait_for``), and whatever was raised while one of them was handled.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        found = getattr(seen, "outcome", None)
+    waiting, seen = [error], set()
+    while waiting:
+        looked_at = waiting.pop()
+        if id(looked_at) in seen:  # an exception can be its own cause
+            continue
+        seen.add(id(looked_at))
+        found = getattr(looked_at, "outcome", None)
         if isinstance(found, (Outcome, RelayOutcome)):
             return found
-        seen = seen.__cause__ or seen.__context__
+        waiting += filter(None, (looked_at.__context__, looked_at.__cause__))
     return None
 
 

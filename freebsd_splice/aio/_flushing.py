@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from .._flow import Reason
 from ._patience import Patience
@@ -43,9 +44,26 @@ async def _flush(sides: Sequence[SocketSide | StreamSide]) -> None:
 
 
 async def _flush_one(stream: StreamSide) -> None:
-    low, high = stream.transport.get_write_buffer_limits()
-    stream.transport.set_write_buffer_limits(high=0)  # ``drain`` waits for less than that otherwise
-    try:
+    with _no_limit(stream.transport):  # ``drain`` waits for less than all otherwise
         await stream.writer.drain()
+
+
+@contextlib.contextmanager
+def _no_limit(transport: asyncio.Transport) -> Iterator[None]:
+    """Have the writer wait until nothing is held; its own limits are back after the last of us."""
+    limits, users = _in_use.get(id(transport), (transport.get_write_buffer_limits(), 0))
+    _in_use[id(transport)] = limits, users + 1
+    transport.set_write_buffer_limits(high=0)
+    try:
+        yield
     finally:
-        stream.transport.set_write_buffer_limits(high=high, low=low)
+        users = _in_use[id(transport)][1] - 1
+        _in_use[id(transport)] = limits, users
+        if not users:
+            del _in_use[id(transport)]
+            with contextlib.suppress(RuntimeError):  # uvloop's, of one that is closed
+                transport.set_write_buffer_limits(high=limits[1], low=limits[0])
+
+
+#: By the transport's identity: its own limits, and how many flushes have taken them off.
+_in_use: dict[int, tuple[tuple[int, int], int]] = {}

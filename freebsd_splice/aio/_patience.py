@@ -14,7 +14,7 @@ from .._flow import Reason
 _LOOK_SHARE, _LOOK_SECONDS = 1 / 5, 0.05
 
 #: Seconds between two looks whether a connection is lost that nobody reads or writes.
-_LOST_SECONDS = 1.0
+_LOST_SECONDS = 0.8
 
 
 class Patience:
@@ -30,9 +30,9 @@ class Patience:
         self,
         tasks: Collection[asyncio.Task[None]],
         moved: Callable[[], int],
-        lost: Callable[[], bool] | None = None,
+        lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:
-        """Wait until one of ``tasks`` is done, or ``lost()``: None; or for the end of patience."""
+        """Wait until one of ``tasks`` is done: None; or for the end of patience, or ``lost()``."""
         while True:
             seconds = min(self._until_the_next_look(), inf if lost is None else _LOST_SECONDS)
             done, _ = await asyncio.wait(
@@ -40,9 +40,9 @@ class Patience:
                 timeout=None if seconds == inf else seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if done or (lost is not None and lost()):
+            if done:
                 return None
-            reason = self._look(moved())
+            reason = (lost() if lost is not None else None) or self._look(moved())
             if reason is not None:
                 return reason
 

@@ -70,17 +70,7 @@ class SocketSide:
 
     def resume(self) -> None: ...
 
-    def has_rest(self) -> bool:
-        """Whether something has arrived that nobody has taken, or would have but for a failure."""
-        try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def close(self) -> None:
-        self.socket.close()
+    def failed(self, error: OSError) -> None: ...
 
     def reset(self) -> None:
         """Close it so that its peer is told that something is missing."""
@@ -132,6 +122,11 @@ class StreamSide:
         except AttributeError:  # Python 3.10's, of a TLS connection that is gone
             return True
 
+    @property
+    def was_closed(self) -> bool:
+        """Whether the program has closed it.  TLS closes at its peer's EOF by itself as well."""
+        return not self.is_tls and self.transport.is_closing()
+
     def check_open(self) -> None:
         """Raise what the connection was lost by, or EBADF."""
         if self.is_lost:
@@ -146,27 +141,61 @@ class StreamSide:
         has to report.
         """
         taken = bytearray()
-        while limit is None or len(taken) < limit:
-            wanted = _PIECE if limit is None else min(_PIECE, limit - len(taken))
-            data = read_now(self.reader, wanted)
-            if data is None:
-                self._pause()
-                break
-            if not data:  # EOF, which the socket goes on to report
-                break
-            taken += data
+        try:
+            while limit is None or len(taken) < limit:
+                wanted = _PIECE if limit is None else min(_PIECE, limit - len(taken))
+                data = read_now(self.reader, wanted)
+                if data is None:
+                    self._pause()
+                    break
+                if not data:  # EOF, which the socket goes on to report
+                    break
+                taken += data
+        except BaseException:  # somebody else waits for more, for instance
+            _unread(self.reader, taken)
+            raise
         return bytes(taken)
 
     def put_back(self, data: bytes) -> None:
         """Undo ``take_over``."""
         self.resume()
-        if data:
-            _unread(self.reader, data)
+        _unread(self.reader, data)
 
     def resume(self) -> None:
         if self._paused:
-            self.transport.resume_reading()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.transport.resume_reading()
         self._paused = False
+
+    def failed(self, error: OSError) -> None:
+        """Have whoever reads it learn what the splice was told, and the system tells only once.
+
+        What comes next is an EOF to the transport, and a truncated answer would look like a whole.
+        """
+        if self.reader.exception() is None:
+            self.reader.set_exception(error)
+
+    async def receive(self, count: int) -> bytes:
+        """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
+        return await self.reader.read(count)
+
+    async def send(self, data: memoryview) -> int:
+        """How many it has taken: the writer holds what the socket doesn't take yet."""
+        if self.is_lost:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        self.writer.write(bytes(data))
+        return len(data)
+
+    async def sent(self) -> None:
+        """Wait while the writer holds too much."""
+        await self.writer.drain()
+
+    def write_eof(self) -> bool:
+        """False: it can't (TLS)."""
+        if not self.writer.can_write_eof():
+            return False
+        self.writer.write_eof()
+        return True
 
     def has_rest(self) -> bool:
         """Whether something has arrived that nobody has taken, or would have but for a failure."""
@@ -204,7 +233,8 @@ class _SocketOfTransport:
 
     def close(self) -> None:
         """Of a relay that closes: from one of its threads."""
-        self._loop.call_soon_threadsafe(self._transport.close)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._transport.close)
 
     def __repr__(self) -> str:
         return _name(self._transport)
@@ -225,12 +255,9 @@ def read_now(reader: asyncio.StreamReader, count: int) -> bytes | None:
     return None
 
 
-def _unread(reader: asyncio.StreamReader, data: bytes) -> None:
-    """Put it before what comes next; the reader has nothing buffered."""
-    if reader.at_eof():
-        reader._buffer.extend(data)  # type: ignore[attr-defined] # feed_data takes nothing then
-    else:
-        reader.feed_data(data)
+def _unread(reader: asyncio.StreamReader, data: bytes | bytearray) -> None:
+    """Put it before what else the reader has; ``feed_data`` puts it behind, and not after EOF."""
+    reader._buffer[:0] = data  # type: ignore[attr-defined]
 
 
 def _belongs_to_transport(given: object) -> bool:

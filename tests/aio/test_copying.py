@@ -17,7 +17,9 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 import trustme
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, aio
-from freebsd_splice.aio._sides import side
+from freebsd_splice.aio import _sockets
+from freebsd_splice.aio._sides import SocketSide, StreamSide
+from freebsd_splice.aio._sockets import CopiedSocket
 
 from .nets import LOOPS, Net, RealNet, Stream, play
 from .test_seams import PATTERN
@@ -297,13 +299,14 @@ def test_what_nobody_has_taken_from_a_socket() -> None:
 
     async def case(net: Net) -> None:
         sock, peer = await net.socket()
-        socket_side = side(sock)
-        assert not socket_side.has_rest()
+        copied = CopiedSocket(SocketSide(sock), source=True, drain=True)
+        assert not copied.has_rest()
         await peer.write(b"rest")
-        await net.until(socket_side.has_rest)
+        await net.until(copied.has_rest)
         sock.recv(4)
         peer.reset()
-        await net.until(socket_side.has_rest)  # more would have come but for that
+        await net.until(copied.has_rest)  # more would have come but for that
+        copied.release()
 
     play("asyncio", case)
 
@@ -319,6 +322,147 @@ def test_what_comes_for_a_drain_that_is_lost_already(name: str, contexts: Contex
         outcome = await aio.splice(source, near)
         assert outcome.reason is Reason.DRAIN_ERROR
         assert (outcome.bytes, outcome.unsent) == (0, b"hello")
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_the_reset_of_a_socket_is_noticed_while_nothing_comes(
+    name: str, contexts: Contexts
+) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        drain, server = await net.socket()
+        splicing = asyncio.ensure_future(aio.splice(near, drain))
+        await asyncio.sleep(0)
+        server.reset()
+        assert (await splicing).reason is Reason.DRAIN_ERROR
+        with pytest.raises(ConnectionResetError):  # left for whoever reads
+            drain.recv(1)
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("closed", ["source", "drain", "stream"])
+def test_closing_one_ends_it(name: str, closed: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        if closed == "stream":
+            plain, _ = await net.stream()
+            splicing = asyncio.ensure_future(aio.splice(plain, near))
+            await asyncio.sleep(0)
+            plain[1].close()
+        else:
+            sock, _ = await net.socket()
+            pair = (sock, near) if closed == "source" else (near, sock)
+            splicing = asyncio.ensure_future(aio.splice(*pair))
+            await asyncio.sleep(0)
+            sock.close()
+        assert (await splicing).reason is Reason.CLOSED
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_closing_one_ends_a_relay(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        sock, _ = await net.socket()
+        relaying = asyncio.ensure_future(aio.relay(near, sock))
+        await asyncio.sleep(0)
+        sock.close()
+        outcome = await relaying
+        assert outcome.reason is Reason.CLOSED
+        assert outcome.right_to_left.reason is Reason.CLOSED
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_both_ways_of_a_pair_by_two_splices(name: str, contexts: Contexts) -> None:
+    """And what waits for the socket elsewhere on the loop goes on waiting."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        sock, peer = await net.socket()
+        one = asyncio.ensure_future(aio.splice(sock, near))
+        await asyncio.sleep(0.01)
+        other = asyncio.ensure_future(aio.splice(near, sock))
+        far[1].write(b"question")
+        assert await peer.read(8) == b"question"
+        await peer.write(b"answer")
+        assert await far[0].readexactly(6) == b"answer"
+        peer.fin()
+        assert (await one).reason is Reason.EOF
+        far[1].close()
+        assert (await other).reason is Reason.EOF
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_socket_that_a_splice_has_is_busy(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        sock, _ = await net.socket()
+        other, other_client = await net.socket()
+        splicing = asyncio.ensure_future(aio.splice(other, sock))
+        await asyncio.sleep(0)
+        with pytest.raises(OSError) as raised:
+            await aio.splice(near, sock)
+        assert raised.value.errno == errno.EBUSY
+        other_client.fin()
+        await splicing
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("rounds", range(8))
+def test_a_cancelling_at_the_end_is_not_lost(name: str, rounds: int, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        relaying = asyncio.ensure_future(aio.relay(near, right))
+        await asyncio.sleep(0.01)
+        near[0].feed_eof()
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        if relaying.cancel():  # it was not over
+            with pytest.raises(asyncio.CancelledError) as raised:
+                await relaying
+            assert aio.outcome_of(raised.value) is not None
+        else:
+            assert (await relaying).reason is Reason.EOF
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_an_eof_that_cannot_be_passed_on(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        right.shutdown(socket.SHUT_RDWR)
+        relaying = asyncio.ensure_future(aio.relay(near, right))
+        near[0].feed_eof()
+        outcome = await relaying
+        assert outcome.reason in (Reason.DRAIN_ERROR, Reason.EOF)
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("socket_first", [False, True])
+def test_nothing_is_missing_so_tls_is_told_its_end(
+    name: str, socket_first: bool, contexts: Contexts
+) -> None:
+    """Without a close_notify it would look like a truncation."""
+    ended: list[str] = []
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StreamSide, "reset", lambda side: ended.append("reset"))
+            patch.setattr(StreamSide, "close", lambda side: ended.append("close"))
+            pair = (right, near) if socket_first else (near, right)
+            outcome = await aio.relay(*pair, idle_timeout=SHORT, close=True)
+        assert outcome.reason is Reason.IDLE
+        assert ended == ["close"]
 
     play_tls(name, contexts, case)
 
@@ -380,24 +524,18 @@ def test_a_demanded_kernel(name: str, contexts: Contexts, monkeypatch: pytest.Mo
     play_tls(name, contexts, case)
 
 
-def test_a_loop_without_readiness(contexts: Contexts) -> None:
-    """Windows' proactor loop, as far as this asks."""
+def test_a_loop_without_readiness(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' proactor loop."""
+    monkeypatch.setattr(_sockets, "_PROACTOR", asyncio.SelectorEventLoop)
 
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, _ = await net.socket()
-        loop = asyncio.get_running_loop()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "remove_reader", _not_implemented)
-            with pytest.raises(NotImplementedError, match="make it a stream"):
-                await aio.splice(near, right)
-            with pytest.raises(NotImplementedError, match="make it a stream"):
-                await aio.relay(right, near)
+        with pytest.raises(NotImplementedError, match="make it a stream"):
+            await aio.splice(near, right)
+        with pytest.raises(NotImplementedError, match="make it a stream"):
+            await aio.relay(right, near)
 
     play_tls("asyncio", contexts, case)
-
-
-def _not_implemented(*arguments: object) -> None:
-    raise NotImplementedError
 
 
 def test_a_defect_is_no_outcome(contexts: Contexts) -> None:

@@ -129,6 +129,33 @@ def test_what_is_raised_while_one_is_handled_carries_it_too() -> None:
     play("asyncio", case)
 
 
+def test_an_exception_can_be_its_own_cause() -> None:
+    error = ValueError("something else")
+    error.__cause__ = error
+    assert aio.outcome_of(error) is None
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_two_flushes_at_once_leave_the_writers_limits_as_they_were(name: str) -> None:
+    async def case(net: Net) -> None:
+        one, one_client = await net.socket()
+        other, _ = await net.socket()
+        drain, server = await net.stream(small=True)
+        limits = drain[1].transport.get_write_buffer_limits()
+        drain[1].write(PATTERN)
+        one_client.fin()
+        first = asyncio.ensure_future(aio.splice(one, drain))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(aio.splice(other, drain, timeout=60))
+        assert await server.read(len(PATTERN)) == PATTERN
+        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+        assert drain[1].transport.get_write_buffer_limits() == limits
+        second.cancel()
+        await asyncio.wait([first, second])
+
+    play(name, case)
+
+
 def test_what_has_cut_nothing_short_has_no_outcome() -> None:
     error = ValueError("something else")
     error.__context__ = KeyError()

@@ -243,6 +243,91 @@ def test_a_splice_that_is_refused_has_taken_nothing(name: str, at_eof: bool) -> 
 
 
 @every_net
+@pytest.mark.parametrize("at_eof", [False, True])
+def test_a_refused_transfer_has_taken_nothing(name: str, at_eof: bool) -> None:
+    """Less than is buffered: what was taken goes before the rest again."""
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.socket()
+        other, other_client = await net.socket()
+        busy = asyncio.ensure_future(aio.splice(other, drain))
+        await client.write(b"first, second")
+        await buffered(net, source, 13)
+        if at_eof:
+            client.fin()
+            await net.until(lambda: source[0]._eof)  # type: ignore[attr-defined]
+        with pytest.raises(OSError) as raised:
+            await aio.transfer(source, drain, 5)
+        assert raised.value.errno == errno.EBUSY
+        assert await source[0].readexactly(13) == b"first, second"
+        other_client.fin()
+        await busy
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_who_waits_for_the_reader_loses_nothing(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.socket()
+        await client.write(b"12345")
+        await buffered(net, source, 5)
+        reading = asyncio.ensure_future(source[0].readexactly(10))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another coroutine"):
+            await aio.splice(source, drain)
+        with pytest.raises(RuntimeError, match="another coroutine"):
+            await aio.relay(drain, source)
+        await client.write(b"67890")
+        assert await reading == b"1234567890"
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_who_reads_the_drain_learns_of_its_reset(name: str) -> None:
+    """The system tells each error once: to the splice, and the drain's reader would see an EOF."""
+
+    async def case(net: Net) -> None:
+        source, _ = await net.socket()
+        drain, server = await net.stream()
+        splicing = asyncio.ensure_future(aio.splice(source, drain))
+        await server.write(b"half an answ")
+        assert await drain[0].readexactly(12) == b"half an answ"
+        server.reset()
+        assert (await splicing).reason is Reason.DRAIN_ERROR
+        assert drain[0].exception() is not None
+
+    play(name, case)
+
+
+def test_a_count_is_a_number() -> None:
+    async def case(net: Net) -> None:
+        source, _ = await net.socket()
+        with pytest.raises(TypeError, match="count"):
+            await aio.transfer(source, source, None)  # type: ignore[arg-type]
+
+    play("asyncio", case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_initial_can_be_any_bytes(name: str) -> None:
+    async def case(net: Net) -> None:
+        left, client = await net.stream()
+        right, server = await net.stream()
+        client.fin()
+        await aio.splice(left, right, initial=memoryview(b"12"))
+        server.fin()
+        await aio.relay(left, right, initial=(bytearray(b"34"), memoryview(b"5")))
+        assert await server.read(5) == b"1234"
+        assert await client.read(2) == b"5"
+
+    play(name, case)
+
+
+@every_net
 def test_closing_the_writer_ends_it(name: str) -> None:
     async def case(net: Net) -> None:
         source, _ = await net.stream()
