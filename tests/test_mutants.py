@@ -40,7 +40,8 @@ def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:
         run_state_machine_as_test(
             KernelMachine,
             settings=settings(
-                max_examples=4_000,
+                # Ten times what the slowest of them mostly takes: it ends with the first failure.
+                max_examples=40_000,
                 stateful_step_count=50,
                 deadline=None,
                 derandomize=True,
