@@ -46,7 +46,9 @@ class Splice(Waitable[Outcome]):
     It starts at once and runs by itself.  It does not pass EOF on and closes nothing (``Relay``
     does): when it is over, both sockets are the caller's again, in the blocking mode they had.
     Until then both are non-blocking, and the caller must not read the source or write the drain.
-    Closing one of the two objects ends it within a second.
+    Closing one of the two objects ends it within a second.  The system tells the failure of a
+    connection once: it is told to the splice, and who reads the drain meanwhile sees an EOF in its
+    place.
 
     source, drain:
         Connected stream sockets (or objects whose ``fileno()`` is one and turns to -1, or raises,
