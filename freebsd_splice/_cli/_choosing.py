@@ -115,12 +115,27 @@ def _add_choice(
     )
     add_handshake(parser)
     add_serving(parser)
-    parser.set_defaults(
-        run=lambda options: serve(
-            options,
-            lambda given: _make(given, proxy),
-            lambda listeners: _warn_of_everybody(options, listeners),
-        )
+    parser.set_defaults(run=lambda options: _serve(options, proxy))
+
+
+def _serve(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> int:
+    known: list[Passwords] = []
+
+    def make(given: argparse.Namespace) -> OpenTarget:
+        if given.passwords is not None:
+            known.append(Passwords(given.passwords))
+        return proxy(rules=Rules(given.rules), passwords=known[0] if known else None)
+
+    def refresh() -> None:
+        """Or a worker that can't read the file would know whom it named once."""
+        for passwords in known:
+            passwords.refresh()
+
+    return serve(
+        options,
+        make,
+        listening=lambda listeners: _warn_of_everybody(options, listeners),
+        before_fork=refresh,
     )
 
 
@@ -139,11 +154,6 @@ class _AllowRule:
 
 class _DenyRule(_AllowRule):
     allow = False
-
-
-def _make(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> OpenTarget:
-    passwords = None if options.passwords is None else Passwords(options.passwords)
-    return proxy(rules=Rules(options.rules), passwords=passwords)
 
 
 def _warn_of_everybody(options: argparse.Namespace, listeners: Listeners) -> None:

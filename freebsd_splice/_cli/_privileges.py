@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 assert sys.platform != "win32"
+
+_os: Any = os  # not all systems have all of it, and a type checker knows that
 
 
 class User(NamedTuple):
@@ -33,14 +36,44 @@ class User(NamedTuple):
         return cls(name, entry.pw_uid, number)
 
     def become(self) -> None:
-        """For good.  Raises PermissionError where this process may not."""
-        if (os.geteuid(), os.getegid()) == (self.number, self.group):
+        """For good.  Raises PermissionError where this process may not, or where it isn't."""
+        if _is_all_of(self.number, self.group):
+            self._check_for_good()
             return
         try:
             os.initgroups(self.name, self.group)
-            os.setgid(self.group)
-            os.setuid(self.number)
+            _set_all_to(self.number, self.group)
         except PermissionError as error:
             raise PermissionError(
                 error.errno, f"--user: only root can go on as {self.name}: {error.strerror}"
             ) from None
+        self._check_for_good()
+
+    def _check_for_good(self) -> None:
+        """Capabilities, for instance, may let it become root again."""
+        if self.number == 0:
+            return
+        try:
+            os.setuid(0)
+        except OSError:
+            return
+        raise PermissionError(
+            errno.EPERM, f"--user: as {self.name} this process could still become root again"
+        )
+
+
+def _is_all_of(user: int, group: int) -> bool:
+    """The saved ones as well, where the system tells them: a process may take them again."""
+    if hasattr(os, "getresuid"):
+        return bool(_os.getresuid() == 3 * (user,) and _os.getresgid() == 3 * (group,))
+    return (os.getuid(), os.geteuid(), os.getgid(), os.getegid()) == (user, user, group, group)
+
+
+def _set_all_to(user: int, group: int) -> None:
+    """``setuid`` leaves some where it is not root that calls it."""
+    if hasattr(os, "setresuid"):
+        _os.setresgid(group, group, group)
+        _os.setresuid(user, user, user)
+    else:
+        os.setgid(group)
+        os.setuid(user)

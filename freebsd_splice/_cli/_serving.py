@@ -17,7 +17,7 @@ from .._runtime import current
 from ..proxies import Address, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
-from ..proxies._log import JsonFormatter
+from ..proxies._log import JsonFormatter, TextFormatter
 from ..proxies._server import say_listening
 from ._inherited import inherited_listeners
 from ._options import CannotStartError, limits_of
@@ -32,10 +32,12 @@ def serve(
     options: argparse.Namespace,
     make: Make,
     listening: Callable[[Listeners], object] = lambda listeners: None,
+    before_fork: Callable[[], object] = lambda: None,
 ) -> int:
     """Serve until SIGINT or SIGTERM; gives the exit status.  Raises CannotStartError.
 
-    ``listening`` is told what is listened on, before anybody is served.
+    ``listening`` is told what is listened on, before anybody is served.  ``before_fork`` is called
+    before each start of a worker, of one that replaces another as well.
     """
     _start_log(options)
     _raise_descriptor_limit()
@@ -61,6 +63,7 @@ def serve(
             partial(_work, server, listeners),
             ready=lambda: say_listening(listeners[0]),
             stopping=lambda: _close(listeners),
+            before_fork=before_fork,
         )
     return 0
 
@@ -100,6 +103,9 @@ def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyS
 def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.socket]]:
     """The listening sockets of each worker, or one set for all where the system can't share."""
     share = _share_option() if options.workers > 1 else None
+    if share is not None and address.port:
+        # Another program's sockets of that port would share it as well, and get half the clients.
+        _close([listen_on(address, options.backlog)])
     made = [listen_on(address, options.backlog, share=share, buffers=options.buffer_size)]
     for _ in range(options.workers - 1 if share is not None else 0):
         made.append(
@@ -161,7 +167,7 @@ def _start_log(options: argparse.Namespace) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         worker = " [%(process)d]" if options.workers > 1 else ""
-        handler.setFormatter(logging.Formatter(f"%(asctime)s{worker} %(levelname)s %(message)s"))
+        handler.setFormatter(TextFormatter(f"%(asctime)s{worker} %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("freebsd_splice").setLevel(options.log_level.upper())
 

@@ -49,18 +49,23 @@ def share_option() -> int | None:
 
 
 def supervise(
-    count: int, work: Work, ready: Callable[[], object], stopping: Callable[[], object]
+    count: int,
+    work: Work,
+    ready: Callable[[], object],
+    stopping: Callable[[], object],
+    before_fork: Callable[[], object] = lambda: None,
 ) -> None:
     """Run so many workers until they have ended; one that dies before a signal is replaced.
 
     At each SIGINT or SIGTERM they are sent STOP, which a worker begins with blocked.  ``ready`` is
-    called once that is so, ``stopping`` at every signal, before they hear of it.
+    called once that is so, ``stopping`` at every signal, before they hear of it, and
+    ``before_fork`` before each worker's start, as it begins with what this process knows.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_WATCHED, STOP})
     # SIGCHLD is discarded, blocked or not, where nobody has asked for it.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping).run()
+    _Supervisor(count, work, stopping, before_fork).run()
 
 
 def obey(parent: int, stop: Callable[[], object]) -> None:
@@ -77,9 +82,16 @@ def obey(parent: int, stop: Callable[[], object]) -> None:
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Work, stopping: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Work,
+        stopping: Callable[[], object],
+        before_fork: Callable[[], object],
+    ) -> None:
         self._work = work
         self._tell_stopping = stopping
+        self._before_fork = before_fork
         self._missing = list(range(count))
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
@@ -137,6 +149,7 @@ class _Supervisor:
 
     def _start(self, number: int) -> None:
         self._started[number] = time.monotonic()
+        self._before_fork()
         try:
             process = os.fork()
         except OSError as error:  # too many processes, too little memory: it may pass

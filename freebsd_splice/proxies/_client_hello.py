@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ._limits import Limits
+
 _HANDSHAKE_RECORD = 22
 _MAJOR_VERSION = 3
 _RECORD_HEADER = 5
@@ -42,7 +44,7 @@ class HelloReader:
     What it does for all the pieces together is in proportion to their bytes.
     """
 
-    def __init__(self, largest: int = 65_536) -> None:
+    def __init__(self, largest: int = Limits.handshake_bytes) -> None:
         """Refuse a hello of more than ``largest`` bytes as soon as it announces itself."""
         self._largest = largest
         self._record_header = bytearray()

@@ -12,6 +12,14 @@ from collections.abc import Callable
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
 
+#: Addresses of a name that are considered, and those of them that a message names: how many there
+#: are is the choice of whoever owns the name, which can be a client.
+MOST_ADDRESSES = 16
+_MOST_NAMED = 3
+
+#: There is no way from the address that is to be connected from: ``--transparent``, for instance.
+NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
 #: What says that the process or the system has run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -32,6 +40,16 @@ class RefusedTargetError(TargetError):
 
     def __init__(self, address: Address, reason: str) -> None:
         super().__init__(errno.EACCES, f"{address} is refused: {reason}")
+
+
+class StarvedError(TargetError):
+    """For too long there was too little of what a connection takes: ``errno`` is ETIMEDOUT.
+
+    No target is to blame for it.
+    """
+
+    def __init__(self, address: Address, reason: str) -> None:
+        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}: {reason}, for too long")
 
 
 #: Why nobody may connect to an address; None where one may.
@@ -99,19 +117,21 @@ class Dialer:
         refusal: Refusal = lambda resolved: None,
         prepare: Prepare = lambda sock, resolved: None,
         before_socket: Callable[[], object] = lambda: None,
+        client: str = "",
     ) -> socket.socket:
         """Connect to the first address of the name that answers, within ``timeout`` for it all.
 
-        ``refusal`` is asked about each of its addresses, and only those are tried that it has
-        nothing against.  ``before_socket`` is called when the first socket is about to be made.
-        Raises RefusedTargetError where no address is left, TargetError, and OSError with one of
-        SHORTAGES.
+        ``client`` is whose turn the look-up takes.  ``refusal`` is asked about each of its
+        addresses, and only those are tried that it has nothing against.  ``before_socket`` is
+        called when the first socket is about to be made.  Raises RefusedTargetError where no
+        address is left, TargetError, and OSError with one of SHORTAGES.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        candidates = _permitted(address, await self._candidates(address), refusal)
+        found = await self._candidates(address, client)
+        candidates = _permitted(address, found[:MOST_ADDRESSES], refusal)
         failures = []
-        number = errno.ETIMEDOUT
+        numbers = []
         before_socket()
         for position, candidate in enumerate(candidates):
             # An address that doesn't answer leaves their share of the time to those after it.
@@ -119,17 +139,22 @@ class Dialer:
             try:
                 return await _connect(candidate, share, prepare)
             except asyncio.TimeoutError:
+                numbers.append(errno.ETIMEDOUT)
                 failures.append(f"{candidate}: no answer in time")
             except OSError as error:
                 if error.errno in SHORTAGES:
                     raise
-                number = error.errno or 0
-                failures.append(f"{candidate}: {os.strerror(number)}")
-        raise TargetError(number, f"cannot connect to {address} ({'; '.join(failures)})")
+                numbers.append(error.errno or 0)
+                failures.append(f"{candidate}: {os.strerror(error.errno or 0)}")
+        # What says something about the target, if anything does.
+        telling = [number for number in numbers if number not in NO_WAY_FROM_HERE]
+        raise TargetError(
+            (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(failures)})"
+        )
 
-    async def _candidates(self, address: Address) -> list[Resolved]:
+    async def _candidates(self, address: Address, client: str) -> list[Resolved]:
         try:
-            return await self._resolver.look_up(address, self._timeout)
+            return await self._resolver.look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, "no answer in time"
         except socket.gaierror as error:
@@ -151,8 +176,13 @@ def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> lis
         if reason is not None:
             refused[candidate] = reason
     if len(refused) == len(found):
-        raise RefusedTargetError(address, "; ".join(dict.fromkeys(refused.values())))
+        raise RefusedTargetError(address, _the_first(list(dict.fromkeys(refused.values()))))
     return [candidate for candidate in found if candidate not in refused]
+
+
+def _the_first(reasons: list[str]) -> str:
+    more = len(reasons) - _MOST_NAMED
+    return "; ".join(reasons[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
 
 
 async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> socket.socket:

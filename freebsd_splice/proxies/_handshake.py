@@ -11,10 +11,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
 from ._connecting import PlainError
+from ._log import MOST_OF_A_REASON, cut
 
 T = TypeVar("T")
 
 _PIECE = 4_096
+
+#: Bytes that are read of a refused client so that it gets its answer.
+_MOST_AT_FAREWELL = 1 << 20
 
 #: Seconds that a refused client has to take its answer and close.
 _FAREWELL_SECONDS = 2.0
@@ -22,6 +26,9 @@ _FAREWELL_SECONDS = 2.0
 
 class HandshakeError(PlainError):
     """The client has not said what it should have; the text says what was wrong."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(number, cut(reason, MOST_OF_A_REASON))
 
 
 class Handshake:
@@ -50,6 +57,7 @@ class Handshake:
                 return found
             piece = await self._receive()
             self.received += piece
+            await _let_others_run()
 
     def take(self, count: int) -> bytes:
         """The first bytes, which are understood and not to be passed on."""
@@ -65,16 +73,22 @@ class Handshake:
     async def refuse(self, answer: bytes) -> None:
         """Send it as the last thing, and let the client read it.
 
-        Closing with bytes unread would reset the connection, and the answer could be lost.  So all
-        that still comes is read, whatever its size, and none of it kept.
+        Closing with bytes unread would reset the connection, and the answer could be lost.  So what
+        still comes is read, as long as it is not too much, and none of it kept.
         """
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + _FAREWELL_SECONDS
         with contextlib.suppress(OSError):
             await self.send(answer)
             self._socket.shutdown(socket.SHUT_WR)
-            while await self._call(loop.sock_recv(self._socket, _PIECE), "has not closed"):
-                pass
+            left = _MOST_AT_FAREWELL
+            while left > 0:
+                receiving = loop.sock_recv(self._socket, min(left, _PIECE))
+                piece = await self._call(receiving, "has not closed")
+                if not piece:
+                    break
+                left -= len(piece)
+                await _let_others_run()
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -115,3 +129,8 @@ class Handshake:
         except OSError as error:
             number = error.errno or 0
             raise HandshakeError(number, f"its handshake failed: {os.strerror(number)}") from error
+
+
+async def _let_others_run() -> None:
+    """Neither sock_recv nor, since Python 3.12, wait_for does while bytes are there."""
+    await asyncio.sleep(0)

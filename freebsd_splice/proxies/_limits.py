@@ -21,8 +21,9 @@ class Limits:
     per_client: int = 2_000
     #: Seconds from the accepting to the end of what is said before bytes are only passed on.
     handshake_timeout: float = 10.0
-    #: Bytes that a client may send for that.
-    handshake_bytes: int = 65_536
+    #: Bytes that a client may send for that: a ClientHello with keys against quantum computers has
+    #: some 1,800, and a request of HTTP or SOCKS is shorter mostly.
+    handshake_bytes: int = 16_384
 
 
 class Occupancy:
@@ -34,7 +35,7 @@ class Occupancy:
 
     def enter(self, address: SocketAddress) -> str | None:
         """One more of that client's; gives what to ``leave`` with, None where it has too many."""
-        client = _client(address)
+        client = client_of(address)
         if self._live[client] >= self._most and client:
             return None
         self._live[client] += 1
@@ -46,7 +47,7 @@ class Occupancy:
             del self._live[client]  # or those who came once would be remembered for ever
 
 
-def _client(address: SocketAddress) -> str:
+def client_of(address: SocketAddress) -> str:
     """Who is counted as one; "" where the system doesn't say who it is."""
     if not address:
         return ""

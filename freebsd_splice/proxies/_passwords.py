@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,9 +10,13 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from ._turns import Turns
 
 logger = logging.getLogger("freebsd_splice.proxies")
 
@@ -62,36 +65,37 @@ class Passwords:
         #: Of the file as it was read; None where it could not be read the last time.
         self._state: tuple[int, ...] | None = _state(self._path)
         self._entries = _read(self._path)
-        self._nobody = _Entry("", _USUAL, secrets.token_bytes(16), secrets.token_bytes(32))
+        self._nobody = _nobody(self._entries.values())
         self._key = secrets.token_bytes(32)
+        # The thread alone writes to it.
         self._remembered: dict[bytes, None] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="passwords")
+        self._turns: Turns[bytes, bool] = Turns(1, 1, self._thread.submit)
 
-    async def verify(self, user: str, password: str) -> bool:
-        """Whether this is the user's password, as UTF-8.
+    async def verify(self, user: str, password: str, client: str = "") -> bool:
+        """Whether this is the user's password, as UTF-8.  ``client`` is whose turn it takes.
 
         The hash is computed in a thread, one at a time, for a user that does not exist as well:
-        how long it takes does not tell who does.  A right password is remembered, and takes no
-        time later, until the user's line changes.  Not to be called after ``close``.
+        how long it takes does not tell who does, where all users' hashes cost the same.  A right
+        password is remembered, and takes no time later, until the user's line changes.  However
+        many one client has verified, another waits for one hash of each client before it.  Not to
+        be called after ``close``.
         """
-        self._refresh()
+        self.refresh()
         entry = self._entries.get(user, self._nobody)
         secret = password.encode("utf-8", "surrogatepass")  # no right one has a surrogate
-        # A line has no NUL: no other pair is written like this.
-        mark = hmac.digest(self._key, entry.line.encode() + b"\0" + secret, "sha256")
+        mark = self._mark(entry, user, secret)
         if mark in self._remembered:
             return True
-        loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(self._thread, entry.matches, secret):
-            return False
-        self._remember(mark)
-        return True
+        return await self._turns.do(mark, client, partial(self._matches, mark, entry, secret))
 
     def close(self) -> None:
         """End the thread, after the hash it is at.  What waits to be verified is cancelled."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._turns.close()
+        self._thread.shutdown(wait=True)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Read the file again if it has changed; where it can't be read, a warning is logged."""
         try:
             state = _state(self._path)
             entries = self._entries if state == self._state else _read(self._path)
@@ -104,10 +108,28 @@ class Passwords:
         except ValueError as error:
             self._warn(str(error))
             entries = self._entries
+        if entries is not self._entries:
+            self._nobody = _nobody(entries.values())
         self._state, self._entries = state, entries
 
     def _warn(self, complaint: str) -> None:
         logger.warning("%s; the passwords read before still hold", complaint)
+
+    def _mark(self, entry: _Entry, user: str, secret: bytes) -> bytes:
+        """What the pair is known by: no line has a NUL, nor has the user of a line."""
+        # With the user, as those who don't exist have one line: one's hash would be another's, and
+        # how long that takes would tell.
+        parts = entry.line.encode(), user.encode("utf-8", "surrogatepass"), secret
+        return hmac.digest(self._key, b"\0".join(parts), "sha256")
+
+    def _matches(self, mark: bytes, entry: _Entry, secret: bytes) -> bool:
+        """In the thread."""
+        if mark in self._remembered:  # since this one waits for its turn
+            return True
+        if not entry.matches(secret):
+            return False
+        self._remember(mark)
+        return True
 
     def _remember(self, mark: bytes) -> None:
         self._remembered[mark] = None
@@ -127,6 +149,10 @@ class _Cost(NamedTuple):
         # What OpenSSL allocates: the product alone would be a little too low a limit.
         memory = 128 * self.r * (n + self.p + 2)
         return hashlib.scrypt(secret, salt=salt, n=n, r=self.r, p=self.p, maxmem=memory, dklen=size)
+
+    def size(self) -> int:
+        """What it is like in time."""
+        return self.r * self.p << self.ln
 
     def is_in_bounds(self) -> bool:
         # scrypt itself demands the second.
@@ -148,6 +174,12 @@ class _Entry(NamedTuple):
     def matches(self, secret: bytes) -> bool:
         digest = self.cost.digest(secret, self.salt, len(self.digest))
         return hmac.compare_digest(digest, self.digest)
+
+
+def _nobody(entries: Iterable[_Entry]) -> _Entry:
+    """Whom a user that does not exist is verified as, at the cost of the dearest."""
+    cost = max((entry.cost for entry in entries), key=_Cost.size, default=_USUAL)
+    return _Entry("", cost, secrets.token_bytes(16), secrets.token_bytes(32))
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -113,6 +113,9 @@ class Rules:
 
     Rules for names are for what the client asked for.  One who knows the address can do without
     the name: only a rule for the network keeps everybody out of it.
+
+    No rule allows 0.0.0.0 and ``::``: systems connect them to the machine itself, and rules that
+    keep clients out of that speak of 127.0.0.0/8 and ``::1``.
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
@@ -147,6 +150,8 @@ class Rules:
         return None
 
     def _refusal(self, name: str, address: _Address, port: int) -> str | None:
+        if address.is_unspecified:
+            return f"{address} is this machine in disguise, which no rule allows"
         is_global = _is_global(address)
         for rule in self._rules:
             if port not in rule.ports:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,12 +25,13 @@ from ._connecting import (
     Prepare,
     Refusal,
     Spare,
+    StarvedError,
     TargetError,
     set_buffers,
     tune,
 )
 from ._handshake import Handshake
-from ._limits import Limits, Occupancy
+from ._limits import Limits, Occupancy, client_of
 from ._listening import listen_on
 from ._log import fields, logger
 
@@ -60,6 +62,8 @@ class Client:
         self.address = address
         #: Its address, as the log shows it.
         self.name = show(address)
+        #: Who it counts as, for limits and turns: an IPv4 address or an IPv6 network.
+        self.counts_as = client_of(address)
         #: For what it says before its bytes are only passed on.
         self.handshake = handshake
         self.target: socket.socket | None = None
@@ -77,8 +81,9 @@ class Client:
         """Connect to the first address of the name that answers, within ``connect_timeout``.
 
         ``refusal`` says of each address why nobody may connect to it, or None; ``prepare`` is given
-        each socket before it connects.  While there are too few descriptors, it waits for some.
-        Raises TargetError; RefusedTargetError where all addresses are refused.
+        each socket before it connects.  While there are too few descriptors, it waits for some: the
+        whole never takes more than twice ``connect_timeout``.  Raises TargetError;
+        RefusedTargetError where all addresses are refused.
         """
         with self.handshake.suspended():
             return await self._server.dial_for(self, address, refusal, prepare)
@@ -93,11 +98,11 @@ class ProxyServer:
     """Accepts clients, joins each to the target that ``open_target`` opens, and logs every end.
 
     ``connect_timeout`` (seconds) bounds a whole ``dial``: looking the name up and trying each of
-    its addresses.  ``idle_timeout`` (seconds, None: none) is the relay's.  ``grace`` (seconds) is
-    how long live connections may go on after ``stop``.  ``keepalive`` asks the system to find out
-    about peers that have vanished: nothing else would while nothing is sent to them (F17).
-    ``buffer_size`` (bytes, None: the system's choice) is that of each socket's buffers; ``limits``
-    says what clients may take.
+    its addresses; where it has to wait for descriptors, it may take twice that.  ``idle_timeout``
+    (seconds, None: none) is the relay's.  ``grace`` (seconds) is how long live connections may go
+    on after ``stop``.  ``keepalive`` asks the system to find out about peers that have vanished:
+    nothing else would while nothing is sent to them (F17).  ``buffer_size`` (bytes, None: the
+    system's choice) is that of each socket's buffers; ``limits`` says what clients may take.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class ProxyServer:
         limits: Limits | None = None,
     ) -> None:
         self._open_target = open_target
+        self._connect_timeout = connect_timeout
         self._dialer = Dialer(connect_timeout)
         self._idle_timeout = idle_timeout
         self._grace = grace
@@ -178,7 +184,13 @@ class ProxyServer:
     async def dial_for(
         self, client: Client, address: Address, refusal: Refusal, prepare: Prepare
     ) -> socket.socket:
-        """``Client.dial``."""
+        """``Client.dial``.
+
+        An attempt that meets a shortage is made again after a while.  Each has ``connect_timeout``,
+        and the last begins no later than that after the first.  Raises StarvedError then.
+        """
+        loop = asyncio.get_running_loop()
+        last_begins = loop.time() + self._connect_timeout
 
         def make_ready(sock: socket.socket, resolved: Resolved) -> None:
             set_buffers(sock, self._buffer_size)
@@ -191,11 +203,14 @@ class ProxyServer:
                     refusal=refusal,
                     prepare=make_ready,
                     before_socket=lambda: client.spare.keep(_NEEDED_TO_JOIN),
+                    client=client.counts_as,
                 )
             except TargetError:
                 raise
             except OSError as error:
-                await self._shortage(error)
+                await self._shortage(error, last_begins - loop.time())
+                if loop.time() >= last_begins:
+                    raise StarvedError(address, os.strerror(error.errno or 0)) from error
 
     # Accepting
 
@@ -216,22 +231,31 @@ class ProxyServer:
             except BaseException:
                 spare.keep(0)
                 raise
-            self._accepted(sock, address, spare)
+            try:
+                self._accepted(sock, address, spare)
+            except Exception:
+                logger.exception("a client that was accepted cannot be served")
             # As long as clients are waiting sock_accept doesn't: let the others have their turn.
             await asyncio.sleep(0)
 
     def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
-        place = self._occupancy.enter(address)
-        if place is None:
-            logger.warning(
-                "%s: refused: it has %d connections already",
-                show(address),
-                self._limits.per_client,
-                extra=fields("refused", client=show(address)),
-            )
-            spare.keep(0)
-            sock.close()
-            return
+        with contextlib.ExitStack() as unless_served:
+            unless_served.callback(spare.keep, 0)
+            unless_served.callback(sock.close)
+            place = self._occupancy.enter(address)
+            if place is None:
+                logger.warning(
+                    "%s: refused: it has %d connections already",
+                    show(address),
+                    self._limits.per_client,
+                    extra=fields("refused", client=show(address)),
+                )
+                return
+            unless_served.callback(self._occupancy.leave, place)
+            self._begin(sock, address, spare, place)
+            unless_served.pop_all()
+
+    def _begin(self, sock: socket.socket, address: SocketAddress, spare: Spare, place: str) -> None:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
         client = Client(self, sock, address, handshake, spare)
@@ -265,10 +289,13 @@ class ProxyServer:
             logger.error("cannot accept: %s", error)
             await asyncio.sleep(_RETRY_AFTER)
 
-    async def _shortage(self, error: OSError) -> None:
-        """Wait for descriptors: until a connection has ended, or a while: others can free some."""
+    async def _shortage(self, error: OSError, seconds: float = math.inf) -> None:
+        """Wait for descriptors: until a connection has ended, or a while: others can free some.
+
+        ``seconds`` at most.
+        """
         self._say_short(os.strerror(error.errno or 0))
-        await self._change(_RETRY_AFTER)
+        await self._change(min(_RETRY_AFTER, seconds))
 
     def _say_short(self, reason: str) -> None:
         if not self._short:
@@ -316,6 +343,8 @@ class ProxyServer:
         tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
         client.spare.keep(0)
+        # What is to be passed on is ``initial``: this would only be kept until the client goes.
+        client.handshake.received = bytearray()
         while client.relay is None:
             if self._cutting:  # ``open_target`` can have missed that it was cancelled
                 raise asyncio.CancelledError

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import socket
 from collections.abc import Iterable
 
 from ._addresses import Address
-from ._connecting import Prepare, TargetError
+from ._connecting import NO_WAY_FROM_HERE, Prepare, StarvedError, TargetError
 from ._log import fields, logger
 from ._server import Client
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0
-
-
-#: There is no way from the address that is to be connected from: ``--transparent``, for instance.
-_NOT_ITS_FAULT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class Targets:
@@ -32,11 +27,16 @@ class Targets:
     async def dial(
         self, client: Client, *, prepare: Prepare = lambda sock, resolved: None
     ) -> socket.socket:
-        """Connect to one of them.  Raises the last one's TargetError where all are dead."""
+        """Connect to one of them.  Raises the last one's TargetError where all are dead.
+
+        And StarvedError, of the first that there is too little for.
+        """
         failure: TargetError | None = None
         for target in self._in_turn():
             try:
                 return await self._dial(client, target, prepare)
+            except StarvedError:
+                raise  # nor would there be more for another target
             except TargetError as error:
                 failure = error
         assert failure is not None, "there is no target"
@@ -57,7 +57,7 @@ class Targets:
         try:
             made = await client.dial(target.address, prepare=prepare)
         except TargetError as error:
-            if error.errno in _NOT_ITS_FAULT:
+            if error.errno in NO_WAY_FROM_HERE or isinstance(error, StarvedError):
                 raise
             if not was_dead and len(self._targets) > 1:
                 dead = fields("target down", target=str(target.address), error=str(error))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import re
 import socket
 from functools import partial
 
@@ -20,6 +21,7 @@ import h11
 from ._addresses import Address, parse_target
 from ._connecting import PlainError, RefusedTargetError, TargetError
 from ._handshake import HandshakeError
+from ._log import MOST_OF_A_REASON, cut
 from ._passwords import Passwords
 from ._rules import Rules
 from ._server import Client, OpenTarget
@@ -41,12 +43,29 @@ _HEADERS = {
     407: [("Proxy-Authenticate", 'Basic realm="freebsd-splice", charset="UTF-8"')],
 }
 
+#: Blanks in a row: what h11 does with a header line is quadratic in them where the line is wrong.
+_MOST_BLANKS = 256
+
+#: What no request has; none of it is anything before the byte that completes it.
+_NEVER = [
+    (re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]"), "a control character"),
+    # RFC 9112, 5.2, has it refused; h11 would make blanks in a row of many of them.
+    (re.compile(rb"\n[ \t]"), "a folded header line"),
+    (re.compile(rb"(?<![ \t])[ \t]{%d}" % (_MOST_BLANKS + 1)), "too many blanks in a row"),
+]
+
+#: What h11 takes for the end of the headers.
+_END = re.compile(rb"\n\r?\n")
+
+_MOST_HEADERS = 100
+_OTHER_LINES = 2  # the request's, and the empty one
+
 
 class RequestError(PlainError):
     """A request that is answered with an HTTP ``status``; the text is for the log."""
 
     def __init__(self, status: int, reason: str) -> None:
-        super().__init__(errno.EPROTO, reason)
+        super().__init__(errno.EPROTO, cut(reason, MOST_OF_A_REASON))
         self.status = status
 
 
@@ -61,10 +80,11 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=client.handshake.largest)
         try:
-            request = await client.handshake.read(partial(_next_request, connection))
+            request = await client.handshake.read(RequestReader(connection).feed)
             if passwords is not None:
                 await client.handshake.in_time(
-                    _authenticate(request, passwords), "has not had its password verified"
+                    _authenticate(request, passwords, client.counts_as),
+                    "has not had its password verified",
                 )
             address = _target(request)
             refused = chosen.rejects_name(*address)
@@ -86,23 +106,58 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
     return open_target
 
 
-def _next_request(connection: h11.Connection, piece: bytes) -> h11.Request | None:
-    """The request, once it is there whole."""
-    try:
-        connection.receive_data(piece)
-        request = connection.next_event()
-        if not isinstance(request, h11.Request):
-            return None  # NEED_DATA
-        if request.method == b"CONNECT" and not isinstance(
-            connection.next_event(), h11.EndOfMessage
-        ):
+class RequestReader:
+    """Gives h11 what comes, in pieces of any size, as long as it can be the head of a request.
+
+    What it does for all the pieces together is in proportion to their bytes, whatever they are, and
+    so is what h11 does then.
+    """
+
+    def __init__(self, connection: h11.Connection) -> None:
+        self._connection = connection
+        #: As much of what has come as can be the start of something that is completed later.
+        self._last = b""
+        self._lines = 0
+
+    def feed(self, piece: bytes) -> h11.Request | None:
+        """The request, once it is there whole.  Raises RequestError."""
+        self._check(piece)
+        try:
+            self._connection.receive_data(piece)
+            request = self._connection.next_event()
+            if not isinstance(request, h11.Request):
+                return None  # NEED_DATA
+            if request.method == b"CONNECT":
+                _refuse_body(request)
+                self._connection.next_event()  # EndOfMessage, with which h11 expects a tunnel
+        except h11.RemoteProtocolError as error:
+            # Behind the colon h11 quotes the line, which can have a password in it.
+            reason = f"no HTTP request: {str(error).partition(':')[0]}"
+            raise RequestError(error.error_status_hint, reason) from error
+        return request
+
+    def _check(self, piece: bytes) -> None:
+        seen = self._last + piece
+        end = _END.search(seen)
+        head = seen if end is None else seen[: end.end()]  # what is behind it is the target's
+        for pattern, name in _NEVER:
+            if pattern.search(head):
+                raise RequestError(400, f"no HTTP request: {name}")
+        self._lines += head.count(b"\n", len(self._last))
+        if self._lines > _MOST_HEADERS + _OTHER_LINES:
+            raise RequestError(431, f"more than {_MOST_HEADERS} header lines")
+        self._last = head[-_MOST_BLANKS:]
+
+
+def _refuse_body(request: h11.Request) -> None:
+    """What is behind the request is the target's, all of it, whatever segments it comes in."""
+    for name, value in request.headers:
+        # h11 has seen to it that a length is digits; there may be more than ``int`` takes.
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
             raise RequestError(400, "a CONNECT request with a body")
-    except h11.RemoteProtocolError as error:
-        raise RequestError(error.error_status_hint, f"no HTTP request: {error}") from error
-    return request
 
 
-async def _authenticate(request: h11.Request, passwords: Passwords) -> None:
+async def _authenticate(request: h11.Request, passwords: Passwords, client: str) -> None:
     credentials = [value for name, value in request.headers if name == b"proxy-authorization"]
     if len(credentials) != 1:
         raise RequestError(407, "no user and password" if not credentials else "two passwords")
@@ -111,7 +166,7 @@ async def _authenticate(request: h11.Request, passwords: Passwords) -> None:
         user, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
         raise RequestError(407, "credentials that can't be read") from None
-    if scheme.lower() != b"basic" or not await passwords.verify(user, password):
+    if scheme.lower() != b"basic" or not await passwords.verify(user, password, client):
         raise RequestError(407, f"wrong password, or no such user: {user!r}")
 
 

@@ -25,6 +25,9 @@ _DECODE_ERROR, _INTERNAL_ERROR, _UNRECOGNIZED_NAME = (
     bytes((21, 3, 3, 0, 2, 2, alert)) for alert in (50, 80, 112)
 )
 
+#: How many of a client's protocols are in the log.
+_MOST_NAMED = 4
+
 
 def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenTarget:
     """What a ``ProxyServer`` needs to send each client to the target of its server name.
@@ -61,4 +64,9 @@ async def _read_hello(client: Client) -> ClientHello:
 
 def _describe(hello: ClientHello) -> str:
     name = "a client without a server name" if hello.server_name is None else hello.server_name
-    return f"{name} with {', '.join(hello.protocols)}" if hello.protocols else name
+    if not hello.protocols:
+        return name
+    # Any bytes are a protocol's name.
+    named = ", ".join(ascii(protocol) for protocol in hello.protocols[:_MOST_NAMED])
+    others = len(hello.protocols) - _MOST_NAMED
+    return f"{name} with {named} and {others} more" if others > 0 else f"{name} with {named}"

@@ -52,7 +52,7 @@ def socks5_connect(*, rules: Rules | None = None, passwords: Passwords | None = 
         handshake = client.handshake
         await _agree_on_method(handshake, NO_AUTHENTICATION if passwords is None else CREDENTIALS)
         if passwords is not None:
-            await _authenticate(handshake, passwords)
+            await _authenticate(handshake, passwords, client.counts_as)
         request, _ = await _read(handshake, read_request)
         try:
             target = await _connect(client, request, chosen)
@@ -78,10 +78,10 @@ async def _agree_on_method(handshake: Handshake, method: int) -> None:
     await handshake.send(method_reply(method))
 
 
-async def _authenticate(handshake: Handshake, passwords: Passwords) -> None:
+async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> None:
     user, password, _ = await _read(handshake, read_credentials)
     if not await handshake.in_time(
-        passwords.verify(user, password), "has not had its password verified"
+        passwords.verify(user, password, client), "has not had its password verified"
     ):
         await handshake.refuse(credentials_reply(False))
         raise HandshakeError(errno.EACCES, f"wrong password, or no such user: {user!r}")

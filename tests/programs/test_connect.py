@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -41,6 +42,10 @@ from programs.processes import (
 )
 
 pytest.importorskip("h11", reason="it is what the proxy parses requests with")
+
+import h11
+
+from freebsd_splice.proxies.connect import RequestError, RequestReader
 
 StartProxy = Callable[..., Proxy]
 StartServer = Callable[..., Server]
@@ -305,9 +310,15 @@ NO_TUNNELS = [
     request("::1:80"),
     request(":80"),
     request("http://127.0.0.1:80/"),
+    request("127.0.0.1:1", "X: a\n b"),
+    request("127.0.0.1:1", "X: a\rb"),
+    request("127.0.0.1:1", "X: a\x7f"),
+    request("127.0.0.1:1", f"X:{' ' * 257}"),
     request("127.0.0.1:1", "Content-Length: 5") + b"12345",
     request("127.0.0.1:1", "Content-Length: 5"),
+    request("127.0.0.1:1", f"Content-Length: {'1' * 20}"),
     request("127.0.0.1:1", "Transfer-Encoding: chunked") + b"5\r\n",
+    request("127.0.0.1:1", "Transfer-Encoding: chunked") + b"0\r\n\r\nHELLO",
     request("127.0.0.1:1", "Transfer-Encoding: gzip"),
 ]
 
@@ -321,11 +332,28 @@ def test_what_is_no_request_for_a_tunnel_is_a_bad_request(connect: StartProxy) -
     front.expect(why, len(NO_TUNNELS))
 
 
+def test_a_header_that_is_none_is_not_in_the_log(connect: StartProxy) -> None:
+    """It can be a password with a space before the colon."""
+    front = connect()
+    assert refusal(front, request("127.0.0.1:1", "Proxy-Authorization : Basic c2VjcmV0")) == 400
+    front.expect(r"WARNING 127\.0\.0\.1:\d+: no HTTP request: illegal header line$")
+    assert not front.find("c2VjcmV0")
+
+
+def test_what_a_request_says_is_cut_in_the_log(connect: StartProxy) -> None:
+    front = connect()
+    assert refusal(front, request("/", method="M" * 5_000)) == 405
+    (line,) = front.expect(r"WARNING 127\.0\.0\.1:\d+: (the method M+)\.\.\. \(\d+ characters\)$")
+    assert len(line[1]) == 500
+
+
 def test_unusual_requests_for_a_tunnel(echo_server: Server, connect: StartProxy) -> None:
     front = connect(*ALLOW_LOOPBACK)
     for start in (
         "CONNECT {} HTTP/1.0\r\n\r\n",
         "CONNECT {} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "CONNECT {} HTTP/1.1\r\nHost: a\r\nContent-Length: 00\r\n\r\n",
+        f"CONNECT {{}} HTTP/1.1\r\nHost: a\r\nX:{' ' * 256}y\t\r\n\r\n",
         "CONNECT {} HTTP/1.1\nHost: a\n\n",
     ):
         with front.connect() as client:
@@ -342,8 +370,22 @@ def test_a_request_that_is_too_large_is_told_so(
     front = connect(*options)
     with nothing_kept(front), front.connect() as client:
         client.sendall(request("127.0.0.1:1", "X: " + "x" * size))
-        client.sendall(bytes(5_000_000))
+        client.sendall(bytes(900_000))
         assert status(read_to_eof(client)) == 431
+
+
+def test_a_request_with_too_many_headers_is_told_so(
+    echo_server: Server, connect: StartProxy
+) -> None:
+    front = connect(*ALLOW_LOOPBACK)
+    most = [f"X-{number}:" for number in range(99)]  # and Host
+    with front.connect() as client:
+        # What is behind the request has lines as well.
+        client.sendall(request(to(echo_server), *most) + b"\n" * 200)
+        assert status(read_head(client)) == 200
+        assert receive(client, 200) == b"\n" * 200
+    assert refusal(front, request(to(echo_server), *most, "X:")) == 431
+    front.expect(r"WARNING .*: more than 100 header lines$")
 
 
 def test_the_size_of_a_handshake_is_an_option(echo_server: Server, connect: StartProxy) -> None:
@@ -542,3 +584,46 @@ def test_tls_from_a_python_client_half_closes(
             wrapped.settimeout(PATIENCE)
             wrapped.sendall(b"hello\r\n\r\n")
             assert receive(wrapped, 9) == b"hello\r\n\r\n"
+
+
+class WatchedConnection(h11.Connection):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self.given = b""
+
+    def receive_data(self, data: bytes) -> None:
+        self.given += data
+        super().receive_data(data)
+
+
+def feed(connection: h11.Connection, data: bytes, size: int) -> h11.Request:
+    """A request in pieces of that size."""
+    reader = RequestReader(connection)
+    pieces = (data[start : start + size] for start in range(0, len(data), size))
+    return next(found for piece in pieces if (found := reader.feed(piece)) is not None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 4_096, 100_000])
+@pytest.mark.parametrize(
+    "blanks", [" " * 65_000, "\t" * 257, " \r\n" * 20_000, " \n" * 300], ids=len
+)
+def test_h11_never_sees_what_it_would_be_long_over(blanks: str, size: int) -> None:
+    """It takes seconds for a value of 65,000 blanks and a NUL, and nobody is served meanwhile."""
+    connection = WatchedConnection()
+    with pytest.raises(RequestError) as raised:
+        feed(connection, request("127.0.0.1:1", f"a:{blanks}\0"), size)
+    assert raised.value.status == 400
+    assert b"\0" not in connection.given
+    assert len(max(re.findall(rb"\s*", connection.given), key=len)) <= 256
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100_000])
+def test_what_is_behind_a_request_may_be_anything(size: int) -> None:
+    for end in ("\r\n", "\n"):
+        asked = request("127.0.0.1:1", "X: a").decode().replace("\r\n", end).encode()
+        behind = b"\0\r\r\n" + b" " * 300
+        connection = WatchedConnection()
+        assert feed(connection, asked + behind, size).target == b"127.0.0.1:1"
+        assert connection.given.startswith(asked)

@@ -209,7 +209,7 @@ def test_look_ups_of_many_names_take_turns(
         for connected in await asyncio.gather(*dials[:3], *dials[6:]):
             connected.close()
         assert slow_names.asked == 7
-        assert not dialer._resolver._pending
+        assert not dialer._resolver._turns._pending
 
     asyncio.run(dial_10_names())
 
@@ -224,6 +224,65 @@ def test_no_thread_for_a_look_up_is_a_shortage(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(OSError) as caught:
         asyncio.run(Dialer(PATIENCE).dial(Address("some.name", 80)))
     assert caught.value.errno in SHORTAGES
+
+
+def test_one_client_leaves_threads_to_the_others(
+    slow_names: SlowNames, echo_server: Server
+) -> None:
+    """As many as one client may have are at work for it: another's name is looked up at once."""
+    assert (_resolving.MOST_LOOK_UPS, _resolving.MOST_OF_ONE_CLIENT) == (64, 8)
+    slow_names.address = echo_server.address
+
+    async def dial() -> None:
+        dialer = Dialer(PATIENCE)
+
+        def dial_name(name: str, client: str) -> asyncio.Future[socket.socket]:
+            return asyncio.ensure_future(dialer.dial(Address(name, 80), client=client))
+
+        greedy = [dial_name(f"name{n}", "greedy") for n in range(100)]
+        modest = dial_name("other", "modest")
+        await asyncio.sleep(0)
+        assert len(_look_ups()) == 8 + 1
+        slow_names.answer.set()
+        for connected in await asyncio.gather(modest, *greedy):
+            connected.close()
+
+    asyncio.run(dial())
+
+
+def test_where_no_thread_is_to_be_had_everybody_hears_of_it_and_nothing_is_left(
+    slow_names: SlowNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait: each failure once called the next."""
+    monkeypatch.setattr(_resolving, "MOST_LOOK_UPS", 1)
+    start_thread = threading.Thread.start
+    without_threads = False
+
+    def start(thread: threading.Thread) -> None:
+        if without_threads:
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    async def dial() -> list[Any]:
+        nonlocal without_threads
+        dialer = Dialer(PATIENCE)
+        dials = [
+            asyncio.ensure_future(dialer.dial(Address(f"name{n}", 80), client=f"client{n}"))
+            for n in range(2000)
+        ]
+        await asyncio.sleep(0)
+        without_threads = True
+        slow_names.answer.set()
+        failures = await asyncio.gather(*dials, return_exceptions=True)
+        turns = dialer._resolver._turns
+        assert not any((turns._pending, turns._queues, turns._running))
+        return failures
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    slow_names.error = socket.gaierror(socket.EAI_NONAME, "unknown")
+    first, *others = asyncio.run(dial())
+    assert isinstance(first, TargetError)
+    assert {error.errno for error in others} == {errno.ENOMEM}
 
 
 def test_a_name_server_that_does_not_answer_is_given_up_after_the_timeout(
@@ -261,12 +320,64 @@ def test_a_failure_that_comes_too_late_is_no_news(
         with pytest.raises(TargetError, match="no answer in time"):
             await dialer.dial(Address("slow", 80))
         slow_names.answer.set()
-        while dialer._resolver._pending:
+        while dialer._resolver._turns._pending:
             await asyncio.sleep(0.01)
 
     asyncio.run(dial_and_give_up())
     gc.collect()  # asyncio complains of an error that nobody has asked for when it is forgotten
     assert not caplog.records
+
+
+def test_of_a_name_with_many_addresses_a_few_are_tried_and_fewer_named(
+    names: dict[str, list[Resolved]], refusing: socket.socket
+) -> None:
+    """Whoever owns a name chooses how many it has."""
+    names["many"] = 100 * [Resolved(socket.AF_INET, refusing.getsockname())]
+    asked: list[Resolved] = []
+
+    def refusal(resolved: Resolved) -> str | None:
+        asked.append(resolved)
+        return None
+
+    with pytest.raises(TargetError) as caught:
+        asyncio.run(Dialer(PATIENCE).dial(Address("many", 80), refusal=refusal))
+    assert len(asked) == 16
+    assert str(caught.value).count("127.0.0.1") == 3
+    assert str(caught.value).endswith("; and 13 more)")
+
+
+def test_of_many_refused_addresses_a_few_are_named(names: dict[str, list[Resolved]]) -> None:
+    names["many"] = [Resolved(socket.AF_INET, (f"10.0.0.{n}", 80)) for n in range(1, 101)]
+    with pytest.raises(TargetError) as caught:
+        asyncio.run(Dialer(PATIENCE).dial(Address("many", 80), refusal=str))
+    assert str(caught.value) == (
+        "many:80 is refused: 10.0.0.1:80; 10.0.0.2:80; 10.0.0.3:80; and 13 more"
+    )
+
+
+@pytest.mark.parametrize("no_way", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize("told", [errno.ECONNREFUSED, errno.ETIMEDOUT, None])
+def test_what_an_address_says_counts_for_more_than_that_there_is_no_way_to_another(
+    told: int | None,
+    no_way: int,
+    names: dict[str, list[Resolved]],
+    refusing: socket.socket,
+    silent: socket.socket,
+) -> None:
+    """Whether a target is dead depends on it."""
+    telling = silent if told == errno.ETIMEDOUT else refusing
+    names["several"] = [
+        Resolved(socket.AF_INET, telling.getsockname()),
+        Resolved(socket.AF_INET, ("127.0.0.1", 1)),
+    ]
+
+    def prepare(sock: socket.socket, resolved: Resolved) -> None:
+        if told is None or resolved == names["several"][1]:
+            raise OSError(no_way, os.strerror(no_way))
+
+    with pytest.raises(TargetError) as caught:
+        asyncio.run(Dialer(0.4).dial(Address("several", 80), prepare=prepare))
+    assert caught.value.errno == (told or no_way)
 
 
 def test_options_of_a_connection_that_is_gone_are_no_failure() -> None:

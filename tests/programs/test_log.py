@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies._log import JsonFormatter, fields
+from freebsd_splice.proxies._log import JsonFormatter, TextFormatter, fields
 from programs.processes import MAIN, Forwarder, Program, Server, exchange, reset
 
 StartForwarder = Callable[..., Forwarder]
@@ -134,6 +134,21 @@ def test_a_traceback_stays_in_its_line(echo_server: Server, forwarder: StartForw
     assert json_lines(front)[-1]["message"].startswith("stopping: ")
 
 
+A_FORGED_LINE = """
+import freebsd_splice.proxies._targets as targets
+async def fail(*arguments, **options):
+    raise OSError("text\\n2026-01-01 00:00:00,000 INFO forged")
+targets.Targets.dial = fail
+"""
+
+
+def test_no_text_begins_a_line_of_its_own(echo_server: Server, forwarder: StartForwarder) -> None:
+    front = forwarder(echo_server.address, patch=A_FORGED_LINE)
+    with front.connect() as client:
+        assert client.recv(1) == b""
+    front.expect(r"WARNING 127\.0\.0\.1:\d+: text\\n2026-01-01 00:00:00,000 INFO forged$")
+
+
 def test_all_that_workers_and_their_parent_say_are_objects(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -230,3 +245,31 @@ def test_a_record_of_somebody_else_has_no_fields() -> None:
         made.exc_info = sys.exc_info()
     read = json.loads(JsonFormatter().format(made))
     assert set(read) == {"time", "level", "pid", "message", "trace"}
+
+
+def test_a_text_for_people_is_one_line_without_control_characters() -> None:
+    strange = "a\nb\r\t\0\x1b[2J\x7f\x85\u2028\u2029 \xe9"
+    line = TextFormatter("%(levelname)s %(message)s").format(record("%s happened", strange))
+    shown = "a\\nb\\r\\t\\x00\\x1b[2J\\x7f\\x85\\u2028\\u2029 \xe9"
+    assert line == f"WARNING {shown} happened"
+
+
+def test_a_traceback_for_people_keeps_its_lines() -> None:
+    try:
+        raise ZeroDivisionError("a\nb\x1b[2J")
+    except ZeroDivisionError:
+        made = record("failed")
+        made.exc_info = sys.exc_info()
+    first, second, *_, last = TextFormatter().format(made).split("\n")
+    assert (first, second) == ("failed", "Traceback (most recent call last):")
+    assert last == "b\\x1b[2J"
+
+
+def test_a_message_is_cut() -> None:
+    shown = "x" * 2_000 + "... (3000 characters)"
+    made = record("%s", "x" * 3_000, extra=fields("strange", error="x" * 3_000, number=1))
+    assert TextFormatter().format(made) == shown
+    read = json.loads(JsonFormatter().format(made))
+    assert (read["message"], read["error"], read["number"]) == (shown, shown, 1)
+    whole = record("%s", "x" * 2_000)
+    assert TextFormatter().format(whole) == "x" * 2_000

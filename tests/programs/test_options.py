@@ -44,15 +44,16 @@ def test_rules_keep_their_order_across_the_options(command: str) -> None:
     assert order_of(parsed(command)) == []
 
 
-def test_the_rules_are_what_the_proxy_is_made_with() -> None:
+def test_the_rules_are_what_the_proxy_is_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """``-*`` before ``+*`` is the other answer."""
     made: list[dict[str, Any]] = []
 
     def proxy(**options: Any) -> Any:
         made.append(options)
 
+    monkeypatch.setattr(_choosing, "serve", lambda options, make, **_: make(options))
     for order in (["--allow", "*", "--deny", "*"], ["--deny", "*", "--allow", "*"]):
-        _choosing._make(parsed("socks5", *order), proxy)
+        _choosing._serve(parsed("socks5", *order), proxy)
     allowing, denying = (options["rules"] for options in made)
     assert isinstance(allowing, Rules)
     assert [rule.allow for rule in allowing._rules] == [True, False]

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies import _passwords
+from freebsd_splice.proxies import OpenTarget, ProxyServer, _passwords, socks5_connect
 from freebsd_splice.proxies._passwords import Passwords, make_entry
 from programs.processes import PATIENCE
+from programs.test_server import running
 
 SALT = b"8 bytes."
 
@@ -436,6 +437,24 @@ def test_a_user_that_does_not_exist_costs_a_hash(
     assert costs[0] == costs[1]
 
 
+def test_a_user_that_does_not_exist_costs_as_much_as_the_dearest(
+    read: Callable[..., Passwords], path: Path, scrypt: Scrypt
+) -> None:
+    passwords = read(entry("cheap", "x"), entry("dear", "x", ln=12), entry("more", "x", p=3))
+
+    def costs_of_nobody() -> tuple[int, int, int]:
+        scrypt.asked.clear()
+        assert not verify(passwords, "nobody", "wrong")
+        [asked] = scrypt.asked
+        return asked["n"], asked["r"], asked["p"]
+
+    assert costs_of_nobody() == (1 << 12, 8, 1)
+    write(path, entry("cheap", "x"), entry("dearer", "x", ln=11, p=9))
+    assert costs_of_nobody() == (1 << 11, 8, 9)
+    write(path, "# nobody")
+    assert costs_of_nobody() == (1 << 14, 8, 1)
+
+
 def test_hashes_are_compared_in_constant_time(
     read: Callable[..., Passwords], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,6 +483,78 @@ def test_hashes_are_computed_one_at_a_time_beside_the_loop(
     assert asyncio.run(all_at_once()) == [False] * 5
     assert len(scrypt.threads) == 1
     assert threading.get_ident() not in scrypt.threads
+
+
+def test_a_pair_that_is_verified_many_times_at_once_is_hashed_once(
+    read: Callable[..., Passwords], scrypt: Scrypt
+) -> None:
+    passwords = read(entry("user", "secret"), entry("other", "other"))
+    scrypt.asked.clear()
+
+    async def all_at_once() -> list[bool]:
+        several = ["secret", "wrong"] * 5
+        return await asyncio.gather(
+            *(passwords.verify("user", text, client) for client in "ab" for text in several)
+        )
+
+    assert asyncio.run(all_at_once()) == [True, False] * 10
+    assert [asked["secret"] for asked in scrypt.asked] == [b"secret", b"wrong"]
+
+
+def test_each_user_that_does_not_exist_costs_a_hash_of_its_own(
+    read: Callable[..., Passwords], scrypt: Scrypt
+) -> None:
+    """Or two at once would take as long as one, and two that exist would not."""
+    passwords = read(entry("user", "secret"))
+    scrypt.asked.clear()
+
+    async def two_at_once() -> None:
+        await asyncio.gather(*(passwords.verify(user, "wrong") for user in ("no-one", "nobody")))
+
+    asyncio.run(two_at_once())
+    assert len(scrypt.asked) == 2
+
+
+def test_a_user_that_is_called_like_a_line_is_not_the_lines(
+    read: Callable[..., Passwords],
+) -> None:
+    text = entry("user", "secret")
+    passwords = read(text)
+    assert verify(passwords, "user", "secret")
+    for user in (text, f"{text}\0user", f"\0{text}", ""):
+        assert not verify(passwords, user, "secret")
+
+
+def test_one_that_was_found_right_meanwhile_is_not_hashed_again(
+    read: Callable[..., Passwords], scrypt: Scrypt
+) -> None:
+    passwords = read(entry("user", "secret"))
+    assert verify(passwords, "user", "secret")
+    scrypt.asked.clear()
+    known = passwords._entries["user"]
+    mark = passwords._mark(known, "user", b"secret")
+    assert passwords._matches(mark, known, b"secret")
+    assert scrypt.asked == []
+
+
+def test_one_clients_wrong_passwords_do_not_keep_another_waiting(
+    read: Callable[..., Passwords], gate: Gate
+) -> None:
+    passwords = read(line("user", digest=bytes(16)))
+
+    async def all_at_once() -> None:
+        many = [
+            asyncio.create_task(passwords.verify("user", f"guess {n}", "greedy")) for n in range(50)
+        ]
+        while not gate.begun.is_set():
+            await asyncio.sleep(0)
+        one = asyncio.create_task(passwords.verify("user", "secret", "modest"))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await asyncio.gather(one, *many)
+
+    asyncio.run(all_at_once())
+    assert gate.secrets.index(b"secret") <= 2
 
 
 def test_the_loop_goes_on_meanwhile(read: Callable[..., Passwords], gate: Gate) -> None:
@@ -525,3 +616,47 @@ def test_closing_waits_for_one_hash_and_cancels_the_others(path: Path, gate: Gat
 
     asyncio.run(close_meanwhile())
     assert gate.secrets == [b"first"]
+
+
+def http_connect(**options: Any) -> OpenTarget:
+    pytest.importorskip("h11", reason="it is what the proxy parses requests with")
+    from freebsd_splice.proxies.connect import http_connect
+
+    return http_connect(**options)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        (
+            http_connect,
+            b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic YTpi\r\n\r\n",
+        ),
+        (socks5_connect, b"\5\1\2\1\1a\1b"),
+    ],
+)
+def test_it_is_the_clients_turn_that_its_password_takes(
+    proxy: Callable[..., OpenTarget],
+    said: bytes,
+    read: Callable[..., Passwords],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passwords = read(entry("user", "secret"))
+    asked: list[tuple[str, str, str]] = []
+
+    async def verify_nobody(user: str, password: str, client: str = "") -> bool:
+        asked.append((user, password, client))
+        return False
+
+    monkeypatch.setattr(passwords, "verify", verify_nobody)
+
+    async def main() -> None:
+        async with running(ProxyServer(proxy(passwords=passwords))) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(said)
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+
+    asyncio.run(main())
+    assert asked == [("a", "b", "127.0.0.1")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,6 +44,8 @@ def become_nobody():
         os.setuid(nobody.pw_uid)
 serving._raise_descriptor_limit = become_nobody
 """
+
+_os: Any = os  # not all systems have all of it, and a type checker knows that
 
 
 def another_group() -> grp.struct_group:
@@ -154,29 +159,135 @@ def test_whoever_is_that_user_already_goes_on(
 
 
 class _Calls(ModuleType):
-    """In place of ``os``: what was called, in which order."""
+    """In place of ``os``: what was called, in which order, and who the process is by then."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, users: tuple[int, int, int] = (0, 0, 0), groups: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
         super().__init__("os")
         self.made: list[tuple[str, object]] = []
+        self.users = users
+        self.groups = groups
+        #: Whether it could become root again whoever it is.
+        self.capable = False
 
-    def geteuid(self) -> int:
-        return 0
+    def getresuid(self) -> tuple[int, int, int]:
+        return self.users
 
-    def getegid(self) -> int:
-        return 0
+    def getresgid(self) -> tuple[int, int, int]:
+        return self.groups
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *given: self.made.append((name, given))
+    def initgroups(self, *given: object) -> None:
+        self.made.append(("initgroups", given))
+
+    def setresgid(self, *given: int) -> None:
+        self.made.append(("setresgid", given))
+
+    def setresuid(self, *given: int) -> None:
+        self.made.append(("setresuid", given))
+
+    def setuid(self, user: int) -> None:
+        self.made.append(("setuid", (user,)))
+        if user == 0 and not self.capable:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def test_the_groups_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without root's privileges they could not be given up any more."""
+class _CallsWithoutSaved(_Calls):
+    """Where nobody can see and set the saved ones: macOS."""
+
+    def __init__(self, *, users: tuple[int, int, int], groups: tuple[int, int, int]) -> None:
+        super().__init__(users=users, groups=groups)
+        self.getuid, self.geteuid = (lambda: users[0]), (lambda: users[1])
+        self.getgid, self.getegid = (lambda: groups[0]), (lambda: groups[1])
+
+    def __getattribute__(self, name: str) -> Any:
+        if "res" in name:
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    def setgid(self, group: int) -> None:
+        self.made.append(("setgid", (group,)))
+
+
+def test_the_groups_go_first_and_then_there_is_no_way_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without root's privileges the groups could not be given up any more."""
     calls = _Calls()
+    monkeypatch.setattr(_privileges, "os", calls)
+    User("somebody", 7, 8).become()
+    assert calls.made == [
+        ("initgroups", ("somebody", 8)),
+        ("setresgid", (8, 8, 8)),
+        ("setresuid", (7, 7, 7)),
+        ("setuid", (0,)),
+    ]
+
+
+def test_the_same_where_nobody_tells_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _CallsWithoutSaved(users=(0, 7, 0), groups=(8, 8, 8))
     monkeypatch.setattr(_privileges, "os", calls)
     User("somebody", 7, 8).become()
     assert calls.made == [
         ("initgroups", ("somebody", 8)),
         ("setgid", (8,)),
         ("setuid", (7,)),
+        ("setuid", (0,)),
     ]
+    calls = _CallsWithoutSaved(users=(7, 7, 7), groups=(8, 8, 8))
+    monkeypatch.setattr(_privileges, "os", calls)
+    User("somebody", 7, 8).become()
+    assert calls.made == [("setuid", (0,))]
+
+
+@pytest.mark.parametrize("users", [(0, 7, 0), (7, 7, 0), (0, 7, 7), (7, 7, 7)])
+@pytest.mark.parametrize("groups", [(0, 8, 0), (8, 8, 0), (8, 8, 8)])
+def test_who_is_that_user_in_part_becomes_it(
+    users: tuple[int, int, int], groups: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the saved ones of root could be taken again."""
+    calls = _Calls(users=users, groups=groups)
+    monkeypatch.setattr(_privileges, "os", calls)
+    User("somebody", 7, 8).become()
+    is_it = users == (7, 7, 7) and groups == (8, 8, 8)
+    assert (("setresuid", (7, 7, 7)) in calls.made) is not is_it
+
+
+@pytest.mark.parametrize("users", [(0, 0, 0), (7, 7, 7)])
+def test_who_could_become_root_again_does_not_go_on(
+    users: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's capabilities outlive a change from one user that isn't root to another."""
+    calls = _Calls(users=users, groups=(8, 8, 8))
+    calls.capable = True
+    monkeypatch.setattr(_privileges, "os", calls)
+    with pytest.raises(PermissionError, match="as somebody this process could still become root"):
+        User("somebody", 7, 8).become()
+
+
+def test_root_itself_may_go_on_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _Calls()
+    calls.capable = True
+    monkeypatch.setattr(_privileges, "os", calls)
+    User("root", 0, 0).become()
+    assert calls.made == []
+
+
+@as_root
+def test_root_that_is_only_saved_is_not_kept() -> None:
+    """In a process of its own, which is ended as somebody else."""
+    if not hasattr(os, "setresuid"):
+        pytest.skip("this system doesn't let a process set who is saved")
+    nobody = pwd.getpwnam("nobody")
+    child = os.fork()
+    if not child:
+        try:
+            _os.setresgid(0, nobody.pw_gid, 0)
+            _os.setresuid(0, nobody.pw_uid, 0)
+            with contextlib.suppress(PermissionError):  # as its effective user is not root
+                User("nobody", nobody.pw_uid, nobody.pw_gid).become()
+                os._exit(int(0 in _os.getresuid() + _os.getresgid()))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -25,7 +25,6 @@ def at(address: str, port: int = 443) -> Resolved:
 GLOBAL = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"]
 
 NOT_GLOBAL = [
-    "0.0.0.0",
     "10.0.0.1",
     "100.64.0.1",
     "127.0.0.1",
@@ -39,7 +38,6 @@ NOT_GLOBAL = [
     "239.255.255.255",
     "240.0.0.1",
     "255.255.255.255",
-    "::",
     "::1",
     "100::1",
     "100:0:0:1::1",
@@ -72,6 +70,24 @@ def test_other_addresses_need_a_rule_that_names_their_network(address: str) -> N
         assert without.refusal("a.example", at(address)) == expected
     everywhere = rules("+0.0.0.0/0", "+::/0")
     assert everywhere.refusal("a.example", at(address)) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "judged"),
+    [
+        ("0.0.0.0", "0.0.0.0"),
+        ("::", "::"),
+        ("::%eth0", "::"),
+        ("::ffff:0.0.0.0", "0.0.0.0"),
+        ("64:ff9b::", "0.0.0.0"),
+        ("2002::1", "0.0.0.0"),
+    ],
+)
+def test_no_rule_allows_what_the_system_takes_for_itself(address: str, judged: str) -> None:
+    """A rule for 127.0.0.0/8 would not keep anybody out of it."""
+    everywhere = rules("-127.0.0.0/8", "-::1", "+0.0.0.0", "+::/128", "+0.0.0.0/0", "+::/0", "+*")
+    expected = f"{judged} is this machine in disguise, which no rule allows"
+    assert everywhere.refusal(address, at(address)) == expected
 
 
 @pytest.mark.parametrize(
@@ -144,9 +160,9 @@ def test_a_way_to_ipv4_is_judged_as_both(address: str, network: str) -> None:
         ("10.0.0.1/32", ["10.0.0.1"], ["10.0.0.2"]),
         ("[2001:db8::]/32", ["2001:db8:ffff::1"], ["2001:db9::1", "10.0.0.1"]),
         ("[2001:db8::/32]", ["2001:db8:ffff::1"], ["2001:db9::1"]),
-        ("[::1]", ["::1"], ["::", "127.0.0.1"]),
-        ("::1", ["::1"], ["::"]),
-        ("::/127", ["::1", "::"], ["10.0.0.1"]),
+        ("[::1]", ["::1"], ["::2", "127.0.0.1"]),
+        ("::1", ["::1"], ["::2"]),
+        ("::/127", ["::1"], ["10.0.0.1"]),
         ("::/80", ["::1", "::1:0:0"], ["10.0.0.1", "::ffff:10.0.0.1", "::1:0:0:0"]),
         ("64:ff9b::/96", [], ["10.0.0.1", "64:ff9b::10.0.0.1"]),
         ("fe80::/10", ["fe80::1", "fe80::1%eth0", "febf::1"], ["fec0::1"]),

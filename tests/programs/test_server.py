@@ -7,13 +7,25 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from freebsd_splice import Relay
-from freebsd_splice.proxies import Address, Client, ProxyServer, _server, forwarder
+from freebsd_splice.proxies import (
+    Address,
+    Client,
+    Limits,
+    ProxyServer,
+    TargetError,
+    _server,
+    forwarder,
+)
+from freebsd_splice.proxies._addresses import Resolved
+from freebsd_splice.proxies._connecting import Spare, StarvedError
+from freebsd_splice.proxies._limits import Occupancy
 from programs.processes import PATIENCE, Server, descriptors_left
 
 OpenedTarget = tuple[socket.socket, tuple[bytes, bytes]]
@@ -55,6 +67,33 @@ def test_what_was_read_already_goes_first(echo_server: Server) -> None:
             assert await ask(address, b"HELLO world") == b"hello world"
 
     asyncio.run(main())
+
+
+def test_what_was_read_is_not_kept_for_as_long_as_the_connection_lives(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[Client] = []
+    kept: list[bytes] = []
+
+    async def open_target(client: Client) -> OpenedTarget:
+        clients.append(client)
+        await client.handshake.read(lambda piece: piece)
+        target = await client.dial(Address(*echo_server.address))
+        return target, (bytes(client.handshake.received), b"")
+
+    class WatchedRelay(Relay):
+        def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
+            kept.append(bytes(clients[-1].handshake.received))
+            super().__init__(left, right, **options)
+
+    monkeypatch.setattr(_server, "Relay", WatchedRelay)
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert kept == [b""]
 
 
 def test_a_proxy_that_fails_costs_only_that_client(
@@ -199,6 +238,92 @@ def test_a_defect_in_accepting_ends_run(monkeypatch: pytest.MonkeyPatch) -> None
     server.listen(Address("", 0))
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asyncio.wait_for(server.run(), PATIENCE))
+
+
+@pytest.mark.parametrize("fails", ["enter", "Handshake"])
+def test_a_client_that_cannot_be_served_costs_nobody_else_anything(
+    fails: str,
+    echo_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures: list[Exception] = [ZeroDivisionError()]
+    spares: list[Spare] = []
+
+    def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
+        def fail_or_call(*given: Any, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return call(*given, **options)
+
+        return fail_or_call
+
+    class WatchedSpare(Spare):
+        def __init__(self, count: int, more: int) -> None:
+            super().__init__(count, more)
+            spares.append(self)
+
+    monkeypatch.setattr(_server, "Spare", WatchedSpare)
+    owner = _server if fails == "Handshake" else Occupancy
+    monkeypatch.setattr(owner, fails, failing_once(getattr(owner, fails)))
+
+    async def main() -> None:
+        server = forwarder(Address(*echo_server.address), limits=Limits(per_client=1))
+        async with running(server) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+            assert not spares[0]._held
+            assert await ask(address, b"hello") == b"hello"  # the place is free again
+
+    asyncio.run(main())
+    [failed] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert failed.exc_info is not None
+    assert failed.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_client_does_not_wait_for_ever_for_what_there_is_too_little_of(
+    answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread is to be had for the look-up."""
+    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    failures: list[TargetError] = []
+    tried: list[str] = []
+
+    async def open_target(client: Client) -> OpenedTarget:
+        try:
+            return await client.dial(Address("some.name", 80)), (b"", b"")
+        except TargetError as error:
+            failures.append(error)
+            raise
+
+    async def look_up(address: Address, seconds: float, client: str) -> list[Resolved]:
+        tried.append(client)
+        if answered and len(tried) > 1:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        raise OSError(errno.ENOMEM, "can't start new thread")
+
+    async def main() -> None:
+        server = ProxyServer(open_target, connect_timeout=0.3)
+        monkeypatch.setattr(server._dialer._resolver, "look_up", look_up)
+        async with running(server) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+
+    asyncio.run(main())
+    [failure] = failures
+    assert set(tried) == {"127.0.0.1"}
+    if answered:
+        assert (failure.errno, len(tried)) == (errno.EHOSTUNREACH, 2)
+    else:
+        assert isinstance(failure, StarvedError)
+        assert failure.errno == errno.ETIMEDOUT
+        assert str(failure) == (
+            f"cannot connect to some.name:80: {os.strerror(errno.ENOMEM)}, for too long"
+        )
+        assert 2 <= len(tried) <= 7
 
 
 def test_a_target_that_cannot_be_joined_costs_only_that_client(

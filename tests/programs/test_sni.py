@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -218,8 +219,21 @@ def test_names_without_a_route_are_told_so(
         front.expect(f"{name} two.example$")
         front.expect(f"{name} www.one.example$")
         front.expect(f"{name} a client without a server name$")
-        front.expect(f"{name} two.example with h2, http/1.1$")
+        front.expect(f"{name} two.example with 'h2', 'http/1.1'$")
     assert greeting(front, certificates.client(), "one.example") == "one.example"
+
+
+def test_protocols_in_the_log_are_few_and_in_one_line(server: StartServer, sni: StartSni) -> None:
+    """Their names are any bytes."""
+    forged = "\n2026-01-01 00:00:00,000 INFO forged\x1b[2J"
+    context = nameless()
+    context.set_alpn_protocols([forged, *"abcdefgh"])
+    front = sni(('name = "one.example"', server(read_to_eof)))
+    with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
+        context.wrap_socket(front.connect(), server_hostname="two.example").close()
+    shown = re.escape(ascii(forged))
+    front.expect(f"there is no route for two.example with {shown}, 'a', 'b', 'c' and 5 more$")
+    assert not front.find("^2026-01-01")
 
 
 def test_a_client_without_a_name_gets_the_default(
@@ -244,7 +258,7 @@ def test_what_is_not_tls_is_refused_and_logged(server: StartServer, sni: StartSn
             (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", "a hello cut short"),
         ):
             with front.connect() as client:
-                client.sendall(data + bytes(2_000_000))
+                client.sendall(data + bytes(1_000_000))
                 assert read_to_eof(client) == DECODE_ERROR, reason
                 name = name_of(client)
             front.expect(f"WARNING {name}: it does not begin TLS: {reason}$")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice.proxies import Address, TargetError, _targets
+from freebsd_splice.proxies._connecting import StarvedError
 from freebsd_splice.proxies._targets import Targets
 from programs.processes import MAIN, Program, Proxy, Server, exchange, until
 
@@ -182,6 +183,24 @@ def test_no_way_from_this_clients_address_is_no_fault_of_the_target(somebody: So
     targets = Targets([A, B])
     somebody.dead, somebody.failure = {A}, errno.EAFNOSUPPORT
     assert [somebody.ask(targets) for _ in range(3)] == [[A, B], [B], [A, B]]
+
+
+def test_too_little_for_too_long_is_no_fault_of_the_target_and_no_other_is_tried(
+    somebody: Somebody,
+) -> None:
+    targets = Targets([A, B])
+
+    class Starved(Somebody):
+        async def dial(self, address: Address, *, prepare: object) -> Address:
+            self.tried.append(address)
+            raise StarvedError(address, os.strerror(errno.EMFILE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        starved = Starved(patch)
+        with pytest.raises(StarvedError, match="open files, for too long"):
+            run(targets.dial(starved))  # type: ignore[arg-type]
+        assert starved.tried == [A]
+    assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]
 
 
 def forward_to(*targets: tuple[str, int], options: tuple[str, ...] = ()) -> list[str]:

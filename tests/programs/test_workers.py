@@ -8,14 +8,18 @@ import signal
 import socket
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from freebsd_splice._cli import _serving, _workers
-from freebsd_splice.proxies import Address
+from freebsd_splice._cli import _choosing, _serving, _workers
+from freebsd_splice.proxies import Address, Passwords
 from freebsd_splice.proxies._listening import listen_on
+from freebsd_splice.proxies._passwords import make_entry
 from programs.processes import Forwarder, Server, closing_all, exchange, until
 
 StartForwarder = Callable[..., Forwarder]
@@ -78,6 +82,13 @@ def end_the_child_and_say(listeners):
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     say(listeners)
 serving.say_listening = end_the_child_and_say
+"""
+
+SAYS_WHEN_IT_STARTS_A_WORKER = """
+import sys
+from functools import partial
+import freebsd_splice._cli._forward as forward
+forward.serve = partial(forward.serve, before_fork=lambda: print("another worker", file=sys.stderr))
 """
 
 #: Whoever stops the program does so when its workers have not yet said what to do then.
@@ -223,6 +234,70 @@ def test_with_every_worker_dead_clients_wait(
     front.expect("has died: signal 9", 2)
 
 
+def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: list[str] = []
+    begun: list[tuple[int, int]] = []
+
+    def fork() -> int:
+        begun.append((len(begun), len(known)))
+        return 1000 + len(begun)
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(_workers, "_SHORT_LIFE", 0)
+    supervisor = _workers._Supervisor(
+        2, lambda number, parent: None, lambda: None, lambda: known.append("more")
+    )
+    with closing(_Pipe(supervisor)):
+        supervisor._start_missing()
+        supervisor._missing.append(1)  # it has died
+        supervisor._start_missing()
+    assert begun == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_the_parent_reads_the_passwords_again_for_the_next_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the worker itself can't, whoever was deleted long ago would be known again."""
+    file = tmp_path / "passwords"
+    made: list[Passwords] = []
+    hooks: list[Callable[[], object]] = []
+
+    def proxy(*, passwords: Passwords, **_: object) -> None:
+        made.append(passwords)
+
+    def serve(options: Namespace, make: Callable[..., object], **given: Any) -> None:
+        make(options)
+        hooks.append(given["before_fork"])
+
+    monkeypatch.setattr(_choosing, "serve", serve)
+    file.write_text(f"{make_entry('gone', 'secret')}\n")
+    _choosing._serve(Namespace(passwords=file, rules=[]), proxy)  # type: ignore[arg-type]
+    ((passwords,), (before_fork,)) = made, hooks
+    with closing(passwords):
+        for content, names in (
+            (f"{make_entry('somebody', 'secret')}\n", ["somebody"]),
+            ("nonsense", ["somebody"]),
+            (None, ["somebody"]),
+        ):
+            file.unlink() if content is None else file.write_text(content)
+            before_fork()
+            assert list(passwords._entries) == names
+
+
+def test_what_a_proxy_does_before_a_worker_starts_is_done(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2", patch=SAYS_WHEN_IT_STARTS_A_WORKER)
+    front.expect("listening on")
+    front.expect("another worker", 2)
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    os.kill(min(workers_of(front)), signal.SIGKILL)
+    front.expect("another worker", 3)
+    assert front.stop() == 0
+
+
 def test_workers_that_die_at_once_are_started_again_only_after_a_while(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -355,6 +430,18 @@ def test_each_worker_has_sockets_of_its_own_on_one_free_port() -> None:
         assert len({listener.getsockname() for listener in sockets}) == 1
 
 
+def test_another_program_on_the_port_is_an_error_although_it_would_share_it(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2")
+    where = f"127.0.0.1:{front.port}"
+    another = forwarder(echo_server.address, "--workers", "2", listen=where)
+    assert another.end() == 1
+    assert another.lines == [f"freebsd-splice: cannot listen on {where}: Address already in use"]
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+
+
 def test_one_worker_does_not_share_its_port() -> None:
     """Or another program's start on it would not fail."""
     ((listener,),) = _serving._listen(_Options(1), Address("127.0.0.1", 0))  # type: ignore[arg-type]
@@ -414,7 +501,7 @@ def test_the_alarm_for_the_next_start_is_never_switched_off(
     times = iter([10.0, 11.0 - 1e-9, 11.0 - 1e-9])
     monkeypatch.setattr(time, "monotonic", lambda: next(times))
     monkeypatch.setattr(signal, "setitimer", lambda which, seconds: asked.append(seconds))
-    supervisor = _workers._Supervisor(1, lambda number, parent: None, lambda: None)
+    supervisor = _workers._Supervisor(1, lambda number, parent: None, lambda: None, lambda: None)
     with closing(_Pipe(supervisor)):
         supervisor._started[0] = next(times)
         supervisor._start_missing()

@@ -1,0 +1,139 @@
+"""Work in threads that clients take turns at, for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections import Counter
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Answer = TypeVar("Answer")
+
+
+class Turns(Generic[Key, Answer]):
+    """Pieces of work: one for all who want the same at a time, a client's next after the others'.
+
+    However much one client wants, another waits for what is being done, and for one piece of each
+    client that came before.
+    """
+
+    def __init__(
+        self, most: int, share: int, start: Callable[[Callable[[], None]], object]
+    ) -> None:
+        """Do so much at a time, and for one client no more than its share.
+
+        ``start`` has another thread call what it is given; RuntimeError: there is no thread.
+        """
+        self._most = most
+        self._share = share
+        self._start_thread = start
+        self._pending: dict[Key, _Piece[Key, Answer]] = {}
+        #: What hasn't begun, of each client that wants it: the first client has the next turn.
+        self._queues: dict[str, dict[_Piece[Key, Answer], None]] = {}
+        self._running: Counter[str] = Counter()
+        self._closed = False
+
+    async def do(
+        self, key: Key, client: str, work: Callable[[], Answer], seconds: float | None = None
+    ) -> Answer:
+        """What ``work`` gives or raises, or that of the same key, if that isn't done yet.
+
+        Raises asyncio.TimeoutError, and OSError (ENOMEM) where there is no thread for it.
+        """
+        piece = self._pending.get(key)
+        if piece is None:
+            piece = self._pending[key] = _Piece(key, work)
+        if not piece.begun:
+            self._queues.setdefault(client, {})[piece] = None
+            piece.clients.add(client)
+        piece.waiting += 1
+        self._start()
+        try:
+            return await asyncio.wait_for(asyncio.shield(piece.future), seconds)
+        finally:
+            piece.waiting -= 1
+            if not (piece.waiting or piece.begun):  # whoever wanted it has given up
+                self._leave_queues(piece)
+                del self._pending[key]
+
+    def close(self) -> None:
+        """Begin no more, and cancel what waits for its turn.  From any thread."""
+        self._closed = True
+        for piece in list(self._pending.values()):
+            if not piece.begun:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    piece.future.get_loop().call_soon_threadsafe(piece.future.cancel)
+
+    def _start(self) -> None:
+        while not self._closed and sum(self._running.values()) < self._most:
+            client = self._next_client()
+            if client is None:
+                return
+            piece = next(iter(self._queues[client]))
+            piece.begun = True
+            self._leave_queues(piece)
+            if client in self._queues:  # it has more: after the others
+                self._queues[client] = self._queues.pop(client)
+            self._running[client] += 1
+            loop = asyncio.get_running_loop()
+            try:
+                self._start_thread(partial(self._run, loop, piece, client))
+            except RuntimeError as error:  # no thread is to be had now
+                self._settle(piece, client, OSError(errno.ENOMEM, str(error)))
+
+    def _next_client(self) -> str | None:
+        # No more than a few have their share and are passed over: all run no more than ``most``.
+        mays = (client for client in self._queues if self._running[client] < self._share)
+        return next(mays, None)
+
+    def _leave_queues(self, piece: _Piece[Key, Answer]) -> None:
+        for client in piece.clients:
+            queue = self._queues[client]
+            del queue[piece]
+            if not queue:
+                del self._queues[client]
+        piece.clients.clear()
+
+    def _run(
+        self, loop: asyncio.AbstractEventLoop, piece: _Piece[Key, Answer], client: str
+    ) -> None:
+        answer: Answer | Exception
+        try:
+            answer = piece.work()
+        except Exception as error:
+            answer = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program has ended
+            loop.call_soon_threadsafe(self._finish, piece, client, answer)
+
+    def _finish(self, piece: _Piece[Key, Answer], client: str, answer: Answer | Exception) -> None:
+        self._settle(piece, client, answer)
+        self._start()
+
+    def _settle(self, piece: _Piece[Key, Answer], client: str, answer: Answer | Exception) -> None:
+        del self._pending[piece.key]
+        self._running[client] -= 1
+        if not self._running[client]:
+            del self._running[client]
+        if piece.future.done():  # ``close`` has cancelled it
+            return
+        if isinstance(answer, Exception):
+            piece.future.set_exception(answer)
+        else:
+            piece.future.set_result(answer)
+
+
+class _Piece(Generic[Key, Answer]):
+    def __init__(self, key: Key, work: Callable[[], Answer]) -> None:
+        self.key = key
+        self.work = work
+        self.begun = False
+        self.waiting = 0
+        #: In whose queues it is.
+        self.clients: set[str] = set()
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        # Whoever asked may have given up by then: an error that nobody hears of is no news.
+        self.future.add_done_callback(lambda done: done.cancelled() or done.exception())
