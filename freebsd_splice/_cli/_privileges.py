@@ -41,7 +41,7 @@ class User(NamedTuple):
             self._check_for_good()
             return
         try:
-            os.initgroups(self.name, self.group)
+            _os.initgroups(self.name, self.group)
             _set_all_to(self.number, self.group)
         except PermissionError as error:
             raise PermissionError(
@@ -54,7 +54,7 @@ class User(NamedTuple):
         if self.number == 0:
             return
         try:
-            os.setuid(0)
+            _os.setuid(0)
         except OSError:
             return
         raise PermissionError(
@@ -64,16 +64,16 @@ class User(NamedTuple):
 
 def _is_all_of(user: int, group: int) -> bool:
     """The saved ones as well, where the system tells them: a process may take them again."""
-    if hasattr(os, "getresuid"):
+    if hasattr(_os, "getresuid"):
         return bool(_os.getresuid() == 3 * (user,) and _os.getresgid() == 3 * (group,))
-    return (os.getuid(), os.geteuid(), os.getgid(), os.getegid()) == (user, user, group, group)
+    return (_os.getuid(), _os.geteuid(), _os.getgid(), _os.getegid()) == (user, user, group, group)
 
 
 def _set_all_to(user: int, group: int) -> None:
     """``setuid`` leaves some where it is not root that calls it."""
-    if hasattr(os, "setresuid"):
+    if hasattr(_os, "setresuid"):
         _os.setresgid(group, group, group)
         _os.setresuid(user, user, user)
     else:
-        os.setgid(group)
-        os.setuid(user)
+        _os.setgid(group)
+        _os.setuid(user)
