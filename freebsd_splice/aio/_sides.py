@@ -17,6 +17,12 @@ from .._reset import reset_on_close
 #: A non-blocking socket, or both halves of a stream.
 Side = socket.socket | tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
+#: What a connection dies of, in both directions.
+_DEATHS = (
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT),
+    *(errno.EHOSTUNREACH, errno.ENETUNREACH),
+)
+
 #: The most that is asked of a reader at once.
 _PIECE = 1 << 16
 
@@ -172,7 +178,8 @@ class StreamSide:
 
         What comes next is an EOF to the transport, and a truncated answer would look like a whole.
         """
-        if self.reader.exception() is None:
+        # With others (EPIPE of a drain that was shut down for writing, EBUSY) it can still be read.
+        if error.errno in _DEATHS and self.reader.exception() is None:
             self.reader.set_exception(error)
 
     async def receive(self, count: int) -> bytes:

@@ -303,6 +303,22 @@ def test_who_reads_the_drain_learns_of_its_reset(name: str) -> None:
     play(name, case)
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_drain_that_was_shut_down_for_writing_can_still_be_read(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.socket()
+        drain, server = await net.stream()
+        drain[1].write_eof()
+        assert await server.read(1) == b""
+        await client.write(b"too late")
+        assert (await aio.splice(source, drain)).reason is Reason.DRAIN_ERROR
+        await server.write(b"answer")
+        server.fin()
+        assert await drain[0].read() == b"answer"
+
+    play(name, case)
+
+
 def test_a_count_is_a_number() -> None:
     async def case(net: Net) -> None:
         source, _ = await net.socket()
