@@ -18,7 +18,11 @@ _LOOK_SECONDS = 0.05
 
 class Deadlines:
     """Calls ``expire`` with TIMEOUT ``timeout`` seconds after the start, with IDLE once
-    ``idle_timeout`` seconds have passed in which ``moved()`` stayed the same; never early."""
+    ``idle_timeout`` seconds have passed without traffic; never early.
+
+    Traffic is what arrives, as ``moved()`` counts it, and what a slow reader takes of it later:
+    then ``undelivered()``, bytes in the send buffers, becomes less.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Deadlines:
         idle_timeout: float | None,
         timeout: float | None,
         moved: Callable[[], int],
+        undelivered: Callable[[], int],
         expire: Callable[[Reason], object],
         errand: Callable[[Callable[[], object]], object],
     ) -> None:
@@ -36,12 +41,13 @@ class Deadlines:
         self._idle_timeout = check_seconds("idle_timeout", idle_timeout)
         self._timeout = check_seconds("timeout", timeout)
         self._moved = moved
+        self._undelivered = undelivered
         self._expire = expire
         self._errand = errand  # makes a call that may have to wait: counting, and ending
         self._lock = threading.Lock()
         self._over = False
         self._timers: dict[Reason, Timer] = {}
-        self._seen = 0
+        self._seen = 0, 0
         self._last_change = 0.0
 
     def start(self) -> None:
@@ -60,11 +66,11 @@ class Deadlines:
 
     def _look(self) -> None:
         assert self._idle_timeout is not None
-        moved = self._moved()
+        found = self._moved(), self._undelivered()
         now = self._port.now()
-        if moved != self._seen:
+        if found != self._seen:
             # Some time since the last look; counted from now, so that it is never too early.
-            self._seen, self._last_change = moved, now
+            self._seen, self._last_change = found, now
         left = self._last_change + self._idle_timeout - now
         if left <= 0:
             self._expire(Reason.IDLE)

@@ -165,6 +165,10 @@ class Port(Protocol):
         """Make the last close of this connection send a reset in place of a FIN."""
         ...
 
+    def unacknowledged(self, endpoint: Endpoint) -> int | None:
+        """Bytes that were sent and that the peer has not acknowledged; None: it can't be told."""
+        ...
+
     def take_error(self, endpoint: Endpoint) -> OSError | None:
         """The error pending on the socket (SO_ERROR), which is thereby taken off it."""
         ...

@@ -21,6 +21,7 @@ from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
 from ._reset import reset_on_close
+from ._send_queue import unacknowledged
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -130,6 +131,9 @@ class SystemPort:
 
     def reset_on_close(self, endpoint: Endpoint) -> None:
         reset_on_close(_socket(endpoint))
+
+    def unacknowledged(self, endpoint: Endpoint) -> int | None:
+        return unacknowledged(_socket(endpoint))
 
     def take_error(self, endpoint: Endpoint) -> OSError | None:
         try:

@@ -27,6 +27,7 @@ def test_idle_is_never_early_and_late_by_a_quarter_at_most(idle: float, seed: in
         idle_timeout=idle,
         timeout=None,
         moved=lambda: moved,
+        undelivered=lambda: 0,
         expire=lambda reason: ended.append((reason, port.time)),
         errand=_at_once,
     )
@@ -58,6 +59,7 @@ def test_a_timeout_is_exact_on_the_clock_whatever_moves(timeout: float) -> None:
         idle_timeout=timeout * 10,
         timeout=timeout,
         moved=lambda: next(counter),
+        undelivered=lambda: 0,
         expire=lambda reason: ended.append((reason, port.time)),
         errand=_at_once,
     )
@@ -78,6 +80,7 @@ def test_a_cancelled_policy_never_speaks() -> None:
         idle_timeout=1,
         timeout=1,
         moved=lambda: 0,
+        undelivered=lambda: 0,
         expire=ended.append,
         errand=_at_once,
     )

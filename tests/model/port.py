@@ -161,6 +161,11 @@ class ModelPort:
     def reset_on_close(self, endpoint: Endpoint) -> None:
         self._world.reset_on_close.add(self._endpoint(endpoint))
 
+    def unacknowledged(self, endpoint: Endpoint) -> int | None:
+        self._world.counts["unacknowledged"] += 1
+        outgoing = self._endpoint(endpoint).outgoing
+        return len(outgoing.unsent) + outgoing.unacked
+
     def take_error(self, endpoint: Endpoint) -> OSError | None:
         self._world.counts["SO_ERROR"] += 1
         asked = self._endpoint(endpoint)
