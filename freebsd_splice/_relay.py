@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
-from ._deadlines import Deadlines
+from ._closing import Waiting
+from ._deadlines import Deadlines, check_seconds
 from ._flow import End, Reason
+from ._pair_policy import Ended, PairPolicy
 from ._port import Source
 from ._runtime import current
 from ._sockets import SharedSocket
 from ._splice import Outcome, make_outcome
 from ._waitable import Waitable
 
-#: With these a drain refuses to be one, and lives: as a source it is met by no failure.
-_REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
-
-#: Reasons that hold for both directions alike.
-_OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
+#: Seconds that the reader of a side that is to be reset may take nothing of what it was sent.
+LINGER = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,16 @@ class Relay(Waitable[RelayOutcome]):
         False: the first EOF ends the pair, and is not passed on.
     close:
         True: both sockets are closed at the end.  A side that was not sent all that had arrived for
-        it, or whose other side was reset, is reset: a FIN would tell it that all is well.  (With
-        SO_LINGER and a time set, closing waits, and the other relays of that worker with it.)
+        it, or whose other side was reset, is reset: a FIN would tell it that all is well.  The
+        reset comes behind what the side was sent: ``bytes`` are delivered first (``linger``).
+        (With SO_LINGER and a time set, closing waits, and the other relays of that worker with it.)
+    linger:
+        With ``close``: how many seconds the peer of a side may take nothing of what it was sent
+        before the side is reset, or closed with bytes unread, all the same.  Either would destroy
+        what is under way: ``Outcome.undelivered`` says how much of ``bytes`` that may have been.
+        A peer that goes on reading, however slowly, is waited for, and the relay is not over until
+        then.  0: nobody is waited for.  Where the system doesn't tell (Windows), the whole time is
+        waited.
     initial:
         What the caller has read already: from the left, for the right; from the right, for the
         left.
@@ -72,23 +78,31 @@ class Relay(Waitable[RelayOutcome]):
         timeout: float | None = None,
         half_close: bool = True,
         close: bool = False,
+        linger: float = LINGER,
         initial: tuple[bytes, bytes] = (b"", b""),
         fallback: bool = True,
     ) -> None:
         runtime = current()
         super().__init__(runtime)
-        self._half_close = half_close
         self._close = close
+        self._linger = check_linger(linger)
+        self._policy = PairPolicy(half_close=half_close)
         self._flows = runtime.flows(2, fallback=fallback)
         self._ends: list[End | None] = [None, None]
         self._seconds = [0.0, 0.0]
-        self._decisive: End | None = None
+        # What the closing of each side waits for; and whether nobody waits for that any more.
+        self._waiting: list[Waiting | None] = [None, None]
+        self._undelivered: list[int | None] = [0, 0]
+        self._open_sides = 2
+        self._closing_has_begun = False
+        self._cut = self._hurried = self._told = False
         self._deadlines = Deadlines(
             runtime.port,
             runtime.watcher,
             idle_timeout=idle_timeout,
             timeout=timeout,
             moved=lambda: sum(flow.moved() for flow in self._flows),
+            undelivered=self._undelivered_now,
             expire=self._stop_both,
             errand=runtime.errand,
         )
@@ -100,8 +114,8 @@ class Relay(Waitable[RelayOutcome]):
         except BaseException:
             self._not_made()
             raise
-        self._flows[0].start(self._left, self._right, None, from_left, self._left_to_right_ended)
-        self._flows[1].start(self._right, self._left, None, from_right, self._right_to_left_ended)
+        self._flows[0].start(self._left, self._right, None, from_left, partial(self._ended, 0))
+        self._flows[1].start(self._right, self._left, None, from_right, partial(self._ended, 1))
         self._deadlines.start()
 
     @property
@@ -114,8 +128,22 @@ class Relay(Waitable[RelayOutcome]):
         state = self._outcome.reason.value if self._outcome is not None else "live"
         return f"<Relay {self._left.original!r} <-> {self._right.original!r}, {state}>"
 
+    def cut_soon(self) -> None:
+        """End it in the middle, from any thread: for who has to stop, and ``close=True``.
+
+        Each side gets what it was sent and then a reset, unless it has got everything.
+        """
+        self._cut = True
+        self._runtime.errand(partial(self._stop_both, Reason.CANCELLED))
+
     def _stop(self) -> None:
+        self._hurried = True
         self._stop_both(Reason.CANCELLED)
+        # Whoever cancels doesn't wait for slow readers: those are served behind it.
+        with self._state:
+            ended = self._policy.is_over and self._closing_has_begun
+        if ended:
+            self._tell()
 
     def _socket_closed(self) -> None:
         self._stop_both(Reason.CLOSED)
@@ -124,77 +152,101 @@ class Relay(Waitable[RelayOutcome]):
         for flow in self._flows:
             flow.stop(reason)
 
-    def _left_to_right_ended(self, end: End) -> None:
-        self._ended(0, end, self._right)
-
-    def _right_to_left_ended(self, end: End) -> None:
-        self._ended(1, end, self._left)
-
-    def _ended(self, direction: int, end: End, drain: SharedSocket) -> None:
-        dies_by_itself = end.reason is Reason.DRAIN_ERROR and not _is_refusal(end)
-        passed_on = end.reason is Reason.EOF and self._half_close
+    def _ended(self, direction: int, end: End) -> None:
+        passed_on, found_drain_dead = self._policy.passes_on(end.reason), False
         if passed_on:
             try:
                 # Before this end is recorded: the sockets are given back with the second one.
-                self._runtime.port.shutdown_write(drain.endpoint)
+                self._runtime.port.shutdown_write(self._side(1 - direction).endpoint)
             except OSError as error:
                 # The drain has died with bytes in it that its peer may not have got (F16).
-                end, passed_on = end._replace(reason=Reason.DRAIN_ERROR, error=error), False
-                dies_by_itself = True
+                end = end._replace(reason=Reason.DRAIN_ERROR, error=error)
+                passed_on, found_drain_dead = False, True
+        ended = Ended(end.reason, end.error, bool(end.unsent), passed_on, found_drain_dead)
         with self._state:
             self._ends[direction] = end
             self._seconds[direction] = self._runtime.port.now() - self._started
-            if not passed_on and self._decisive is None:
-                self._decisive = end
-            left_to_right, right_to_left = self._ends
-        if left_to_right is not None and right_to_left is not None:
-            self._finish(left_to_right, right_to_left)
+            stop_other = self._policy.ended(direction, ended)
+            is_over = self._policy.is_over
+        if is_over:
+            self._finish()
             return
         self._flows[1 - direction].look_soon()
-        if not passed_on and not dies_by_itself:
-            # Where the drain has died, the other direction reads from that very socket: it
-            # delivers what came before and meets the failure by itself.
-            self._flows[1 - direction].stop(
-                end.reason if end.reason in _OF_THE_PAIR else Reason.CANCELLED
-            )
+        if stop_other is not None:
+            self._flows[1 - direction].stop(stop_other)
 
-    def _finish(self, left_to_right: End, right_to_left: End) -> None:
+    def _finish(self) -> None:
+        """Both have ended: give the sockets back, or close them."""
         self._deadlines.cancel()
-        if self._close:
-            self._reset_if_broken(self._left, self._right, left_to_right, right_to_left)
-            self._reset_if_broken(self._right, self._left, right_to_left, left_to_right)
-        self._release(self._left)
-        self._release(self._right)
-        if self._close:
-            self._runtime.port.close_original(self._left.original)
-            self._runtime.port.close_original(self._right.original)
-        decisive = self._decisive or left_to_right
+        if not self._close:
+            self._release(self._left)
+            self._release(self._right)
+            self._tell()
+            return
+        # Before the first of them is closed.
+        rests = [self._policy.may_have_more(side) and self._has_rest(side) for side in (0, 1)]
+        for side in (0, 1):
+            how = self._policy.closing(side, rest_at_other=rests[1 - side], cut=self._cut)
+            self._runtime.port.close_original(self._side(side).original)
+            release = partial(self._closed, side)
+            if how.after_delivery:
+                endpoint = self._side(side).endpoint
+                self._waiting[side] = self._runtime.closer.close(
+                    endpoint, how, self._linger, release
+                )
+            else:
+                release(0)
+        with self._state:
+            self._closing_has_begun = True
+        if self._hurried:
+            self._tell()
+
+    def _closed(self, side: int, undelivered: int | None) -> None:
+        self._release(self._side(side))
+        with self._state:
+            self._undelivered[side] = undelivered
+            self._open_sides -= 1
+            both = not self._open_sides
+        if both:
+            self._tell()
+
+    def _tell(self) -> None:
+        """It is over, and nobody is told twice."""
+        with self._state:
+            if self._told:
+                return
+            self._told = True
+            left_to_right, right_to_left = self._ends
+        assert left_to_right is not None
+        assert right_to_left is not None
+        decisive = self._policy.decisive
         self._settle(
             RelayOutcome(
-                left_to_right=make_outcome(left_to_right, self._seconds[0]),
-                right_to_left=make_outcome(right_to_left, self._seconds[1]),
+                left_to_right=make_outcome(left_to_right, self._seconds[0], self._lost_at(1)),
+                right_to_left=make_outcome(right_to_left, self._seconds[1], self._lost_at(0)),
                 reason=decisive.reason,
                 error=decisive.error,
                 seconds=max(self._seconds),
             )
         )
 
-    def _reset_if_broken(
-        self, source: SharedSocket, drain: SharedSocket, towards: End, back: End
-    ) -> None:
-        """Close with a reset where a FIN would say that all is well.
+    def _lost_at(self, side: int) -> int | None:
+        """Bytes that were sent to that side and may not arrive."""
+        waiting = self._waiting[side]
+        if waiting is None or waiting.is_over:
+            return self._undelivered[side]
+        return waiting.unacknowledged
 
-        That is so for the peer of a drain that has not got all the bytes, and for the peer of a
-        source whose bytes nobody took, unless it has got its whole answer.
-        """
-        lost = towards.unsent or (towards.reason is not Reason.EOF and self._has_rest(source))
-        refused = back.reason is Reason.DRAIN_ERROR and towards.reason is not Reason.EOF
-        if lost or refused:
-            with suppress(OSError):  # dead already
-                self._runtime.port.reset_on_close(drain.endpoint)
+    def _undelivered_now(self) -> int:
+        port = self._runtime.port
+        return sum(port.unacknowledged(self._side(side).endpoint) or 0 for side in (0, 1))
 
-    def _has_rest(self, source: SharedSocket) -> bool:
-        """Whether more has arrived, or would have but for a failure."""
+    def _side(self, side: int) -> SharedSocket:
+        return self._right if side else self._left
+
+    def _has_rest(self, side: int) -> bool:
+        """Whether more has arrived there, or would have but for a failure."""
+        source = self._side(side)
         with source.lock:
             if source.failure() is not None:
                 return True
@@ -231,5 +283,6 @@ class Relay(Waitable[RelayOutcome]):
         )
 
 
-def _is_refusal(end: End) -> bool:
-    return end.error is not None and end.error.errno in _REFUSALS
+def check_linger(seconds: float) -> float:
+    """``seconds`` as they are; ValueError where that is not a time to wait for."""
+    return 0.0 if seconds == 0 else check_seconds("linger", seconds) or 0.0

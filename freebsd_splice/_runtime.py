@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ._backend import backend
+from ._closing import Closer
 from ._crew import Crew
 from ._engine import Engine
 from ._errors import BackendUnavailable
@@ -40,6 +41,7 @@ class Runtime:
         self.sockets = Sockets(port, self.watcher, self.errand)
         #: In a forked child: this is the parent's, and nothing in it may be touched.
         self.inherited = False
+        self.closer = Closer(port, self.watcher, self.errand)
         self._engine = Engine(port, mover)
         self._crew = Crew(port, self.watcher)
         self._kernel: Kernel | None = None
@@ -96,6 +98,7 @@ class Runtime:
             live = list(self._live)
         for splice in live:
             splice.end_for_shutdown()
+        self.closer.finish()
         self._engine.close()
         self._crew.close()
         self.watcher.close()

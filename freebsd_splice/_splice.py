@@ -38,6 +38,10 @@ class Outcome:
     seconds: float
     #: Why userspace served this pair although the kernel has SO_SPLICE; else None.
     fallback: str | None = None
+    #: Bytes of ``bytes`` that may not have reached the drain's peer: it had not acknowledged them
+    #: when a ``Relay`` that closes gave up waiting for that (its ``linger``), or was cancelled.
+    #: None: this system doesn't tell.
+    undelivered: int | None = 0
 
 
 class Splice(Waitable[Outcome]):
@@ -57,9 +61,10 @@ class Splice(Waitable[Outcome]):
         The most to move, ``initial`` included; what follows stays readable at the source.  0 moves
         nothing and ends at once.  None: no limit.
     idle_timeout:
-        End after that many seconds in which not one byte moved.  True on every backend, other
-        than the kernel's own on FreeBSD (docs/so_splice.md, F11): never early, and late by at most
-        0.1 s or 25 %, whichever is more.
+        End after that many seconds in which not one byte moved, neither into the drain nor out of
+        its send buffer to a slow reader.  True on every backend, other than the kernel's own on
+        FreeBSD (docs/so_splice.md, F11): never early, and late by at most 0.1 s or 25 %, whichever
+        is more.
     timeout:
         End that many seconds after the start, with the same tolerance.
     initial:
@@ -99,6 +104,7 @@ class Splice(Waitable[Outcome]):
             idle_timeout=idle_timeout,
             timeout=timeout,
             moved=self._flow.moved,
+            undelivered=self._undelivered,
             expire=self._flow.stop,
             errand=runtime.errand,
         )
@@ -141,6 +147,9 @@ class Splice(Waitable[Outcome]):
             self._release_drain()
             raise
 
+    def _undelivered(self) -> int:
+        return self._runtime.port.unacknowledged(self._drain.endpoint) or 0
+
     def _stop(self) -> None:
         self._flow.stop()
 
@@ -164,7 +173,7 @@ class Splice(Waitable[Outcome]):
         )
 
 
-def make_outcome(end: End, seconds: float) -> Outcome:
+def make_outcome(end: End, seconds: float, undelivered: int | None = 0) -> Outcome:
     """What the user is told of a flow's end."""
     return Outcome(
         bytes=end.moved,
@@ -175,6 +184,7 @@ def make_outcome(end: End, seconds: float) -> Outcome:
         mover=end.mover,
         seconds=seconds,
         fallback=end.fallback,
+        undelivered=undelivered,
     )
 
 

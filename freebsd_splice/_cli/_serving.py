@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from .._backend import backend
-from .._runtime import current
+from .._runtime import current, shutdown
 from ..proxies import Address, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
@@ -81,6 +81,7 @@ def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, pare
     # parent, which holds all for the workers to come, lets go of them when it is told to stop.
     _close(others for others in listeners if others is not own)
     asyncio.run(_run(server, own, parent))
+    shutdown()  # a worker ends without what an interpreter does at its end
 
 
 def _close(listeners: Iterable[Listeners]) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from .._errors import BackendUnavailable
 from .._flow import Reason
-from .._relay import Relay, RelayOutcome
+from .._relay import LINGER, Relay, RelayOutcome
 from .._runtime import current
 from .._splice import Outcome, Splice, check_limit
 from ._copying import copy_both_ways, copy_one_way
@@ -156,6 +156,7 @@ async def relay(
     timeout: float | None = None,
     half_close: bool = True,
     close: bool = False,
+    linger: float = LINGER,
     initial: tuple[_Data, _Data] = (b"", b""),
     fallback: bool = True,
 ) -> RelayOutcome:
@@ -202,6 +203,7 @@ async def relay(
             timeout=_left(timeout, started),
             half_close=half_close,
             close=close,
+            linger=linger,
             initial=(ahead[0] + taken[0], ahead[1] + taken[1]),
             fallback=fallback,
         )

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
-from .._reset import reset_on_close
+from .._relay import LINGER
 from .._runtime import current
 from ..aio._ending import end_of
 from ._addresses import Address, Resolved, SocketAddress, show
@@ -176,7 +176,8 @@ class ProxyServer:
     def stop(self) -> None:
         """Accept no more and give live connections the grace time; a second call cuts them.
 
-        To be called in the loop's thread.
+        Cut connections are sent no more than what was under way, and reset behind that. A third
+        call, or 10 seconds, resets what is left. To be called in the loop's thread.
         """
         self._stops += 1
         self._wake()
@@ -373,20 +374,23 @@ class ProxyServer:
         if self._clients:
             logger.warning("cutting %d connections", len(self._clients))
             self._cut()
+            deadline = loop.time() + LINGER
+            while self._clients and self._stops < 3 and loop.time() < deadline:
+                await self._change(deadline - loop.time())
+        for client in self._clients.values():
+            if client.relay is not None:
+                client.relay.end_soon()
         while self._clients:
             await self._change()
 
     def _cut(self) -> None:
+        """End all. What clients and targets were sent is delivered before they are reset."""
         self._cutting = True
         for task, client in list(self._clients.items()):
             if client.relay is None or client.target is None:
                 task.cancel()
             else:
-                # A FIN would tell both that they have got all there was.
-                for sock in (client.socket, client.target):
-                    with contextlib.suppress(OSError):  # it is gone already
-                        reset_on_close(sock)
-                client.relay.end_soon()
+                client.relay.cut_soon()
 
     # Waiting for something to change
 
@@ -433,8 +437,13 @@ def _describe(outcome: RelayOutcome) -> str:
     movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
     return (
         f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
-        f"{' and '.join(movers)}"
+        f"{' and '.join(movers)}{_undelivered(up.undelivered, down.undelivered)}"
     )
+
+
+def _undelivered(up: int | None, down: int | None) -> str:
+    parts = [f"{count} {way}" for count, way in ((up, "up"), (down, "down")) if count]
+    return f"; may not have arrived: {', '.join(parts)}" if parts else ""
 
 
 def _facts(outcome: RelayOutcome) -> dict[str, object]:
@@ -443,6 +452,8 @@ def _facts(outcome: RelayOutcome) -> dict[str, object]:
     return {
         "bytes_up": up.bytes,
         "bytes_down": down.bytes,
+        **({"undelivered_up": up.undelivered} if up.undelivered else {}),
+        **({"undelivered_down": down.undelivered} if down.undelivered else {}),
         "reason": outcome.reason.value,
         "error": None if outcome.error is None else os.strerror(outcome.error.errno or 0),
         "failed": None if outcome.error is None else _failed_side(outcome),

@@ -301,6 +301,122 @@ def test_an_answer_still_in_the_send_buffer_survives_the_reset_behind_it(harness
     assert client.read_to_end() == answer
 
 
+@pytest.mark.parametrize("upwards", [False, True])
+def test_what_was_counted_arrives_before_the_reset_behind_it(
+    harness: Harness, upwards: bool
+) -> None:
+    """F27: to reset throws away what the peer has not acknowledged."""
+    relay, reader, _ = _reset_behind_a_slow_reader(harness, upwards=upwards, linger=DEADLINE)
+    assert not relay.done
+    assert _read_until_reset(reader) == SENT
+    outcome = relay.wait(DEADLINE)
+    way = outcome.left_to_right if upwards else outcome.right_to_left
+    assert (way.bytes, way.undelivered) == (len(SENT), 0)
+
+
+def test_a_reader_that_stands_still_is_reset_and_what_it_may_lack_is_counted(
+    harness: Harness,
+) -> None:
+    relay, reader, _ = _reset_behind_a_slow_reader(harness, linger=0.2)
+    way = relay.wait(DEADLINE).right_to_left
+    got = _read_until_reset(reader)
+    assert way.bytes == len(SENT)
+    assert way.undelivered is not None
+    assert 0 < way.bytes - way.undelivered <= len(got) < way.bytes
+
+
+def test_cancel_does_not_wait_for_a_slow_reader_who_gets_all_the_same(harness: Harness) -> None:
+    relay, reader, drain = _reset_behind_a_slow_reader(harness, linger=DEADLINE)
+    way = relay.cancel().right_to_left
+    assert drain.fileno() == -1
+    assert way.undelivered is not None
+    assert 0 < way.undelivered <= way.bytes
+    assert _read_until_reset(reader) == SENT
+
+
+def test_bytes_unsent_at_a_cancel_are_followed_by_a_reset_behind_those_sent(
+    harness: Harness,
+) -> None:
+    left, _client = harness.pair()
+    right, server = harness.pair(small_buffers=True)
+    data = random.Random(8).randbytes(300_000)
+    relay = Relay(left, right, close=True, linger=DEADLINE, initial=(data, b""))
+    harness.until(_steady(relay), "all that is taken while nobody reads")
+    way = relay.cancel().left_to_right
+    assert data[way.bytes :] == way.unsent
+    assert _read_until_reset(server) == data[: way.bytes]
+
+
+@whole_answers
+def test_a_whole_answer_arrives_though_the_client_sends_what_nobody_reads(
+    harness: Harness,
+) -> None:
+    """F27: where bytes are unread, some systems close with a reset, which destroys the answer."""
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    answer = random.Random(6).randbytes(16_000)  # more than the client's buffer holds
+    relay = Relay(left, right, close=True)
+    server.write(answer)
+    server.close()
+    harness.until(lambda: relay.bytes[1] == len(answer), "the answer taken")
+    client.write(b"too late")  # answered by a reset
+    harness.until(lambda: relay._ends[0] is not None, "the end of that direction")
+    client.write(b"read by nobody")
+    assert client.read_to_end() == answer
+    relay.wait(DEADLINE)
+
+
+def test_a_cut_resets_behind_what_was_sent(harness: Harness) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True)
+    server.write(b"half of an answer")
+    harness.until(lambda: relay.bytes == (0, 17), "the half moved")
+    relay.cut_soon()
+    assert client.read(17) == b"half of an answer"
+    for peer in (client, server):
+        with pytest.raises(ConnectionResetError):
+            peer.read(1)
+    assert relay.wait(DEADLINE).reason is Reason.CANCELLED
+
+
+@pytest.mark.parametrize("linger", [-1, float("nan"), float("inf")])
+def test_a_linger_that_is_not_a_time_is_refused(harness: Harness, linger: float) -> None:
+    left, _ = harness.pair()
+    right, _ = harness.pair()
+    with pytest.raises(ValueError, match="linger"):
+        Relay(left, right, linger=linger)
+
+
+#: More than the receive buffer of a small pair holds, and less than both of its buffers do.
+SENT = random.Random(7).randbytes(16_000)
+
+
+def _reset_behind_a_slow_reader(
+    harness: Harness, *, linger: float, upwards: bool = False
+) -> tuple[Relay, Peer, socket.socket]:
+    """A relay that has taken all of SENT and met a reset, whose reader has read nothing yet."""
+    left, client = harness.pair(small_buffers=not upwards)
+    right, server = harness.pair(small_buffers=upwards)
+    relay = Relay(left, right, close=True, linger=linger)
+    breaker, reader, drain = (client, server, right) if upwards else (server, client, left)
+    breaker.write(SENT)
+    harness.until(lambda: sum(relay.bytes) == len(SENT), "all of it taken")
+    breaker.reset()
+    harness.until(lambda: relay._closing_has_begun, "the end of both directions")
+    return relay, reader, drain
+
+
+def _read_until_reset(peer: Peer) -> bytes:
+    """What comes before the reset; a FIN in its place is a failure."""
+    got = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while piece := peer.read(1):
+            got += piece
+        raise AssertionError("a FIN, which says that all is well")
+    return bytes(got)
+
+
 def test_the_sockets_stay_nonblocking_until_both_directions_have_ended(harness: Harness) -> None:
     """F24"""
     left, client = harness.pair()

@@ -1,0 +1,140 @@
+"""Closing a connection without destroying what it has taken: in the background, by looks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from ._pair_policy import Closing, Delivery
+from ._port import Endpoint, Port
+from ._watcher import Timer, Watcher
+
+#: Seconds that a peer may take nothing while the package shuts down: nobody waits for it any more.
+_LAST_PATIENCE = 1.0
+
+
+class Closer:
+    """The sides of one runtime that are to be closed once they have delivered what they took."""
+
+    def __init__(
+        self, port: Port, watcher: Watcher, errand: Callable[[Callable[[], object]], object]
+    ) -> None:
+        self.port = port
+        self.watcher = watcher
+        self.errand = errand  # makes a call that may have to wait: the close itself
+        self._lock = threading.Lock()
+        self._live: set[Waiting] = set()
+
+    def close(
+        self,
+        endpoint: Endpoint,
+        how: Closing,
+        patience: float,
+        release: Callable[[int | None], object],
+    ) -> Waiting | None:
+        """Have the endpoint closed by ``release``, as a reset or as it is.
+
+        ``release`` is given the bytes that may not have arrived (None: it can't be told). It is
+        called at once where nothing has to be waited for, else later, on another thread.
+        ``patience``: seconds that the peer may take nothing. Gives what is still waiting.
+        """
+        waiting = Waiting(self, endpoint, how, patience, release)
+        with self._lock:
+            self._live.add(waiting)
+        waiting.begin()
+        return None if waiting.is_over else waiting
+
+    def finish(self) -> None:
+        """Wait a last while for what is left; then it is closed whatever has not arrived."""
+        with self._lock:
+            live = list(self._live)
+        for waiting in live:
+            waiting.hurry(_LAST_PATIENCE)
+        for waiting in live:
+            waiting.wait()
+
+    def discard(self, waiting: Waiting) -> None:
+        with self._lock:
+            self._live.discard(waiting)
+
+
+class Waiting:
+    """One side that still has something to deliver."""
+
+    def __init__(
+        self,
+        closer: Closer,
+        endpoint: Endpoint,
+        how: Closing,
+        patience: float,
+        release: Callable[[int | None], object],
+    ) -> None:
+        self._closer = closer
+        self._endpoint = endpoint
+        self._how = how
+        self._release = release
+        self._lock = threading.Lock()
+        self._delivery = Delivery(closer.port.now(), patience)
+        self._timer: Timer | None = None
+        self._closing = False
+        self._over = closer.port.event()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    @property
+    def unacknowledged(self) -> int | None:
+        """Bytes that had not arrived at the last look; None: it can't be told."""
+        return self._delivery.unacknowledged
+
+    def begin(self) -> None:
+        """The first look, on the caller's thread."""
+        if self._look():
+            self._close()
+
+    def hurry(self, patience: float) -> None:
+        """Wait no longer than that for a peer that takes nothing."""
+        with self._lock:
+            self._delivery.patience = min(self._delivery.patience, patience)
+            if self._timer is not None:
+                self._timer.cancel()
+        self._look_again()
+
+    def wait(self) -> None:
+        self._over.wait()
+
+    def _look_again(self) -> None:
+        if self._look():
+            self._closer.errand(self._close)
+
+    def _look(self) -> bool:
+        """Whether it is to be closed now, by whoever is told so: that is once."""
+        with self._lock:
+            if self._closing:
+                return False
+            port = self._closer.port
+            unacknowledged, now = port.unacknowledged(self._endpoint), port.now()
+            pause = None
+            if port.is_connected(self._endpoint):
+                pause = self._delivery.look(now, unacknowledged)
+            elif self._how.reset:
+                self._delivery.died(unacknowledged)
+            else:
+                self._delivery.unacknowledged = unacknowledged
+            if pause is None:
+                self._closing = True
+            else:
+                self._timer = self._closer.watcher.after(pause, self._look_again)
+            return self._closing
+
+    def _close(self) -> None:
+        try:
+            if self._how.reset:
+                with suppress(OSError):  # the connection is gone already
+                    self._closer.port.reset_on_close(self._endpoint)
+            self._release(self.unacknowledged)
+        finally:
+            self._closer.discard(self)
+            self._over.set()

@@ -1,0 +1,264 @@
+"""Closing behind what was sent: the looks, the waiting, and its end."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import freebsd_splice
+from conformance.harness import DEADLINE, Harness, Peer
+from freebsd_splice import Reason, Relay
+from freebsd_splice._pair_policy import Closing, Delivery, Ended, PairPolicy
+from freebsd_splice._send_queue import size_without_room, unacknowledged
+from freebsd_splice._system import SystemPort
+from ports import SteppedPort, runtime
+
+#: More than the receive buffer of a small pair holds, and less than both of its buffers do.
+SENT = random.Random(1).randbytes(16_000)
+
+
+@pytest.fixture(autouse=True)
+def _in_userspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+
+
+# What a send queue says
+
+
+def test_what_a_reader_has_not_taken_is_unacknowledged(harness: Harness) -> None:
+    ours, peer = harness.pair(small_buffers=True)
+    if unacknowledged(ours) is None:
+        pytest.skip("this system doesn't tell")
+    assert unacknowledged(ours) == 0
+    ours.sendall(SENT)
+    before = harness.until(lambda: unacknowledged(ours), "bytes that are not acknowledged")
+    assert before is not None
+    assert before <= len(SENT)
+    peer.read(len(SENT))
+    harness.until(lambda: unacknowledged(ours) == 0, "all is acknowledged")
+
+
+def test_a_unix_socket_has_nothing_unacknowledged(harness: Harness) -> None:
+    ours, _theirs = map(harness.keep, socket.socketpair())
+    ours.send(b"x")
+    if ours.family not in (socket.AF_INET, socket.AF_INET6):  # Windows has pairs of TCP
+        assert unacknowledged(ours) == 0
+
+
+def test_a_closed_socket_tells_nothing() -> None:
+    with socket.socket() as made:
+        pass
+    assert unacknowledged(made) is None
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [([5000], 1000), ([6000], 0), ([6100], 0), ([], 6000)]
+)
+def test_openbsd_tells_the_room(harness: Harness, room: list[int], expected: int) -> None:
+    """By a kqueue of its own, which is closed, with nothing waited for."""
+    ours, _ = harness.pair()
+    asked: list[object] = []
+
+    def control(changes: list[object], most: int, timeout: float) -> list[SimpleNamespace]:
+        asked.append((*changes, most, timeout))
+        return [SimpleNamespace(data=number) for number in room]
+
+    module = SimpleNamespace(
+        KQ_EV_ADD=1, KQ_EV_ONESHOT=0x10, KQ_FILTER_WRITE=-2, kevent=lambda *args: args
+    )
+    module.kqueue = lambda: SimpleNamespace(control=control, close=lambda: asked.append("closed"))
+    stand_in: Any = SimpleNamespace(fileno=ours.fileno, getsockopt=lambda level, option: 6000)
+    assert size_without_room(stand_in, module) == expected
+    assert asked == [((ours.fileno(), -2, 0x11), 1, 0), "closed"]
+
+
+# Waiting
+
+
+def test_looks_go_on_while_the_peer_takes_something() -> None:
+    delivery, now, left = Delivery(0.0, 1.0), 0.0, 100
+    while left:
+        pause = delivery.look(now, left)
+        assert pause is not None
+        assert 0 < pause <= 0.25
+        now += 0.9
+        left -= 1
+    assert delivery.look(now, 0) is None
+
+
+@pytest.mark.parametrize("told", [7, None])
+def test_a_peer_that_takes_nothing_is_waited_for_so_long_and_no_longer(told: int | None) -> None:
+    delivery, now = Delivery(5.0, 1.0), 5.0
+    while (pause := delivery.look(now, told)) is not None:
+        now += pause
+    assert now == pytest.approx(6.0)
+    assert delivery.unacknowledged == told
+
+
+def test_what_had_not_arrived_when_the_connection_died_may_never_arrive() -> None:
+    delivery = Delivery(0.0, 1.0)
+    delivery.look(0.0, 30)
+    delivery.died(0)  # as the BSDs say of a dead connection
+    assert delivery.unacknowledged == 30
+
+
+def test_without_patience_one_look_is_all() -> None:
+    assert Delivery(0.0, 0.0).look(0.0, 1) is None
+
+
+# How a side is closed
+
+EOF_ = Ended(Reason.EOF, None, False, True)
+RESET = Ended(Reason.SOURCE_ERROR, ConnectionResetError(errno.ECONNRESET, ""), False, False)
+DEAD = Ended(Reason.DRAIN_ERROR, ConnectionResetError(errno.ECONNRESET, ""), False, False)
+UNSENT = Ended(Reason.CANCELLED, None, True, False)
+CANCELLED = Ended(Reason.CANCELLED, None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("towards", "back", "rest", "cut", "expected"),
+    [
+        (EOF_, EOF_, False, False, Closing(False, False)),
+        (EOF_, EOF_, False, True, Closing(False, False)),
+        (EOF_, DEAD, True, True, Closing(False, True)),
+        (RESET, EOF_, True, False, Closing(True, True)),
+        (RESET, EOF_, False, False, Closing(False, False)),
+        (UNSENT, EOF_, False, False, Closing(True, True)),
+        (CANCELLED, CANCELLED, False, False, Closing(False, True)),
+        (CANCELLED, CANCELLED, True, False, Closing(True, True)),
+        (CANCELLED, CANCELLED, False, True, Closing(True, True)),
+        (CANCELLED, DEAD, False, False, Closing(True, True)),
+    ],
+)
+def test_a_fin_only_says_that_all_is_well_where_it_is(
+    towards: Ended, back: Ended, rest: bool, cut: bool, expected: Closing
+) -> None:
+    policy = PairPolicy()
+    policy.ended(1, towards)  # from side 1 to side 0
+    policy.ended(0, back)
+    assert policy.closing(0, rest_at_other=rest, cut=cut) == expected
+
+
+# On real sockets
+
+
+def test_a_slow_reader_is_traffic() -> None:
+    """What leaves the send buffer counts for the idle time, long after it has entered."""
+    port = SteppedPort()
+    harness = Harness()
+    with runtime(port):
+        left, client = harness.pair(small_buffers=True)
+        right, server = harness.pair()
+        relay = Relay(left, right, idle_timeout=1)
+        server.write(SENT)
+        port.until(lambda: relay.bytes[1] == len(SENT), "all is in the send buffer")
+        if not unacknowledged(left):
+            pytest.skip("this system doesn't tell, or its buffers are larger than asked for")
+        for _ in range(4):
+            port.advance(0.2)
+        _read_until_some_is_acknowledged(harness, left, client)
+        for _ in range(4):
+            port.advance(0.2)
+        assert not relay.done
+        for _ in range(4):  # and then nothing
+            port.advance(0.2)
+        assert relay.wait(DEADLINE).reason is Reason.IDLE
+    harness.close()
+
+
+def _read_until_some_is_acknowledged(harness: Harness, ours: socket.socket, peer: Peer) -> None:
+    before = unacknowledged(ours)
+
+    def some() -> bool:
+        if not peer.has_nothing_to_read():
+            peer.read(1)
+        return unacknowledged(ours) != before
+
+    harness.until(some, "the peer acknowledges some")
+
+
+def test_a_cancel_in_the_middle_of_closing_is_not_kept_waiting(harness: Harness) -> None:
+    relays: list[Relay] = []
+    cancelling: list[threading.Thread] = []
+
+    class CancelsWhenClosed:
+        def __init__(self, made: socket.socket) -> None:
+            self.fileno = made.fileno
+            self._made = made
+
+        def close(self) -> None:
+            self._made.close()
+            cancelling.append(threading.Thread(target=relays[0].cancel))
+            cancelling[0].start()
+            harness.until(lambda: relays[0]._hurried, "the other thread has cancelled")
+
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    relays.append(Relay(CancelsWhenClosed(left), right, close=True, linger=10 * DEADLINE))
+    server.write(SENT)
+    harness.until(lambda: relays[0].bytes[1] == len(SENT), "all of it taken")
+    server.reset()
+    assert relays[0].wait(DEADLINE).reason is not Reason.EOF
+    cancelling[0].join(DEADLINE)
+    assert client.read(len(SENT)) == SENT
+
+
+def test_shutdown_waits_no_more_than_a_moment_and_resets_what_is_left(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True, linger=10 * DEADLINE)
+    server.write(SENT)
+    harness.until(lambda: relay.bytes[1] == len(SENT), "all of it taken")
+    server.reset()
+    freebsd_splice.shutdown()
+    assert relay.done
+    with pytest.raises(ConnectionResetError):
+        client.read(len(SENT) + 1)
+
+
+def test_a_shutdown_delivers_to_whoever_reads(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True, linger=10 * DEADLINE)
+    server.write(SENT)
+    harness.until(lambda: relay.bytes[1] == len(SENT), "all of it taken")
+    server.reset()
+    ending = harness.in_background(freebsd_splice.shutdown)
+    assert client.read(len(SENT)) == SENT
+    ending.join()
+
+
+def test_a_peer_that_resets_meanwhile_is_not_waited_for(harness: Harness) -> None:
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True, linger=10 * DEADLINE)
+    server.write(SENT)
+    harness.until(lambda: relay.bytes[1] == len(SENT), "all of it taken")
+    server.reset()
+    harness.until(lambda: relay._closing_has_begun, "the end of both directions")
+    client.reset()
+    assert relay.wait(DEADLINE).right_to_left.undelivered != 0
+
+
+def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
+    class TellsNothing(SystemPort):
+        def unacknowledged(self, endpoint: Any) -> int | None:
+            return None
+
+    with runtime(TellsNothing()):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = Relay(left, right, close=True, linger=0.1)
+        server.write(b"half of it")
+        assert client.read(10) == b"half of it"
+        server.reset()
+        outcome = relay.wait(DEADLINE)
+        assert outcome.right_to_left.undelivered is None
+        with pytest.raises(ConnectionResetError):
+            client.read(1)
