@@ -69,6 +69,14 @@ def read_option(descriptor: int, level: int, option: int, size: int) -> bytes:
     return bytes(_extension.ffi.buffer(value, got))
 
 
+def write_option(descriptor: int, level: int, option: int, value: int) -> None:
+    """setsockopt(2) of an int on a bare descriptor; as ``read_option``."""
+    number = _extension.ffi.new("int *", value)
+    lib = _extension.lib
+    if lib.setsockopt(descriptor, level, option, number, _extension.ffi.sizeof("int")) != 0:
+        _raise()
+
+
 @functools.cache
 def missing() -> str | None:
     """Why SO_SPLICE cannot be used here, or None where it can. Asked once a process.

@@ -43,9 +43,9 @@ class Kernel:
             self._events.close()
             raise
 
-    def flows(self, count: int, *, fallback: bool, idle: float | None) -> list[Flow]:
+    def flows(self, count: int, *, fallback: bool) -> list[Flow]:
         """New flows: one, or the two of a pair."""
-        return [KernelFlow(self, fallback=fallback, idle=idle) for _ in range(count)]
+        return [KernelFlow(self, fallback=fallback) for _ in range(count)]
 
     def engine_flow(self) -> EngineFlow:
         """A flow in userspace, for what the kernel leaves to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import os
 import re
 import select
@@ -12,6 +13,7 @@ import sys
 
 from . import _abi
 from ._kernel_events import KqueueEndEvents, PollGlances
+from ._kernel_port import Capabilities, capabilities_of
 
 __all__ = ["SystemKernelCalls"]
 
@@ -24,20 +26,23 @@ if sys.platform != "win32":
     TCP_RXTLS_MODE = 42
     SO_SNDLOWAT = 0x1003
     FIONSPACE = 0x40046676
+    OPENBSD_TCP_NOPUSH = 0x10  # its netinet/tcp.h; FreeBSD's, which nobody needs here, is 4
 
     class SystemKernelCalls:
-        """The calls of the kernel this runs on. The numbers are FreeBSD's."""
+        """The calls of the kernel this runs on.
 
-        @property
-        def system(self) -> str:
-            """``FreeBSD`` or ``OpenBSD``."""
-            return "OpenBSD" if sys.platform.startswith("openbsd") else "FreeBSD"
+        The numbers are FreeBSD's, where they aren't called OpenBSD's: what OpenBSD isn't asked,
+        its capabilities say.
+        """
 
-        @property
-        def release(self) -> tuple[int, int]:
-            """The running kernel's release, which a jail fakes in ``release``, not ``version``."""
+        @functools.cached_property
+        def capabilities(self) -> Capabilities:
+            """By the running kernel: a jail fakes uname's ``release``, not its ``version``."""
             found = re.match(r"\w+ (\d+)\.(\d+)", os.uname().version)
-            return (int(found[1]), int(found[2])) if found else (0, 0)
+            return capabilities_of(
+                "OpenBSD" if sys.platform.startswith("openbsd") else "FreeBSD",
+                (int(found[1]), int(found[2])) if found else (0, 0),
+            )
 
         def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
             """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
@@ -80,6 +85,13 @@ if sys.platform != "win32":
         def unread(self, descriptor: int) -> int:
             """ioctl(FIONREAD)."""
             return _ask(descriptor, termios.FIONREAD)
+
+        def push(self, drain: int) -> None:
+            """Set and clear TCP_NOPUSH, which sends; it is as the caller had it then."""
+            level, option = socket.IPPROTO_TCP, OPENBSD_TCP_NOPUSH
+            before = _integer(_abi.read_option(drain, level, option, 4))
+            for value in (1, 0, 1) if before else (1, 0):
+                _abi.write_option(drain, level, option, value)
 
         def end_events(self) -> KqueueEndEvents:
             """kqueue(2)."""

@@ -1,7 +1,7 @@
 """What is asked of two sockets before they are spliced: what the kernel must not be left to find.
 
 FreeBSD's accepts drains into which it then destroys bytes (F21), and before 15.1 it spoils the
-source when it refuses a drain (F22).  OpenBSD's takes care of all that itself and isn't asked.
+source when it refuses a drain (F22).  One that checks drains itself isn't asked.
 """
 
 from __future__ import annotations
@@ -25,14 +25,9 @@ POISONED = (
 )
 
 
-def poisons(calls: KernelCalls) -> bool:
-    """F22"""
-    return calls.system == "FreeBSD" and calls.release < (15, 1)
-
-
 def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocket) -> str | None:
     """Why the kernel would refuse a pair that userspace can serve."""
-    if calls.system == "OpenBSD":
+    if calls.capabilities.checks_drains:
         return None
     for shared in (source, drain):
         if not _is_tcp(calls, shared.endpoint.fileno()):
@@ -49,8 +44,10 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
 
 def is_live_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
     """F20: room, and yet not writable.  False where it can't be told, the buffer being full."""
+    if not calls.capabilities.hides_drains:
+        return False
     drain = shared.endpoint.fileno()
-    if calls.system == "OpenBSD" or _state(calls, drain) not in (ESTABLISHED, CLOSE_WAIT):
+    if _state(calls, drain) not in (ESTABLISHED, CLOSE_WAIT):
         return False
     # In this order: room that an ACK makes between the two looks is no sign of a splice.
     has_room = calls.send_space(drain) >= calls.send_low_water(drain)
@@ -61,7 +58,7 @@ def drain_failure(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
     """Why the drain takes nothing, or nothing any more (F16, F21)."""
     with shared.lock:
         failure = shared.failure()
-    if failure is not None or calls.system == "OpenBSD":
+    if failure is not None or calls.capabilities.checks_drains:
         return failure
     state = _state(calls, shared.endpoint.fileno())
     if state in (ESTABLISHED, CLOSE_WAIT):

@@ -22,10 +22,9 @@ from ._kernel_checks import (
     POISONED,
     drain_failure,
     is_live_drain,
-    poisons,
     why_not_spliced,
 )
-from ._verdict import AGAIN, REST, Ended, Verdict, verdict
+from ._verdict import AGAIN, REST, Ended, Verdict, take_cause, verdict
 
 if TYPE_CHECKING:
     from ._kernel import Kernel
@@ -37,7 +36,7 @@ logger = logging.getLogger("freebsd_splice")
 SO_SPLICE = "SO_SPLICE"
 
 #: What a flow is asked to do by events and looks: the more includes the less.
-_NOTHING, _COUNT, _EVENT, _END = range(4)
+_NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
 
 
 class KernelFlow:
@@ -47,12 +46,10 @@ class KernelFlow:
     still setting would answer ENOTCONN, and the splice would live (F35).
     """
 
-    def __init__(self, kernel: Kernel, *, fallback: bool, idle: float | None) -> None:
+    def __init__(self, kernel: Kernel, *, fallback: bool) -> None:
         self._kernel = kernel
         self._calls = kernel.calls
         self._may_fall_back = fallback
-        # F11: only OpenBSD's is an idle time, and F19: on FreeBSD it makes an end uncertain.
-        self._idle = (idle or 0.0) if kernel.calls.system == "OpenBSD" else 0.0
         self._lock = threading.RLock()
         self._depth = 0
         self._source: SharedSocket
@@ -68,6 +65,8 @@ class KernelFlow:
         # At most one of these two is at work.
         self._spliced = False
         self._had_event = False  # since that splice was set
+        self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
+        self._stood = 0  # how many looks in a row have found that it stands there
         self._segment: EngineFlow | None = None
         self._in_head = False  # that segment moves ``initial``, and a splice follows
         self._end: End | None = None
@@ -87,8 +86,8 @@ class KernelFlow:
                 f"{drain.original!r} is the drain of a splice that somebody else has made; "
                 "end that one first",
             )
-        for shared in (source, drain):
-            if self._calls.system == "OpenBSD":
+        if self._calls.capabilities.keeps_causes:
+            for shared in (source, drain):
                 shared.keep_causes()
 
     def start(
@@ -159,6 +158,10 @@ class KernelFlow:
         """The limit may have been met without an event (F19)."""
         self._ask(_COUNT)
 
+    def bytes_wait(self) -> None:
+        """Bytes wait although the drain has room: does the splice stand still (F38)?"""
+        self._ask(_WAITING)
+
     def _ask(self, asked: int) -> None:
         with self._asking:
             before, self._asked = self._asked, max(self._asked, asked)
@@ -175,8 +178,9 @@ class KernelFlow:
                 self._settle()
 
     def _may_be_over(self, asked: int) -> bool:
-        if asked == _COUNT:
-            return self._has_met_limit()
+        if asked in (_COUNT, _WAITING):
+            count = self._calls.spliced_count(self.pair[0])
+            return count == self._room() or (asked == _WAITING and self._is_stuck(count))
         if asked == _EVENT and not self._had_event:
             self._had_event = True
             # The first one after a set can be from before it (F19).  If it was settled all the
@@ -184,6 +188,22 @@ class KernelFlow:
             # and so on as long as the stream lasts.  Any later one is of an end.
             return not is_live_drain(self._calls, self._drain)
         return True
+
+    def _is_stuck(self, count: int) -> bool:
+        """F38: true where only ending the splice and setting it again is left to be tried.
+
+        Whatever doesn't help is not done again and again: each look pushes once more at most.
+        """
+        moved = self._moved + count  # the new splice of one that was ended goes on from there
+        if moved != self._stood_at:
+            self._stood_at, self._stood = moved, 0
+            return False
+        self._stood += 1
+        if self._stood == 2:
+            return True
+        with suppress(OSError):  # a drain that has died ends the splice without this
+            self._calls.push(self.pair[1])
+        return False
 
     # Setting and ending
 
@@ -204,6 +224,8 @@ class KernelFlow:
         if failure is not None:
             self._finish(Verdict(Reason.DRAIN_ERROR, failure))
             return
+        # What an earlier splice, or the program's own, has left there would end this one at once.
+        take_cause(self._source)
         source, drain = self.pair
         try:
             self._kernel.arm(self)
@@ -222,10 +244,12 @@ class KernelFlow:
             self._kernel.looks.begin(self)
 
     def _set_splice(self, source: int, drain: int, max_bytes: int) -> None:
+        # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
+        # bytes that leave the drain's send buffer keep no kernel's from running out.
         try:
-            self._calls.set_splice(source, drain, max_bytes, self._idle)
+            self._calls.set_splice(source, drain, max_bytes, 0.0)
         except OSError as error:
-            if not poisons(self._calls):
+            if not self._calls.capabilities.poisons:
                 raise
             if error.errno == errno.EBUSY:
                 # F22: harmless where it is about the source, which can't be told from here.
@@ -239,7 +263,7 @@ class KernelFlow:
             # F22: a refusal in spite of the checks may have spoiled the source.  It was not
             # spliced before this call; if it is busy now, then with nothing.
             try:
-                self._calls.set_splice(source, drain, max_bytes, self._idle)
+                self._calls.set_splice(source, drain, max_bytes, 0.0)
             except OSError as second:
                 if second.errno == errno.EBUSY:
                     raise refusal(errno.ENOTRECOVERABLE, f"{error.strerror}: {POISONED}") from None
@@ -260,7 +284,7 @@ class KernelFlow:
         self._spliced = False
         self._kernel.looks.end(self)
         self._kernel.disarm(self)
-        ended = Ended(was_live, moved, self._room(), bool(self._idle))
+        ended = Ended(was_live, moved, self._room())
         self._moved += moved
         found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
         if reason is not None:
@@ -272,9 +296,6 @@ class KernelFlow:
             self._move_rest()
         else:
             self._finish(found)
-
-    def _has_met_limit(self) -> bool:
-        return self._calls.spliced_count(self.pair[0]) == self._room()
 
     def _refused(self, error: OSError) -> None:
         """The kernel has refused what the checks let through."""

@@ -7,6 +7,7 @@ is by descriptor, and every method can raise OSError with the kernel's errno.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import Protocol
 
 from ._port import Readiness
@@ -20,20 +21,46 @@ class Glance(enum.IntFlag):
     READ_HANGUP = 1
     #: POLLHUP, reported without being asked for: the connection is dead.
     HANGUP = 2
-    #: POLLOUT: there is room, and the socket is no drain of a splice (F25).
+    #: POLLOUT: there is room.  Where a kernel hides drains, also: it isn't a drain (F25).
     WRITE = 4
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What one kernel's SO_SPLICE does otherwise than another's."""
+
+    #: It checks the drain itself: it refuses one without harm to the source, and destroys no byte
+    #: that waits (no F21, no F22).  Else that is asked before each call.
+    checks_drains: bool
+    #: A refusal because of the drain spoils the source (F22).
+    poisons: bool
+    #: poll(2) never calls the drain of a live splice writable (F20, F25).
+    hides_drains: bool
+    #: Why a splice has ended stays in its source's SO_ERROR (F10).  A splice set while something
+    #: is there ends at once.
+    keeps_causes: bool
+    #: A splice can stand still although bytes wait and its drain has room (F38).
+    stalls: bool
+
+
+def capabilities_of(system: str, release: tuple[int, int]) -> Capabilities:
+    """What the kernel of that system, ``FreeBSD`` or ``OpenBSD``, and release can do."""
+    openbsd = system == "OpenBSD"
+    return Capabilities(
+        checks_drains=openbsd,
+        poisons=not openbsd and release < (15, 1),
+        hides_drains=not openbsd,
+        keeps_causes=openbsd,
+        stalls=openbsd,
+    )
 
 
 class KernelCalls(Protocol):
     """SO_SPLICE, and what must be asked around it."""
 
     @property
-    def system(self) -> str:
-        """``FreeBSD`` or ``OpenBSD``."""
-
-    @property
-    def release(self) -> tuple[int, int]:
-        """The running kernel's release, (15, 1); (0, 0) where it can't be told."""
+    def capabilities(self) -> Capabilities:
+        """What this kernel does otherwise than others."""
 
     def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
         """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
@@ -67,6 +94,9 @@ class KernelCalls(Protocol):
 
     def unread(self, descriptor: int) -> int:
         """Bytes in the receive buffer (FIONREAD)."""
+
+    def push(self, drain: int) -> None:
+        """Have its TCP send what it holds back, only asked of a kernel that stalls (F38)."""
 
     def end_events(self) -> EndEvents:
         """A new kqueue for the ends of splices."""

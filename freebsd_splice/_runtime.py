@@ -49,16 +49,15 @@ class Runtime:
         self._live: set[_Endable] = set()
         self._closing = False
 
-    def flows(self, count: int, *, fallback: bool = True, idle: float | None = None) -> list[Flow]:
+    def flows(self, count: int, *, fallback: bool = True) -> list[Flow]:
         """New flows: one, or the two of a pair.
 
-        Without ``fallback`` nothing but the kernel serves them; ``idle`` is for kernels that know
-        an idle time themselves.  Raises BackendUnavailable.
+        Without ``fallback`` nothing but the kernel serves them.  Raises BackendUnavailable.
         """
         calls = self.port.kernel()
         fallback = fallback and not self.port.kernel_demanded()
         if calls is not None:
-            return self._kernel_for(calls).flows(count, fallback=fallback, idle=idle)
+            return self._kernel_for(calls).flows(count, fallback=fallback)
         if not fallback:
             raise BackendUnavailable(
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"

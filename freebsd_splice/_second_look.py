@@ -1,4 +1,5 @@
-"""The second look at spliced sockets: some ends come without an event (F14, F19).
+"""The second look at spliced sockets: some ends come without an event (F14, F19), and some splices
+stand still (F38).
 
 Soon after the start at first, since a short answer ends in a FIN all the time and the look is its
 latency, then ever rarer.  At the rarest, one poll(2) looks at all the sockets there are.
@@ -15,6 +16,9 @@ from ._watcher import Timer, Watcher
 
 FIRST_SECONDS = 0.01
 RAREST_SECONDS = 1.0
+
+#: Seconds until the next look at a flow that may stand still: until it is known whether it does.
+DOUBT_SECONDS = RAREST_SECONDS / 8
 
 #: What shows of an end: no more will come, or the drain is none any more (F14, F20).
 _SOURCE_SHOWS = Glance.READ_HANGUP | Glance.HANGUP
@@ -41,6 +45,10 @@ class Looked(Protocol):
 
     def compare_count(self) -> None:
         """Its limit may have been met."""
+        ...
+
+    def bytes_wait(self) -> None:
+        """Bytes wait at its source although its drain has room."""
         ...
 
 
@@ -105,8 +113,8 @@ class SecondLook:
                 self._join_the_late(flow)
             batch = _Batch(self._calls)
             batch.add(flow)
-            shown = batch.look()
-        self._tell([flow] if flow.counts else [], shown)
+            seen = batch.look()
+        self._tell([flow] if flow.counts else [], seen)
 
     def _join_the_late(self, flow: Looked) -> None:
         if self._batch is None:
@@ -124,14 +132,28 @@ class SecondLook:
             self._timer = None
             if self._late:  # before the look: one that fails must not be the last
                 self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
-            shown = self._batch.look() if self._batch is not None and self._late else set()
-        self._tell(counting, shown)
+            seen = self._batch.look() if self._batch is not None and self._late else _Seen()
+            for flow in seen.waiting:
+                self._remove(flow)
+                self._set(flow, DOUBT_SECONDS)
+        self._tell(counting, seen)
 
-    def _tell(self, counting: list[Looked], shown: set[Looked]) -> None:
-        for flow in shown:
+    def _tell(self, counting: list[Looked], seen: _Seen) -> None:
+        for flow in seen.over:
             flow.wake()
+        for flow in seen.waiting:
+            flow.bytes_wait()
         for flow in counting:
-            flow.compare_count()
+            if flow not in seen.waiting:  # which compares the count as well
+                flow.compare_count()
+
+
+class _Seen:
+    """What a look has shown."""
+
+    def __init__(self) -> None:
+        self.over: set[Looked] = set()
+        self.waiting: set[Looked] = set()
 
 
 class _Batch:
@@ -140,6 +162,9 @@ class _Batch:
     def __init__(self, calls: KernelCalls) -> None:
         self._calls = calls
         self._glances: Glances = calls.glances()
+        hides_drains = calls.capabilities.hides_drains
+        self._drain_shows = _DRAIN_SHOWS if hides_drains else _DRAIN_SHOWS & ~Glance.WRITE
+        self._stalls = calls.capabilities.stalls
         self._sources: dict[int, Looked] = {}
         self._drains: dict[int, Looked] = {}
 
@@ -156,13 +181,15 @@ class _Batch:
         if drain != source:
             self._ask(drain)
 
-    def look(self) -> set[Looked]:
-        """The flows of which a socket shows something."""
-        shown = set()
+    def look(self) -> _Seen:
+        """One poll(2), and one FIONREAD of each source that may have something to tell."""
+        seen = _Seen()
         for descriptor, glance in self._glances.look():
             drained = self._drains.get(descriptor)
-            if drained is not None and glance & _DRAIN_SHOWS:
-                shown.add(drained)
+            if drained is not None and glance & self._drain_shows:
+                seen.over.add(drained)
+            elif drained is not None and glance & Glance.WRITE and self._bytes_wait(drained):
+                seen.waiting.add(drained)
             spliced = self._sources.get(descriptor)
             # With bytes unread, the kernel has still to come to the end (F29).
             if (
@@ -170,8 +197,12 @@ class _Batch:
                 and glance & _SOURCE_SHOWS
                 and self._calls.unread(descriptor) == 0
             ):
-                shown.add(spliced)
-        return shown
+                seen.over.add(spliced)
+        return seen
+
+    def _bytes_wait(self, flow: Looked) -> bool:
+        """F38: poll(2) says nothing of the bytes at a spliced source."""
+        return self._stalls and self._calls.unread(flow.pair[0]) > 0
 
     def _ask(self, descriptor: int) -> None:
         spliced, drained = descriptor in self._sources, descriptor in self._drains

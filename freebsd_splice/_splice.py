@@ -97,7 +97,7 @@ class Splice(Waitable[Outcome]):
         runtime = current()
         super().__init__(runtime)
         limit, ahead = check_limit(max_bytes), memoryview(initial).tobytes()
-        [self._flow] = runtime.flows(1, fallback=fallback, idle=idle_timeout)
+        [self._flow] = runtime.flows(1, fallback=fallback)
         self._deadlines = Deadlines(
             runtime.port,
             runtime.watcher,

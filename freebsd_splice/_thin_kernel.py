@@ -1,9 +1,9 @@
 """The thin calls on a kernel that has SO_SPLICE: one call of the kernel each.
 
-OpenBSD's kernel takes care of everything itself. FreeBSD's accepts drains into which it then
-destroys bytes (F21), spoils the source when it refuses the drain (F22, before 15.1) and resets a
-live splice's count when asked to splice its source again (F23): there, what it must not be asked
-is found out before.
+A kernel that checks drains itself (OpenBSD's) is asked and nothing else. FreeBSD's accepts drains
+into which it then destroys bytes (F21), spoils the source when it refuses the drain (F22, before
+15.1) and resets a live splice's count when asked to splice its source again (F23): there, what it
+must not be asked is found out before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ThinKernel:
 
     def splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
         """Splice source to drain."""
-        if self._calls.system == "OpenBSD":
+        if self._calls.capabilities.checks_drains:
             self._calls.set_splice(source, drain, max_bytes, idle)
             return
         self._check_source(source)
@@ -46,7 +46,7 @@ class ThinKernel:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 self._explain_busy(source, drain_unknown)
-            elif error.errno in (errno.ENOTCONN, errno.EINVAL):
+            elif self._calls.capabilities.poisons:
                 self._second_try(source, drain, max_bytes, idle, error)
             else:
                 raise
@@ -123,7 +123,7 @@ class ThinKernel:
                 errno.EBUSY, "the drain is the drain of another splice; unsplice that one's source"
             )
         others = [other for other, used in self._drains.items() if used == drain]
-        if self._calls.release < (15, 1) and others and others != [source]:
+        if self._calls.capabilities.poisons and others and others != [source]:
             raise refusal(
                 errno.EBUSY,
                 f"the drain's buffer is full and the splice from fd {others[0]} to it may be alive:"
@@ -133,7 +133,8 @@ class ThinKernel:
 
     def _explain_busy(self, source: int, drain_unknown: bool) -> None:
         """The kernel said EBUSY. Where that may have been the drain's fault, say what it did."""
-        if drain_unknown and source not in self._drains and self._calls.release < (15, 1):
+        poisons = self._calls.capabilities.poisons
+        if poisons and drain_unknown and source not in self._drains:
             raise refusal(
                 errno.ENOTRECOVERABLE,
                 "the kernel called it busy, and the drain's buffer being full it can't be told"

@@ -23,8 +23,6 @@ class Ended(NamedTuple):
     moved: int
     #: The most that it was allowed to move; None: no limit.
     room: int | None
-    #: It had an idle time of the kernel's (OpenBSD).
-    idle: bool
 
 
 class Verdict(NamedTuple):
@@ -50,19 +48,32 @@ def verdict(
     port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: Ended
 ) -> Verdict:
     """What the flow does next."""
-    cause = _take_cause(source)
+    cause = take_cause(source)
     failure = drain_failure(calls, drain)
     if failure is not None:
         # F16: first, for bytes that the drain has taken may have vanished with it.
         return Verdict(Reason.DRAIN_ERROR, failure)
     if ended.room is not None and ended.moved >= ended.room:
         return Verdict(Reason.LIMIT)
-    if calls.system == "OpenBSD":
-        return _openbsd(port, source, cause, ended)
-    return _freebsd(port, calls, source, ended)
+    if calls.capabilities.keeps_causes:
+        return _by_cause(port, source, cause, ended)
+    return _by_looking(port, calls, source, ended)
 
 
-def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended) -> Verdict:
+def take_cause(source: SharedSocket) -> OSError | None:
+    """Why a splice of it has ended, out of SO_ERROR where the kernel leaves that there (F10).
+
+    Who reads the source next would take it for the connection's, and a new splice would end at
+    once because of it.
+    """
+    if not source.connection.keeps_causes:
+        return None
+    with source.lock:
+        source.failure()
+        return source.take_cause()
+
+
+def _by_looking(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended) -> Verdict:
     left = _at_source(port, source)
     if isinstance(left, Verdict):
         return left
@@ -72,18 +83,7 @@ def _freebsd(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended)
     return AGAIN if ended.was_live else Verdict(Reason.UNSPLICED)
 
 
-def _take_cause(source: SharedSocket) -> OSError | None:
-    """OpenBSD's, out of SO_ERROR: the next to read the source would take it for its own."""
-    if not source.connection.keeps_causes:
-        return None
-    with source.lock:
-        source.failure()
-        return source.take_cause()
-
-
-def _openbsd(port: Port, source: SharedSocket, cause: OSError | None, ended: Ended) -> Verdict:
-    if cause is not None and cause.errno == errno.ETIMEDOUT and ended.idle:
-        return Verdict(Reason.IDLE)
+def _by_cause(port: Port, source: SharedSocket, cause: OSError | None, ended: Ended) -> Verdict:
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
         # EPIPE, ELOOP, or what the drain has died of.
         return Verdict(Reason.DRAIN_ERROR, cause)

@@ -7,7 +7,7 @@ import os
 import socket
 
 from freebsd_splice._kernel_events import PollGlances
-from freebsd_splice._kernel_port import Glance, KernelCalls
+from freebsd_splice._kernel_port import Glance, KernelCalls, capabilities_of
 from freebsd_splice._port import Readiness
 from freebsd_splice._system import SystemPort
 
@@ -15,8 +15,7 @@ from freebsd_splice._system import SystemPort
 class FakedKernelCalls:
     """Accepts every pair, and counts the calls that are made of it."""
 
-    system = "FreeBSD"
-    release = (15, 1)
+    capabilities = capabilities_of("FreeBSD", (15, 1))
 
     def __init__(self) -> None:
         self.drains: dict[int, int] = {}
@@ -52,6 +51,9 @@ class FakedKernelCalls:
 
     def unread(self, descriptor: int) -> int:
         return 0
+
+    def push(self, drain: int) -> None:
+        raise AssertionError("asked of FreeBSD")
 
     def end_events(self) -> FakedEndEvents:
         return FakedEndEvents()

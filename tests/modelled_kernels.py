@@ -6,7 +6,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from freebsd_splice._kernel_port import EndEvents, Glances
+from freebsd_splice._kernel_port import Capabilities, EndEvents, Glances, capabilities_of
 
 LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1 = 1, 2, 3, 4, 5, 6
 FIRST, SOURCE, DRAIN, OTHER = 10, 20, 30, 40  # descriptors
@@ -40,10 +40,15 @@ class ModelledFreeBSDCalls:
     sockets: dict[int, ModelledSocket] = field(default_factory=dict)
     set: list[tuple[int, int, int, float]] = field(default_factory=list)
     fails_first: list[int] = field(default_factory=list)  # errnos of the next set_splice calls
+    spares_source: bool = False  # those have nothing to do with the drain, and poison nothing
 
     def __post_init__(self) -> None:
         for descriptor in (FIRST, SOURCE, DRAIN, OTHER):
             self.sockets[descriptor] = ModelledSocket()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return capabilities_of(self.system, self.release)
 
     def _socket(self, descriptor: int) -> ModelledSocket:
         if descriptor not in self.sockets:
@@ -62,7 +67,7 @@ class ModelledFreeBSDCalls:
         if to.is_drain:
             number = errno.EBUSY
         if number:
-            from_.poisoned = self.release < (15, 1)  # F22
+            from_.poisoned = self.release < (15, 1) and not self.spares_source  # F22
             raise fail(number)
         from_.drain, to.is_drain, from_.count = drain, True, 0
 
@@ -110,6 +115,9 @@ class ModelledFreeBSDCalls:
         raise AssertionError("asked by the thin layer")
 
     def unread(self, descriptor: int) -> int:
+        raise AssertionError("asked by the thin layer")
+
+    def push(self, drain: int) -> None:
         raise AssertionError("asked by the thin layer")
 
     def end_events(self) -> EndEvents:

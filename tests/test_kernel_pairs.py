@@ -237,17 +237,18 @@ def test_a_defect_ends_the_flow_and_leaves_nothing(
     assert "a defect" in caplog.text
 
 
-def test_openbsd_is_given_the_idle_time() -> None:
-    """F11: a true one there, and exact."""
-    with stage("openbsd") as on:
+@pytest.mark.parametrize("version", ["15.1", "openbsd"])
+def test_no_kernel_is_given_the_idle_time(version: str) -> None:
+    """F11, F19: the package keeps it itself, on all of them."""
+    with stage(version) as on:
         splice = on.splice(idle_timeout=5)
-        assert on.world.splices[0].idle == 5
+        assert on.world.splices[0].idle == 0
         on.world.quiet(4)
         on.arrive(b"x")
         on.now()
         on.world.quiet(4.9)
         assert not splice.done
-        on.world.quiet(0.2)
+        on.world.quiet(1.4)
         on.ended(splice, Reason.IDLE, 1)
 
 

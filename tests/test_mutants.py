@@ -7,22 +7,34 @@ from collections.abc import Callable
 
 import pytest
 
-from machine.mutants import MET_BY_CHANCE, MUTANTS, Patches, applied
-from machine.scenarios import FREEBSD, stage
+from machine.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
+from machine.scenarios import FREEBSD, OPENBSD, Stage, stage
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_scenario_notices(mutant: Callable[[], Patches]) -> None:
+    assert _noticing(mutant, "14.3", FREEBSD), "no scenario fails without it"
+
+
+@pytest.mark.parametrize("mutant", OPENBSD_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_scenario_notices_on_openbsd(mutant: Callable[[], Patches]) -> None:
+    assert _noticing(mutant, "openbsd", OPENBSD), "no scenario fails without it"
+
+
+def _noticing(
+    mutant: Callable[[], Patches], version: str, scenarios: list[Callable[[Stage], None]]
+) -> list[str]:
     noticed = []
     logging.disable(logging.CRITICAL)
-    for scenario in FREEBSD:
-        try:
-            with applied(mutant), stage("14.3") as made:
-                scenario(made)
-        except Exception:
-            noticed.append(scenario.__name__)
+    with applied(mutant):
+        for scenario in scenarios:
+            try:
+                with stage(version) as made:
+                    scenario(made)
+            except Exception:
+                noticed.append(scenario.__name__)
     logging.disable(logging.NOTSET)
-    assert noticed, "no scenario fails without it"
+    return noticed
 
 
 # By a thread: hypothesis takes the signal's failure for one of the example's, and goes on.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
-from freebsd_splice._kernel_port import Glance
+from freebsd_splice._kernel_port import Glance, capabilities_of
 from freebsd_splice._second_look import SecondLook
 from freebsd_splice._watcher import Watcher
 from ports import SteppedPort
@@ -16,16 +17,19 @@ from ports import SteppedPort
 class FakedSockets:
     """What poll(2) and FIONREAD would say; counts the looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, system: str) -> None:
         self.shown: dict[int, Glance] = {}
         self.bytes: dict[int, int] = {}
         self.looks: list[list[int]] = []
         self.broken = False
+        self.asked: list[int] = []  # by FIONREAD
+        self.capabilities = capabilities_of(system, (15, 1))
 
     def glances(self) -> FakedGlances:
         return FakedGlances(self)
 
     def unread(self, descriptor: int) -> int:
+        self.asked.append(descriptor)
         return self.bytes.get(descriptor, 0)
 
 
@@ -60,6 +64,7 @@ class Flow:
         self.counts = counts
         self.woken = 0
         self.compared = 0
+        self.waiting = 0
 
     def wake(self) -> None:
         self.woken += 1
@@ -67,12 +72,15 @@ class Flow:
     def compare_count(self) -> None:
         self.compared += 1
 
+    def bytes_wait(self) -> None:
+        self.waiting += 1
+
 
 class Fixture:
-    def __init__(self) -> None:
+    def __init__(self, system: str = "FreeBSD") -> None:
         self.port = SteppedPort()
         self.watcher = Watcher(self.port)
-        self.sockets = FakedSockets()
+        self.sockets = FakedSockets(system)
         self.looks = SecondLook(self.sockets, self.watcher)  # type: ignore[arg-type]
 
     def times(self, seconds: float, step: float = 0.005) -> list[float]:
@@ -89,6 +97,13 @@ class Fixture:
 @pytest.fixture
 def made() -> Iterator[Fixture]:
     fixture = Fixture()
+    yield fixture
+    fixture.watcher.close()
+
+
+@pytest.fixture
+def on_openbsd() -> Iterator[Fixture]:
+    fixture = Fixture("OpenBSD")
     yield fixture
     fixture.watcher.close()
 
@@ -178,6 +193,61 @@ def test_a_limit_is_compared_at_each_look(made: Fixture) -> None:
     looks = len(made.times(4, 0.05))
     assert limited.compared >= looks - 1
     assert unlimited.compared == 0
+
+
+def test_a_writable_drain_is_no_end_where_drains_are_not_hidden(on_openbsd: Fixture) -> None:
+    """F25: OpenBSD's poll(2) calls a live drain writable."""
+    flow = Flow(1, 2)
+    on_openbsd.looks.begin(flow)
+    on_openbsd.sockets.shown[2] = Glance.WRITE
+    on_openbsd.times(3, 0.05)
+    assert (flow.woken, flow.waiting) == (0, 0)
+    on_openbsd.sockets.shown[2] = Glance.WRITE | Glance.HANGUP
+    on_openbsd.times(1, 0.05)
+    assert flow.woken == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "unread", "waiting"),
+    [(Glance.WRITE, 5, True), (Glance.WRITE, 0, False), (Glance.NONE, 5, False)],
+    ids=["bytes and room", "no bytes", "no room"],
+)
+def test_bytes_wait_where_the_drain_has_room(
+    on_openbsd: Fixture, shown: Glance, unread: int, waiting: bool
+) -> None:
+    """F38: and one that is full is asked nothing more."""
+    flow = Flow(1, 2, counts=True)
+    on_openbsd.looks.begin(flow)
+    on_openbsd.sockets.shown[2] = shown
+    on_openbsd.sockets.bytes[1] = unread
+    on_openbsd.times(0.01)
+    assert (flow.waiting, flow.compared, flow.woken) == (waiting, not waiting, 0)
+    assert on_openbsd.sockets.asked == ([1] if shown else [])
+
+
+def test_freebsd_is_not_asked_what_waits(made: Fixture) -> None:
+    flow = Flow(1, 2)
+    made.looks.begin(flow)
+    made.sockets.shown[2] = Glance.WRITE
+    made.sockets.bytes[1] = 5
+    made.times(3, 0.05)
+    assert flow.woken
+    assert not flow.waiting
+    assert not made.sockets.asked
+
+
+def test_the_next_look_at_waiting_bytes_comes_soon(on_openbsd: Fixture) -> None:
+    """F38: two looks tell a stall from traffic, and two seconds would be long."""
+    flow = Flow(1, 2)
+    on_openbsd.looks.begin(flow)
+    on_openbsd.times(3, 0.05)
+    on_openbsd.sockets.shown[2] = Glance.WRITE
+    on_openbsd.sockets.bytes[1] = 5
+    times = on_openbsd.times(4)
+    assert times[0] <= 1000
+    steps = [after - before for before, after in pairwise(times)]
+    assert steps[:3] == pytest.approx([125, 250, 500], abs=10)
+    assert max(steps) <= 1010
 
 
 def test_an_echo_can_be_looked_at_and_ended(made: Fixture) -> None:

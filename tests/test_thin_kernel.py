@@ -55,7 +55,7 @@ def refused_unasked(calls: ModelledFreeBSDCalls, number: int) -> Iterator[None]:
 
 def test_the_models_are_kernel_calls() -> None:
     models: list[KernelCalls] = [ModelledFreeBSDCalls(), ModelledOpenBSDCalls()]
-    assert [model.system for model in models] == ["FreeBSD", "OpenBSD"]
+    assert [model.capabilities.checks_drains for model in models] == [False, True]
 
 
 def test_a_splice_is_one_call_with_its_arguments(
@@ -280,28 +280,29 @@ def test_a_source_poisoned_in_spite_of_the_checks_is_called_so(
 def test_a_refusal_that_poisons_nothing_is_passed_on(
     thin: ThinKernel, calls: ModelledFreeBSDCalls
 ) -> None:
-    """F22: FreeBSD 15.1, or a refusal because of the source."""
-    calls.release = (15, 1)
+    """F22: a refusal because of the source."""
+    calls.spares_source = True
     calls.fails_first = [errno.ENOTCONN, errno.EINVAL]
     with refused(errno.ENOTCONN):
         thin.splice(SOURCE, DRAIN, 0, 0.0)
 
 
 def test_a_second_try_that_works_is_a_splice(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
-    calls.release = (15, 1)
+    calls.spares_source = True
     calls.fails_first = [errno.ENOTCONN]
     thin.splice(SOURCE, DRAIN, 0, 0.0)
     with refused_unasked(calls, errno.EBUSY):
         thin.splice(SOURCE, OTHER, 0, 0.0)
 
 
-def test_other_refusals_are_passed_on_without_a_second_try(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
+@pytest.mark.parametrize("number", [errno.ENXIO, errno.ENOTCONN])
+def test_a_kernel_that_poisons_nothing_is_not_tried_twice(
+    thin: ThinKernel, calls: ModelledFreeBSDCalls, number: int
 ) -> None:
-    """F6: no kernel threads. The source isn't looked at before."""
+    """F22: from FreeBSD 15.1 on."""
     calls.release = (15, 1)
-    calls.fails_first = [errno.ENXIO]
-    with refused(errno.ENXIO):
+    calls.fails_first = [number]
+    with refused(number):
         thin.splice(SOURCE, DRAIN, 0, 0.0)
     assert len(calls.set) == 1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from model.so_splice import PUSHING, SETTING_AGAIN
+
 from .scene import Scene
 
 numbers = st.integers(0, 7)
@@ -130,6 +132,12 @@ class KernelMachine(RuleBasedStateMachine):
     @rule()
     def limits_are_met_in_two_parts(self) -> None:
         self.scene.world.so_splice.short_splices = True
+
+    @precondition(lambda self: self.version == "openbsd")
+    @rule(what_helps=st.sampled_from([PUSHING, SETTING_AGAIN]))
+    def a_splice_stands_still(self, what_helps: str) -> None:
+        """F38"""
+        self.scene.world.so_splice.stall = what_helps
 
     # The package's threads, and time
 

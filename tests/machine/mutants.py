@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -12,9 +13,10 @@ from freebsd_splice._flow import Reason
 from freebsd_splice._kernel import Kernel
 from freebsd_splice._kernel_checks import drain_failure
 from freebsd_splice._kernel_flow import KernelFlow
-from freebsd_splice._kernel_port import Glance
+from freebsd_splice._kernel_port import Capabilities, Glance, capabilities_of
 from freebsd_splice._second_look import SecondLook
-from model.port import ModelPort
+from model import port
+from model.port import Calls, ModelPort
 
 Patches = list[tuple[Any, str, Any]]
 
@@ -103,14 +105,13 @@ def no_tail() -> Patches:
 
 
 def the_kernels_idle_time() -> Patches:
-    """F11, F19: sp_idle on FreeBSD."""
-    make = KernelFlow.__init__
+    """F11, F19: sp_idle, which FreeBSD's flows must not ask for."""
+    original = Calls.set_splice
 
-    def with_idle(self: KernelFlow, kernel: Kernel, *, fallback: bool, idle: float | None) -> None:
-        make(self, kernel, fallback=fallback, idle=idle)
-        self._idle = idle or 0.0
+    def with_idle(self: Calls, source: int, drain: int, max_bytes: int, idle: float) -> None:
+        original(self, source, drain, max_bytes, 0.5)
 
-    return [(KernelFlow, "__init__", with_idle)]
+    return [(Calls, "set_splice", with_idle)]
 
 
 def no_look_at_the_drains_state() -> Patches:
@@ -154,13 +155,13 @@ def the_whole_limit_again() -> Patches:
 def resplicing_whatever_ended_it() -> Patches:
     """Somebody else's unsplice is taken for nothing."""
 
-    original = _verdict._freebsd
+    original = _verdict._by_looking
 
     def patched(*arguments: Any) -> _verdict.Verdict:
         found = original(*arguments)
         return _verdict.AGAIN if found.reason is Reason.UNSPLICED else found
 
-    return [(_verdict, "_freebsd", patched)]
+    return [(_verdict, "_by_looking", patched)]
 
 
 def giving_up_what_was_ended_in_error() -> Patches:
@@ -186,7 +187,14 @@ def no_look_after_the_other_directions_end() -> Patches:
 
 def no_second_try() -> Patches:
     """F22: nobody finds out that the source has been spoiled."""
-    return [(_kernel_flow, "poisons", lambda calls: False)]
+    return _taken_for_a_kernel_that(poisons=False)
+
+
+def _taken_for_a_kernel_that(**does: bool) -> Patches:
+    def mistaken(system: str, release: tuple[int, int]) -> Capabilities:
+        return replace(capabilities_of(system, release), **does)
+
+    return [(port, "capabilities_of", mistaken)]
 
 
 def no_look_at_the_drain_before_the_first_splice() -> Patches:
@@ -198,6 +206,57 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
             lambda self, reason: self._finish(_verdict.Verdict(self._by_hand(reason))),
         )
     ]
+
+
+def no_look_at_waiting_bytes() -> Patches:
+    """F38: a splice that stands still is left standing."""
+    return [(KernelFlow, "bytes_wait", lambda self: None)]
+
+
+def pushing_whenever_bytes_wait() -> Patches:
+    """F38: whether or not they are the same ones as before."""
+
+    def stuck(self: KernelFlow, count: int) -> bool:
+        self._calls.push(self.pair[1])
+        return False
+
+    return [(KernelFlow, "_is_stuck", stuck)]
+
+
+def pushing_alone() -> Patches:
+    """F38: a splice that a push does not help is left standing."""
+    original = KernelFlow._is_stuck
+
+    def never(self: KernelFlow, count: int) -> bool:
+        original(self, count)
+        return False
+
+    return [(KernelFlow, "_is_stuck", never)]
+
+
+def setting_again_for_ever() -> Patches:
+    """F38: what has not helped is done at each look."""
+    original = KernelFlow._is_stuck
+
+    def always(self: KernelFlow, count: int) -> bool:
+        return original(self, count) or self._stood > 2
+
+    return [(KernelFlow, "_is_stuck", always)]
+
+
+def a_push_that_fails_is_a_defect() -> Patches:
+    """F38: a drain may die at any moment."""
+    return [(_kernel_flow, "suppress", lambda *errors: nullcontext())]
+
+
+def taking_a_writable_drain_for_free() -> Patches:
+    """F25: where drains are not hidden, each look would end the splice and set it again."""
+    return _taken_for_a_kernel_that(hides_drains=True)
+
+
+def leaving_an_old_cause() -> Patches:
+    """F10: SO_ERROR still has what the splice before ended by."""
+    return [(_kernel_flow, "take_cause", lambda source: None)]
 
 
 MUTANTS = [
@@ -221,6 +280,17 @@ MUTANTS = [
     no_look_after_the_other_directions_end,
     no_second_try,
     no_look_at_the_drain_before_the_first_splice,
+]
+
+#: Those of counter-measures that OpenBSD's kernel alone needs.
+OPENBSD_MUTANTS = [
+    no_look_at_waiting_bytes,
+    pushing_whenever_bytes_wait,
+    pushing_alone,
+    setting_again_for_ever,
+    a_push_that_fails_is_a_defect,
+    taking_a_writable_drain_for_free,
+    leaving_an_old_cause,
 ]
 
 #: Those that a short run of the state machine meets too.

@@ -17,7 +17,18 @@ CALLS_AN_EVENT = 40
 #: comes each second at the rarest.
 REPORTED_WITHIN = 2.5
 
-KERNEL_CALLS = ("set", "end", "count", "kevent", "poll", "tcp_state", "SO_ERROR", "peek")
+KERNEL_CALLS = (
+    "set",
+    "end",
+    "count",
+    "kevent",
+    "poll",
+    "tcp_state",
+    "SO_ERROR",
+    "peek",
+    "push",
+    "unread",
+)
 
 
 class Way:

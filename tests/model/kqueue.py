@@ -47,10 +47,10 @@ class Kqueue:
         self.pending.clear()
         return events
 
-    def activate(self, endpoint: Endpoint) -> None:
-        """A wake-up of that endpoint: the filters whose condition holds are pending."""
+    def activate(self, endpoint: Endpoint, woken: Readiness) -> None:
+        """A wake-up of its reading or writing: those filters whose condition holds are pending."""
         for (descriptor, which), watched in self.filters.items():
-            if watched is endpoint:
+            if watched is endpoint and which is woken:
                 self._check(descriptor, which, endpoint)
 
     def _check(self, descriptor: int, which: Readiness, endpoint: Endpoint) -> None:

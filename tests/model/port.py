@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from freebsd_splice._kernel_port import Glances, KernelCalls
+from freebsd_splice._kernel_port import Glances, KernelCalls, capabilities_of
 from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
 
 from .kqueue import Glancer, Kqueue
@@ -26,6 +26,7 @@ class Calls:
         self._world = world
         self.system = "OpenBSD" if world.version == "openbsd" else "FreeBSD"
         self.release = {"14.3": (14, 3), "15.1": (15, 1), "openbsd": (7, 8)}[world.version]
+        self.capabilities = capabilities_of(self.system, self.release)
 
     def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
         self._world.counts["set"] += 1
@@ -71,6 +72,10 @@ class Calls:
     def unread(self, descriptor: int) -> int:
         self._world.counts["unread"] += 1
         return len(self._endpoint(descriptor).received)
+
+    def push(self, drain: int) -> None:
+        self._world.counts["push"] += 1
+        self._world.so_splice.push(self._endpoint(drain))
 
     def end_events(self) -> Kqueue:
         return self._world.new_kqueue()

@@ -6,10 +6,16 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from freebsd_splice._port import Readiness
+
 from .kqueue import Kqueue
 from .tcp import LISTEN, SYN_SENT, Endpoint, fail
 
 IDLE, QUEUED, RUNNING = "idle", "queued", "running"
+
+#: F38: what sets a splice going that stands still.  A kernel's own timer does too, after 5 s or so;
+#: the model's splice stands for ever.
+PUSHING, SETTING_AGAIN, NOTHING = "pushing", "setting again", "nothing"
 
 
 @dataclass(eq=False)
@@ -19,7 +25,9 @@ class ModelledSplice:
     max_bytes: int
     idle: float
     deadline: float | None
+    hides_drain: bool
     count: int = 0
+    stalled: str | None = None  # what helps
     state: str = IDLE
 
     @property
@@ -38,6 +46,7 @@ class SoSplice:
         self.late: list[tuple[Endpoint, Endpoint, bytes]] = []  # F19: moving behind a timeout
         self.vanish = False  # F16: the batch that a dying drain was being given is lost
         self.short_splices = False  # OpenBSD: the limit's last part isn't moved at once
+        self.stall: str | None = None  # OpenBSD: the next batch is cut short, and then that helps
         #: Something of somebody else's that happens inside the next call: before the kernel looks
         #: at the two sockets (after the caller has), and before the splice is live (F35).
         self.before_set: Callable[[], object] | None = None
@@ -57,10 +66,9 @@ class SoSplice:
             during()
         idle = abs(idle)  # F11
         deadline = self._now() + idle if idle else None
-        splice = ModelledSplice(source, drain, max_bytes, idle, deadline)
+        splice = ModelledSplice(source, drain, max_bytes, idle, deadline, not self.openbsd)
         source.splice = drain.drained = splice
         source.count = 0
-        source.woken_by_end = False
         self.live.append(splice)
         if not self.openbsd and (drain.cannot_send or drain.tcp_state == SYN_SENT):
             source.received.clear()  # F21
@@ -105,6 +113,15 @@ class SoSplice:
     def count(self, source: Endpoint) -> int:
         return source.splice.count if source.splice is not None else source.count
 
+    def push(self, drain: Endpoint) -> None:
+        """TCP_NOPUSH set and cleared."""
+        if drain.dead:
+            raise fail(errno.EINVAL)
+        splice = drain.drained
+        if splice is not None and splice.stalled == PUSHING:
+            splice.stalled = None
+            self._kick(splice)
+
     # What wakes
 
     def source_woken(self, source: Endpoint) -> None:
@@ -112,23 +129,23 @@ class SoSplice:
         if source.splice is not None:
             self._kick(source.splice)
         elif not source.poisoned:
-            self._fire(source)
+            self._fire(source, Readiness.READ)
 
     def drain_woken(self, drain: Endpoint) -> None:
         """sowwakeup: an ACK, or the connection's end."""
         if drain.drained is not None:
             self._kick(drain.drained)
         else:
-            self._fire(drain)
+            self._fire(drain, Readiness.WRITE)
 
     def _kick(self, splice: ModelledSplice) -> None:
         if splice.state == IDLE:
             splice.state = QUEUED
         # F14: what wakes a running one is dropped; data is looked for again.
 
-    def _fire(self, endpoint: Endpoint) -> None:
+    def _fire(self, endpoint: Endpoint, which: Readiness) -> None:
         for kqueue in self._kqueues:
-            kqueue.activate(endpoint)
+            kqueue.activate(endpoint, which)
 
     # The worker
 
@@ -141,10 +158,13 @@ class SoSplice:
         """The first half: move what can be moved, and end what is over."""
         splice.state = RUNNING
         source, drain = splice.source, splice.drain
+        if self.openbsd and source.error:
+            self._end(splice)  # also where that is of the splice before this one
+            return
         if drain.cannot_send or drain.dead:
             if drain.dead and self.vanish:
                 del source.received[:4096]  # F16
-            self._end(splice, drain.error or errno.EPIPE)
+            self._end(splice, errno.EPIPE)
             return
         self._push(splice)
         if splice.max_bytes and splice.left == 0:
@@ -164,7 +184,7 @@ class SoSplice:
         splice.state = IDLE
         if self.openbsd:  # nothing is lost there
             over = splice.source.cannot_receive and not splice.source.received
-            if over or splice.drain.cannot_send:
+            if over or splice.source.error or splice.drain.cannot_send:
                 splice.state = QUEUED
 
     def _eof_ends(self, source: Endpoint) -> bool:
@@ -173,12 +193,17 @@ class SoSplice:
 
     def _push(self, splice: ModelledSplice) -> None:
         source, drain = splice.source, splice.drain
-        if drain.tcp_state == SYN_SENT:
+        if drain.tcp_state == SYN_SENT or splice.stalled:
             return
         count = min(len(source.received), drain.outgoing.room, splice.left)
         short = self.short_splices and splice.max_bytes and count == splice.left and count > 1
         if short:
             count -= 1
+        if self.stall and self.openbsd and count > 1:
+            splice.stalled = self.stall
+            if self.stall == NOTHING:
+                return
+            count, self.stall = count // 2, None
         drain.outgoing.unsent += source.received[:count]
         del source.received[:count]
         splice.count += count
@@ -211,10 +236,8 @@ class SoSplice:
         source.splice = drain.drained = None
         if self.openbsd:
             source.error = source.error or cause or 0
-            source.woken_by_end = True
-        if source.readable:
-            self._fire(source)
-        self._fire(drain)
+        self._fire(source, Readiness.READ)
+        self._fire(drain, Readiness.WRITE)
 
     def close(self, endpoint: Endpoint) -> None:
         """The last descriptor of it is closed (F8)."""

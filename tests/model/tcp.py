@@ -64,7 +64,6 @@ class Endpoint:
         self.drained: ModelledSplice | None = None  # it is the drain of
         self.poisoned = False  # F22
         self.count = 0  # of the last splice
-        self.woken_by_end = False  # OpenBSD: any end makes the source readable
 
     @property
     def tcp_state(self) -> int:
@@ -83,12 +82,12 @@ class Endpoint:
         """What EVFILT_READ and recv see: nothing while it is spliced (F15)."""
         if self.splice is not None or self.poisoned:
             return False
-        return bool(self.received or self.error or self.cannot_receive or self.woken_by_end)
+        return bool(self.received or self.error or self.cannot_receive)
 
     @property
     def writable(self) -> bool:
-        """What EVFILT_WRITE and POLLOUT see: nothing while it is a drain (F25)."""
-        if self.drained is not None:
+        """What EVFILT_WRITE and POLLOUT see: on FreeBSD nothing while it is a drain (F25)."""
+        if self.drained is not None and self.drained.hides_drain:
             return False
         return self.dead or self.cannot_send or self.outgoing.room >= self.low_water
 

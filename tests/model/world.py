@@ -15,7 +15,7 @@ from freebsd_splice._port import Readiness
 
 from .kqueue import Kqueue
 from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort
-from .so_splice import QUEUED, RUNNING, ModelledSplice, SoSplice
+from .so_splice import IDLE, QUEUED, RUNNING, ModelledSplice, SoSplice
 from .sockets import ModelPeer, ModelSocket
 from .tcp import Endpoint, Half
 
@@ -145,21 +145,23 @@ class World:
             self.close_endpoint(endpoint, reset=endpoint in self.reset_on_close)
 
     def close_endpoint(self, endpoint: Endpoint, *, reset: bool = False) -> None:
-        """F27: with unread bytes it is a reset."""
+        """F27: an ordinary FIN, also where bytes are unread."""
         if endpoint.closed:
             return
         endpoint.closed = True
         if not endpoint.dead:
-            if reset or endpoint.received:
+            if reset:
                 endpoint.outgoing.reset = True
                 endpoint.die(0)
             else:
                 endpoint.cannot_send = endpoint.outgoing.fin = True
 
     def resize_send_buffer(self, endpoint: Endpoint, size: int) -> None:
-        """F26: lowering that of a live drain ends the splice and destroys a batch."""
+        """F26: lowering that of a drain while bytes are moved into it ends the splice and destroys
+        a batch."""
         splice = endpoint.drained
-        if splice is not None and size < endpoint.outgoing.size:
+        smaller = size < endpoint.outgoing.size
+        if splice is not None and smaller and splice.state != IDLE:
             self.so_splice.turn(splice)
             del endpoint.outgoing.unsent[-4096:]
             if splice in self.so_splice.live:
