@@ -9,18 +9,39 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 
-from ._kernel_stage import KernelStage, cannot_play
+from ._kernel_stage import SLOWNESS, KernelStage, cannot_play
 from ._play import Result, Stage, play, played_here
 from ._row import Row
 from ._table import rows
 
-__all__ = ["KernelStage", "Result", "Row", "Stage", "cannot_play", "main", "play", "rows", "run"]
+__all__ = [
+    "SLOWNESS",
+    "KernelStage",
+    "Result",
+    "Row",
+    "Stage",
+    "cannot_play",
+    "main",
+    "play",
+    "rows",
+    "run",
+]
 
 
-def run(say: Callable[[str], object], stages: Callable[[], Stage] = KernelStage) -> Counter[str]:
-    """Play every row that can be played on such a stage, a line each; how many went how."""
+def run(
+    say: Callable[[str], object],
+    stages: Callable[[], Stage] = KernelStage,
+    goes_on: Callable[[int, int], bool] = lambda number, of: True,
+) -> Counter[str]:
+    """Play every row that can be played on such a stage, a line each; how many went how.
+
+    ``goes_on`` is asked before each row, by its number and how many there are.
+    """
     counts: Counter[str] = Counter()
-    for row in rows():
+    table = rows()
+    for number, row in enumerate(table, 1):
+        if not goes_on(number, len(table)):
+            break
         stage = stages()
         try:
             shown = played_here(row, stage)

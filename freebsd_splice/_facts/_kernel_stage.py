@@ -18,7 +18,10 @@ from ._row import Row
 
 SO_SPLICE = 0x1023
 FIONREAD = getattr(importlib.import_module("termios"), "FIONREAD", 0) if os.name == "posix" else 0
-POLLRDHUP = 0x4000
+#: F14, F39: this system's, or none.  FreeBSD has one whether or not its Python says so.
+POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x4000 if sys.platform.startswith("freebsd") else 0)
+#: What no open file has.  A number that was just closed is the next thing's that is opened.
+CLOSED = 2**31 - 1
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 #: Emulated machines are slow: every wait is stretched by this.
@@ -87,6 +90,10 @@ class KernelStage:
         return platform.system()
 
     @property
+    def sockets(self) -> str:
+        return platform.system()
+
+    @property
     def release(self) -> tuple[int, int]:
         # A jail fakes the release, not the version (F36).
         found = re.match(r"\w+ (\d+)\.(\d+)", _unix.uname().version)
@@ -95,7 +102,6 @@ class KernelStage:
     # What is seen
 
     def seen_events(self) -> list[str]:
-        self._settle()
         return self._events
 
     def seen_poll(self, which: str) -> set[str]:
@@ -119,15 +125,18 @@ class KernelStage:
         return chosen.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def seen_left(self) -> bytes:
-        self._settle()
-        return _take(self.source)
+        return self._take_all(self.source)
 
     def seen_arrived(self) -> bytes:
-        while True:  # reading makes room, and more comes
-            more = _take(self.receiver)
-            self._arrived += more
-            if not more and not self._settle():
-                return bytes(self._arrived)
+        self._arrived += self._take_all(self.receiver)
+        return bytes(self._arrived)
+
+    def _take_all(self, made: socket.socket) -> bytes:
+        """Reading makes room, and more comes."""
+        taken = b""
+        while (more := _take(made)) or self._settle():
+            taken += more
+        return taken
 
     def expected(self, first: int, count: int) -> bytes:
         return _pattern(first, count)
@@ -209,7 +218,10 @@ class KernelStage:
         self._settle()
 
     def do_sender(self, what: str) -> None:
-        assert what == "reset"
+        """What the source's peer sees."""
+        if what == "ended":
+            assert self.sender.recv(1) == b"", "the sender sees no end"
+            return
         with contextlib.suppress(ConnectionResetError):
             self.sender.recv(1)
             raise AssertionError("the sender sees no reset")
@@ -224,6 +236,9 @@ class KernelStage:
     def do_close(self, which: str) -> None:
         (self.source if which == "source" else self.drain).close()
         self._settle()
+
+    def do_take_error(self) -> None:
+        self.seen_error("source")
 
     def do_shrink(self, which: str) -> None:
         self.drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -263,6 +278,8 @@ class KernelStage:
 
     def _special(self, kind: str) -> int:
         keep = self._stack.enter_context
+        if kind == "closed":
+            return CLOSED
         if kind == "file":
             descriptor = os.open(os.devnull, os.O_RDONLY)
             self._stack.callback(os.close, descriptor)
@@ -279,10 +296,6 @@ class KernelStage:
         if kind == "listening":
             made.bind(("127.0.0.1", 0))
             made.listen(1)
-        elif kind == "closed":
-            descriptor = made.fileno()
-            made.close()
-            return descriptor
         return made.fileno()
 
     def _pair(self, family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
@@ -360,8 +373,11 @@ def _set(
     value = struct.pack(layout, drain, max_bytes, seconds, microseconds)
     if length is not None:
         value = value[:length].ljust(length, b"\0")
-    with socket.socket(fileno=os.dup(source)) as made:
+    made = socket.socket(fileno=source)  # and no duplicate, which would be a number of its own
+    try:
         made.setsockopt(socket.SOL_SOCKET, SO_SPLICE, value)
+    finally:
+        made.detach()
 
 
 def _ioctl(descriptor: int, answer: bytearray) -> None:

@@ -20,6 +20,11 @@ class Stage(Protocol):
     def system(self) -> str: ...
 
     @property
+    def sockets(self) -> str:
+        """The system whose sockets these are."""
+        ...
+
+    @property
     def release(self) -> tuple[int, int]: ...
 
     def plays(self, row: Row) -> Row | None:
@@ -70,7 +75,7 @@ class Result(NamedTuple):
 
 def played_here(row: Row, stage: Stage) -> Row | None:
     """As much of the row as says something about this system and release."""
-    if stage.system not in row.systems:
+    if stage.system not in row.systems or (row.sockets and stage.sockets not in row.sockets):
         return None
     if stage.system == "FreeBSD" and not row.since <= stage.release < row.before:
         return None

@@ -33,8 +33,10 @@ class Row:
     #: Bytes that have arrived at the drain's peer in the end, in order; "count": those counted;
     #: "some": however many.
     arrived: int | str | None = None
-    #: Where it holds.
+    #: Whose SO_SPLICE does that.
     systems: tuple[str, ...] = ("FreeBSD",)
+    #: It is about what TCP does without a splice too: whose TCP; empty: it is not about that.
+    sockets: tuple[str, ...] = ()
     #: The releases of FreeBSD it holds for: from, and before.
     since: tuple[int, int] = (14, 3)
     before: tuple[int, int] = (99, 0)

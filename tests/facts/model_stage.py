@@ -11,6 +11,7 @@ import pytest
 from freebsd_splice._facts import Row
 from freebsd_splice._facts._kernel_stage import _pattern
 from freebsd_splice._port import Readiness
+from model.so_splice import PUSHING
 from model.sockets import ModelPeer, ModelSocket
 from model.tcp import LISTEN, Endpoint, Half, fail
 from model.world import World
@@ -43,6 +44,10 @@ class ModelStage:
         return self.world.calls.system
 
     @property
+    def sockets(self) -> str:
+        return self.system
+
+    @property
     def release(self) -> tuple[int, int]:
         return self.world.calls.release
 
@@ -56,13 +61,15 @@ class ModelStage:
 
     def seen_poll(self, which: str) -> set[str]:
         endpoint = (self.source if which == "source" else self.drain).endpoint
-        readable = endpoint.readable or endpoint.cannot_receive or endpoint.dead
+        readable = endpoint.readable or endpoint.dead
+        if endpoint.cannot_receive and not self.kernel.openbsd:
+            readable = True  # F15: spliced or not
         shown = {"IN"} if readable else set()
         if endpoint.dead:
-            return shown | {"HUP", "RDHUP"}
-        if endpoint.writable:
+            shown.add("HUP")
+        elif endpoint.writable:
             shown.add("OUT")
-        if endpoint.cannot_receive:
+        if endpoint.cannot_receive and not self.kernel.openbsd:  # F39
             shown.add("RDHUP")
         return shown
 
@@ -170,7 +177,11 @@ class ModelStage:
         self._settle()
 
     def do_sender(self, what: str) -> None:
-        assert self.sender.was_reset
+        if what == "ended":
+            assert self.sender.received_all
+            assert not self.sender.was_reset
+        else:
+            assert self.sender.was_reset
 
     def do_shut(self, which: str) -> None:
         if which == "drain":
@@ -182,6 +193,9 @@ class ModelStage:
     def do_close(self, which: str) -> None:
         (self.source if which == "source" else self.drain).close()
         self._settle()
+
+    def do_take_error(self) -> None:
+        self.seen_error("source")
 
     def do_shrink(self, which: str) -> None:
         self.drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -228,6 +242,13 @@ class ModelStage:
 
     def do_short(self) -> None:
         self.kernel.short_splices = True
+
+    def do_stall(self) -> None:
+        self.kernel.stall = PUSHING
+
+    def do_push(self) -> None:
+        self.world.calls.push(self.drain.fileno())
+        self._settle()
 
     def do_ahead(self) -> None:
         self.drain.send(b"x")
