@@ -7,38 +7,90 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from . import _facts, _thin
 from ._backend import backend
 from ._selftest_transfers import Plan, TransferError, hostilities, play
 
+#: How many transfers, and seconds for all together, unless the user asks for others.
+TRANSFERS, SECONDS = 300, 30.0
+#: The facts' part of that time.  They have to wait for things that don't happen.
+FACTS_SHARE = 2 / 3
 
-def selftest(transfers: int, first_seed: int, say: Callable[[str], object]) -> bool:
-    """Play the facts table and that many hostile transfers; whether all was as it should be."""
+
+def selftest(
+    transfers: int,
+    first_seed: int,
+    say: Callable[[str], object],
+    *,
+    seconds: float | None = SECONDS,
+    terminal: TextIO | None = None,
+) -> bool:
+    """Play the facts table and that many hostile transfers; whether all was as it should be.
+
+    Once ``seconds`` have passed nothing more is begun; None: all is played.  Where ``terminal`` is
+    one, it shows meanwhile how far it is.
+    """
     chosen = backend()
     say(f"Backend: {chosen.name} ({chosen.reason}).")
-    facts = _play_facts(chosen.name == "kernel", say)
     began = time.monotonic()
-    failures, played = _play_transfers(chosen.name == "kernel", transfers, first_seed)
-    for failure in failures:
-        say(f"WRONG: {failure}")
-    kinds = ", ".join(f"{count} {name}" for name, count in sorted(played.items()))
-    say(f"Hostile transfers: {transfers} in {time.monotonic() - began:.1f} s ({kinds}).")
-    say(_verdict(chosen.name, facts["differs"], len(failures)))
-    return not failures and not facts["differs"]
+    allowed = float("inf") if seconds is None else seconds
+    show = _Counter(terminal)
+    try:
+        facts = _play_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
+        wrong = _play_transfers(
+            chosen.name == "kernel", transfers, first_seed, say, began + allowed, show
+        )
+    finally:
+        show.clear()
+    say(_verdict(chosen.name, facts["differs"], wrong))
+    return not wrong and not facts["differs"]
 
 
-def _play_facts(kernel: bool, say: Callable[[str], object]) -> Counter[str]:
+class _Counter:
+    """A line that is written over and over, on a terminal; in pipes and files nothing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
+        self._width = 0
+
+    def __call__(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._stream.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        """Before anything else is written there."""
+        if self._width:
+            self("")
+            self("")
+
+
+def _play_facts(
+    kernel: bool, say: Callable[[str], object], until: float, show: _Counter
+) -> Counter[str]:
     """On the kernel all that can be seen of it; in userspace what the thin functions promise."""
+    stopped = ""
+
+    def goes_on(number: int, of: int) -> bool:
+        nonlocal stopped
+        show(f"fact {number} of {of}")
+        if time.monotonic() < until:
+            return True
+        stopped = f", looked at {number - 1} of {of} in the time allowed"
+        return False
+
     lines: list[str] = []
-    counts = _facts.run(lines.append, _facts.KernelStage if kernel else EmulationStage)
+    counts = _facts.run(lines.append, _facts.KernelStage if kernel else EmulationStage, goes_on)
+    show.clear()
     shown = False
     for line in lines:  # a row that holds needs no line here
         shown = line.startswith("differs") or (shown and line.startswith(" "))
         if shown:
             say(line)
-    say(f"Facts: {counts['ok']} hold, {counts['differs']} differ.")
+    say(f"Facts: {counts['ok']} hold, {counts['differs']} differ{stopped}.")
     return counts
 
 
@@ -69,11 +121,23 @@ class EmulationStage(_facts.KernelStage):
         _thin.unsplice(source)
 
 
-def _play_transfers(kernel: bool, count: int, first_seed: int) -> tuple[list[str], Counter[str]]:
+def _play_transfers(
+    kernel: bool,
+    count: int,
+    first_seed: int,
+    say: Callable[[str], object],
+    until: float,
+    show: _Counter,
+) -> int:
+    """How many went wrong.  One is played however late it is."""
     failures: list[str] = []
     played: Counter[str] = Counter()
-    for seed in range(first_seed, first_seed + count):
-        plan = Plan(seed, hostilities(kernel))
+    began = time.monotonic()
+    for number in range(1, count + 1):
+        if played and time.monotonic() >= until:
+            break
+        show(f"transfer {number} of {count}")
+        plan = Plan(first_seed + number - 1, hostilities(kernel))
         try:
             outcome = play(plan)
             if (outcome.backend == "kernel") != kernel:
@@ -81,7 +145,15 @@ def _play_transfers(kernel: bool, count: int, first_seed: int) -> tuple[list[str
         except (TransferError, OSError) as error:
             failures.append(f"{plan}: {error}")
         played[plan.hostility] += 1
-    return failures, played
+    show.clear()
+    for failure in failures:
+        say(f"WRONG: {failure}")
+    done = sum(played.values())
+    took = f"in {time.monotonic() - began:.1f} s"
+    how_many = f"{count} {took}" if done == count else f"{done} of {count} {took}, the time allowed"
+    kinds = ", ".join(f"{times} {name}" for name, times in sorted(played.items()))
+    say(f"Hostile transfers: {how_many} ({kinds}).")
+    return len(failures)
 
 
 def _verdict(backend_name: str, differing: int, wrong: int) -> str:

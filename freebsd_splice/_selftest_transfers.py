@@ -13,12 +13,13 @@ import struct
 import time
 from collections.abc import Callable
 
+from ._facts import SLOWNESS
 from ._flow import Reason
 from ._relay import Relay
 from ._splice import Outcome, Splice
 
 #: Seconds after which a transfer that isn't over hangs.
-PATIENCE = 20.0
+PATIENCE = 20.0 * SLOWNESS
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from .. import __version__
 from .._info import report
-from .._selftest import selftest
+from .._selftest import SECONDS, TRANSFERS, selftest
 from ._choosing import add_connect, add_socks5
 from ._forward import add_forward
-from ._options import CannotStartError, add_command, count
+from ._options import CannotStartError, add_command, count, positive
 from ._password import add_password
 from ._sni import add_sni
 
 _SELFTEST = """\
 Find out whether the package keeps its promises on this machine, with the backend in use: play the
 table of facts about SO_SPLICE, and a few hundred short transfers in each of which something goes
-wrong.  It takes less than half a minute (more on an emulated machine), and uses loopback alone.
+wrong.  It takes half a minute at most, fewer of them being played on a slow machine, and uses
+loopback alone.  A terminal shows meanwhile how far it is.
 
 The exit status is 0 if all was as it should be, else 1.
 """
@@ -71,7 +72,18 @@ def _add_selftest(commands: Any) -> None:
         example=_SELFTEST_EXAMPLE,
     )
     parser.add_argument(
-        "--transfers", type=count, default=300, metavar="N", help="how many (default: 300)"
+        "--transfers",
+        type=count,
+        metavar="N",
+        help=f"how many, however long they take (default: {TRANSFERS}, or as many as there is time "
+        "for)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="SECONDS",
+        help=f"begin nothing more after that long (default: {SECONDS:g}; with --transfers no such "
+        "limit)",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of the first transfer (default: another each time)"
@@ -93,9 +105,20 @@ def _add_info(commands: Any) -> None:
 def _run_selftest(options: argparse.Namespace) -> int:
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     try:
-        return 0 if selftest(options.transfers, seed, print) else 1
+        return 0 if _selftest_as_asked(options, seed) else 1
     except (OSError, ValueError) as error:
         raise CannotStartError(getattr(error, "strerror", None) or error) from error
+
+
+def _selftest_as_asked(options: argparse.Namespace, seed: int) -> bool:
+    given = options.transfers is not None
+    return selftest(
+        options.transfers if given else TRANSFERS,
+        seed,
+        print,
+        seconds=None if given and options.seconds is None else options.seconds or SECONDS,
+        terminal=sys.stderr,
+    )
 
 
 def _run_info(options: argparse.Namespace) -> int:

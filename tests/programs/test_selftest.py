@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from freebsd_splice import _selftest
+from freebsd_splice import _cli, _selftest
 from freebsd_splice._facts import Row
 from freebsd_splice._selftest_transfers import TransferError
 from programs.processes import MAIN, Program
@@ -50,6 +52,60 @@ def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
     assert not _selftest.selftest(1, 1, said.append)
     assert any("11 expected, 10 seen" in line for line in said)
     assert said[-1].startswith("No transfer lost a byte, but 1 facts differ")
+
+
+def test_it_ends_when_its_time_is_over_and_says_what_was_left_out() -> None:
+    said: list[str] = []
+    assert _selftest.selftest(300, 1, said.append, seconds=1e-9)
+    assert said[1].startswith("Facts: 0 hold, 0 differ, looked at 0 of ")
+    assert "Hostile transfers: 1 of 300 in " in said[2]
+    assert ", the time allowed (" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "transfers", "seconds"),
+    [
+        ([], 300, 30.0),
+        (["--transfers", "7"], 7, None),
+        (["--seconds", "2.5"], 300, 2.5),
+        (["--transfers", "7", "--seconds", "2.5"], 7, 2.5),
+    ],
+)
+def test_transfers_that_are_asked_for_are_played_however_long(
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    transfers: int,
+    seconds: float | None,
+) -> None:
+    asked: list[Any] = []
+
+    def selftest(count: int, seed: int, say: object, **options: Any) -> bool:
+        asked[:] = [count, seed, options["seconds"]]
+        return True
+
+    monkeypatch.setattr(_cli, "selftest", selftest)
+    assert _cli.main(["selftest", "--seed", "3", *arguments]) == 0
+    assert asked == [transfers, 3, seconds]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_terminal_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
+) -> None:
+    row = Row("nothing happens", "F4", "nothing", count=0)
+    monkeypatch.setattr("freebsd_splice._facts.rows", lambda: [row])
+    shown = stream()
+    assert _selftest.selftest(2, 1, lambda line: None, terminal=shown)
+    if stream is Terminal:
+        lines = [line.rstrip() for line in shown.getvalue().split("\r")]
+        assert lines == ["", "fact 1 of 1", "", "", "transfer 1 of 2", "transfer 2 of 2", "", ""]
+    else:
+        assert shown.getvalue() == ""
 
 
 def test_a_backend_that_is_not_there_is_said_and_nothing_tried(program: StartProgram) -> None:
