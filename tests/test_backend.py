@@ -133,6 +133,14 @@ def test_a_failing_call_raises_the_errno_it_left(extension: ModelledLibrary) -> 
         _abi.spliced_count(5)
 
 
+def test_an_option_of_a_bare_descriptor_is_set(extension: ModelledLibrary) -> None:
+    _abi.write_option(5, 6, 0x10, 1)
+    assert extension.set == [(5, 6, 0x10, (1).to_bytes(4, sys.byteorder))]
+    extension.errno = errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        _abi.write_option(5, 6, 0x10, 1)
+
+
 def test_an_option_is_read_from_a_bare_descriptor(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,7 +246,7 @@ def test_a_connecting_drain_is_refused_and_nothing_is_lost(thin: Thin, harness: 
     source, client = harness.pair()
     drain = connecting(harness)
     client.write(b"kept")
-    with thin.refused(errno.ENOTCONN):
+    with thin.drain_refused(source, errno.ENOTCONN):
         thin.splice(source, drain)
     assert harness.waiting(source, 4) == b"kept"
 
@@ -258,9 +258,8 @@ def test_a_drain_shut_down_for_writing_is_refused_and_nothing_is_lost(
     (source, client), (drain, _) = harness.pair(), harness.pair()
     drain.shutdown(socket.SHUT_WR)
     client.write(b"kept")
-    with thin.refused(errno.EPIPE) as caught:
+    with thin.drain_refused(source, errno.EPIPE):
         thin.splice(source, drain)
-    assert isinstance(caught.value, BrokenPipeError)
     assert harness.waiting(source, 4) == b"kept"
 
 

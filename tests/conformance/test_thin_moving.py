@@ -209,6 +209,7 @@ def test_a_source_is_spliced_again_to_another_drain(thin: Thin, harness: Harness
     client.write(b"onetwo")
     assert one.read(3) == b"one"
     thin.is_over(source, first)
+    thin.cause_is(source, errno.EFBIG)
     thin.splice(source, second)
     assert two.read(3) == b"two"
 

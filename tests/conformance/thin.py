@@ -27,6 +27,11 @@ class Thin:
         self.unsplice = freebsd_splice.unsplice
         self.spliced_bytes = freebsd_splice.spliced_bytes
         self._harness = harness
+        #: Whether the kernel is OpenBSD's, or the model of it.
+        self.openbsd = name == "model openbsd" or (
+            name == "kernel" and sys.platform.startswith("openbsd")
+        )
+        self._told: set[socket.socket] = set()  # sources whose splices' causes have been taken
 
     def differs(self, *, kernel: T, userspace: T, because: str) -> T:
         """What to expect where the backends aren't alike, and why they aren't."""
@@ -36,15 +41,13 @@ class Thin:
     @property
     def none_to_end(self) -> int:
         """What ending says where there is no splice: OpenBSD's kernel has its own errno."""
-        real = self.name == "kernel" and sys.platform.startswith("openbsd")
-        openbsd = real or self.name == "model openbsd"
-        return errno.EPROTO if openbsd else errno.ENOTCONN
+        return errno.EPROTO if self.openbsd else errno.ENOTCONN
 
     def cause_is(self, source: socket.socket, *numbers: int) -> None:
         """State that the source's SO_ERROR says why its splice has ended: OpenBSD's kernel leaves
-        that there, the others leave nothing (F10)."""
-        real = self.name == "kernel" and sys.platform.startswith("openbsd")
-        if real or self.name == "model openbsd":
+        that there, the others leave nothing (F10).  Until it is taken, the next splice of that
+        source ends at once."""
+        if self.openbsd:
             found: list[int] = []
 
             def told() -> bool:
@@ -53,6 +56,7 @@ class Thin:
 
             self._harness.until(told, "a cause in SO_ERROR")
             assert found[0] in numbers
+            self._told.add(source)
 
     def moved(self, source: socket.socket, size: int) -> None:
         """Wait until size bytes have been moved, and hold that it isn't more."""
@@ -80,14 +84,18 @@ class Thin:
     def is_over(self, source: socket.socket, drain: socket.socket) -> None:
         """State that the splice ends by itself: ending by hand says that there is none (F19).
 
-        The kernel's end comes from its own thread and shows at the drain (F20); userspace looks
-        when it is asked.
+        The kernel's end comes from its own thread and shows at the drain (F20), OpenBSD's at the
+        source, which any end makes readable; userspace looks when it is asked.
         """
-        if self.backend == "kernel":
+        if self.openbsd:
+            self._harness.until(
+                lambda: source in self._told or self._harness.readable(source), "a readable source"
+            )
+        elif self.backend == "kernel":
             self._harness.until(lambda: self._harness.is_released(drain), "the drain released")
-            if self._is_dead(drain):  # the worker may be about to find that out (F19)
-                with contextlib.suppress(OSError):
-                    self.unsplice(source)
+        if self.backend == "kernel" and self._is_dead(drain):
+            with contextlib.suppress(OSError):  # the worker may be about to find that out (F19)
+                self.unsplice(source)
         with self.refused(self.none_to_end):
             self.unsplice(source)
 
@@ -101,6 +109,19 @@ class Thin:
     def hangup(self, ours: socket.socket) -> None:
         """Wait until the peer's FIN or reset has arrived at our end."""
         self._harness.until(lambda: self._harness.hangs_up(ours), "a FIN or a reset")
+
+    @contextlib.contextmanager
+    def drain_refused(self, source: socket.socket, number: int) -> Iterator[None]:
+        """The block's splice is refused because of its drain (F21).  OpenBSD's kernel takes any,
+        and bytes that wait at the source stay there nevertheless: the splice is ended then."""
+        if not self.openbsd:
+            with self.refused(number):
+                yield
+            return
+        yield
+        with contextlib.suppress(OSError):
+            self.unsplice(source)
+        self._harness.error(source)
 
     @contextlib.contextmanager
     def refused(self, *numbers: int) -> Iterator[pytest.ExceptionInfo[OSError]]:
