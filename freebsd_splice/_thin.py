@@ -44,6 +44,10 @@ def splice(
     ``unsplice(source)``. Data waiting at source is moved first. At EOF nothing is passed on:
     shutting down drain is up to the caller, who looks for bytes left at source before (F12, F13).
 
+    On OpenBSD an end leaves its cause in source's SO_ERROR (EFBIG, ETIMEDOUT, EPIPE). Take it from
+    there before splicing source again: that splice would end at once, with 0 bytes (F10). A bulk
+    splice can stand still for seconds there (F38), which ``Splice`` and ``Relay`` see to.
+
     On FreeBSD make both sockets non-blocking first and leave them so: a blocking recv or send on
     a spliced socket halts other splices of the whole system (F24).
 
