@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -234,6 +235,17 @@ def test_freebsd_is_not_asked_what_waits(made: Fixture) -> None:
     assert flow.woken
     assert not flow.waiting
     assert not made.sockets.asked
+
+
+def test_a_kernel_that_does_not_stall_is_not_asked_what_waits(on_openbsd: Fixture) -> None:
+    flow = Flow(1, 2)
+    sockets = on_openbsd.sockets
+    sockets.capabilities = replace(sockets.capabilities, stalls=False)
+    on_openbsd.looks.begin(flow)
+    sockets.shown[2] = Glance.WRITE
+    sockets.bytes[1] = 5
+    on_openbsd.times(3, 0.05)
+    assert (flow.waiting, sockets.asked) == (0, [])
 
 
 def test_the_next_look_at_waiting_bytes_comes_soon(on_openbsd: Fixture) -> None:

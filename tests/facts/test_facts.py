@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+
 import pytest
 
 from freebsd_splice._facts import KernelStage, Row, cannot_play, play, rows
 from freebsd_splice._facts._play import played_here
+from freebsd_splice._selftest import EmulationStage
 
 from .model_stage import ModelStage
 
@@ -33,6 +39,40 @@ def test_on_this_kernel(row: Row) -> None:
         assert play(row, stage).differs == []
     finally:
         stage.close()
+
+
+def test_what_is_closed_stays_so() -> None:
+    """A number that was just closed is that of the next thing that anybody opens."""
+    if sys.platform == "win32":
+        pytest.skip("descriptors of sockets are no numbers of files there")
+    stage = EmulationStage()
+    try:
+        stage.do_use(drain="closed")
+        stage.do_duplicates()
+        stage.do_use(source="unconnected")
+        with pytest.raises(OSError) as closed:
+            os.fstat(stage._descriptor("drain"))
+        assert closed.value.errno == errno.EBADF
+    finally:
+        stage.close()
+
+
+WITHOUT_POLLRDHUP = """
+import select, sys
+sys.platform = "openbsd7"
+vars(select).pop("POLLRDHUP", None)
+from freebsd_splice import _kernel_events
+from freebsd_splice._facts import _kernel_stage
+print(_kernel_events._READ_HANGUP, _kernel_stage.POLLRDHUP)
+"""
+
+
+def test_nobody_asks_for_pollrdhup_where_there_is_none() -> None:
+    """F39: there, its number means something else, or nothing for ever."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POLLRDHUP], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["0", "0"]
 
 
 def test_every_observable_fact_has_a_row() -> None:

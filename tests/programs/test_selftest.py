@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +89,18 @@ def test_transfers_that_are_asked_for_are_played_however_long(
     monkeypatch.setattr(_cli, "selftest", selftest)
     assert _cli.main(["selftest", "--seed", "3", *arguments]) == 0
     assert asked == [transfers, 3, seconds]
+
+
+def test_a_slow_machine_is_given_longer_for_each_transfer() -> None:
+    ask = "from freebsd_splice._selftest_transfers import PATIENCE; print(PATIENCE)"
+    run = subprocess.run(
+        [sys.executable, "-c", ask],
+        env=os.environ | {"FREEBSD_SPLICE_SLOWNESS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(run.stdout) == 60
 
 
 class Terminal(io.StringIO):
