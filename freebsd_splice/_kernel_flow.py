@@ -245,7 +245,7 @@ class KernelFlow:
 
     def _set_splice(self, source: int, drain: int, max_bytes: int) -> None:
         # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
-        # bytes that leave the drain's send buffer keep no kernel's from running out.
+        # no kernel's starts anew when bytes leave the drain's send buffer.
         try:
             self._calls.set_splice(source, drain, max_bytes, 0.0)
         except OSError as error:

@@ -83,7 +83,8 @@ class KernelCalls(Protocol):
     def writable_now(self, descriptor: int) -> bool:
         """Does poll(2) for POLLOUT report anything at once: POLLOUT, POLLHUP or POLLERR?
 
-        A live drain is reported by none of them, a dead one by POLLHUP alone (F20).
+        Where drains are hidden, a live one is reported by none of them, a dead one by POLLHUP
+        alone (F20).
         """
 
     def send_space(self, descriptor: int) -> int:
@@ -96,7 +97,7 @@ class KernelCalls(Protocol):
         """Bytes in the receive buffer (FIONREAD)."""
 
     def push(self, drain: int) -> None:
-        """Have its TCP send what it holds back, only asked of a kernel that stalls (F38)."""
+        """Have its TCP send what it holds back.  Only a kernel that stalls is asked (F38)."""
 
     def end_events(self) -> EndEvents:
         """A new kqueue for the ends of splices."""

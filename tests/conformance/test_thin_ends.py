@@ -403,8 +403,10 @@ def test_a_splice_ends_with_the_last_descriptor_of_its_drain(thin: Thin, harness
     assert server.read(3) == b"one"
     drain.close()
     assert server.read_to_end() == b""
-    thin.cause_is(source, errno.ENOTCONN, errno.EPIPE)
     client.write(b"two")
+    harness.until(lambda: harness.readable(source), "the source readable again")
+    # OpenBSD may say why; nobody has measured that.
+    assert harness.error(source) in (0, errno.ENOTCONN, errno.EPIPE)
     assert harness.waiting(source, 3) == b"two"
     with thin.refused(thin.none_to_end):
         thin.unsplice(source)
