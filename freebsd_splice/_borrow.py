@@ -9,6 +9,7 @@ borrowing again and again needs no new descriptor.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -30,6 +31,8 @@ if sys.platform != "win32":
 
         def take(self, descriptor: int) -> None:
             """Let ``socket`` stand for what the descriptor refers to now; OSError: nothing."""
+            if descriptor < 0:  # of a closed socket object; dup2 raises whatever errno there was
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             os.dup2(descriptor, self.socket.fileno(), inheritable=False)
 
         def give_back(self) -> None:

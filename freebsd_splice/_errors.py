@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 
 from ._borrow import Borrowed
 
-__all__ = ["BackendUnavailable", "InvalidArgument", "call_error", "describe", "refusal"]
+__all__ = ["BackendUnavailable", "InvalidArgument", "call_error", "describe", "refusal", "why"]
 
 
 class InvalidArgument(OSError, ValueError):
@@ -29,10 +30,24 @@ def refusal(number: int, advice: str) -> OSError:
     return OSError(number, f"{os.strerror(number)}: {advice}")
 
 
+def why(error: OSError) -> str:
+    """The reason of an error, in the system's words where its errno is one of the system's.
+
+    Not every OSError has such an errno: those of name servers have numbers of their own, a timeout
+    mostly has none, and what an event loop raises can have neither errno nor text.
+    """
+    number = error.errno or 0
+    if number > 0 and not isinstance(error, (socket.gaierror, socket.herror)):
+        return os.strerror(number)
+    if error.strerror or str(error):
+        return error.strerror or str(error)
+    return "timed out" if isinstance(error, TimeoutError) else type(error).__name__
+
+
 def call_error(call: str, error: OSError, **sockets: int) -> OSError:
     """The error of a call, naming it and its sockets (descriptors, in the call's order)."""
     number = error.errno or errno.EIO
-    text = error.strerror or str(error)
+    text = error.strerror or why(error)
     if text == os.strerror(number) and number in _ADVICE:
         text = f"{text}: {_ADVICE[number]}"
     arguments = ", ".join(f"{name}=<{describe(value)}>" for name, value in sockets.items())
@@ -70,7 +85,7 @@ def _address(name: object) -> str:
 
 _ADVICE = {
     errno.EBADF: "the descriptor is closed",
-    errno.ENOTSOCK: "the descriptor is no socket",
+    errno.ENOTSOCK: "the descriptor is not a socket",
     errno.EPROTONOSUPPORT: "only TCP sockets can be spliced",
     errno.EBUSY: (
         "the source is spliced already or the drain is one already; unsplice(source) ends a splice"
