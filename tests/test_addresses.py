@@ -75,9 +75,7 @@ def test_what_is_no_address(parse: object, text: str, complaint: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"), [(":80", "names no host"), ("localhost:0", "port 0")]
-)
+@pytest.mark.parametrize(("text", "complaint"), [(":80", "has no host"), ("localhost:0", "port 0")])
 def test_what_is_no_target(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_target(text)
@@ -107,3 +105,33 @@ def test_an_address_that_a_name_has_twice_counts_once(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     assert look_up(Address("twice", 80)) == [(socket.AF_INET, ("127.0.0.1", 80))]
+
+
+def test_a_mapped_address_is_the_ipv4_address_that_it_is() -> None:
+    """FreeBSD and OpenBSD have no way to it over IPv6, and no IPv6-only socket is bound to it."""
+    for host in ("::ffff:192.0.2.1", "::ffff:c000:201", "0:0:0:0:0:FFFF:192.0.2.1"):
+        assert look_up(Address(host, 80)) == [(socket.AF_INET, ("192.0.2.1", 80))], host
+
+
+@pytest.mark.parametrize("host", ["::192.0.2.1", "::ffff:0:192.0.2.1", "64:ff9b::192.0.2.1", "::1"])
+def test_other_addresses_with_ipv4_in_them_are_ipv6_addresses(host: str) -> None:
+    [resolved] = look_up(Address(host, 80))
+    assert resolved.family == socket.AF_INET6
+
+
+def test_a_name_with_a_mapped_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is the same as that in its A record."""
+    stream = socket.SOCK_STREAM
+
+    def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [
+            (socket.AF_INET6, stream, 6, "", ("::ffff:192.0.2.1", port, 0, 0)),
+            (socket.AF_INET6, stream, 6, "", ("fe80::1%lo", port, 0, 1)),
+            (socket.AF_INET, stream, 6, "", ("192.0.2.1", port)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert look_up(Address("mapped.example", 80)) == [
+        (socket.AF_INET, ("192.0.2.1", 80)),
+        (socket.AF_INET6, ("fe80::1%lo", 80, 0, 1)),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def parse_target(text: str) -> Address:
     """``host:port`` or ``[v6]:port``.  Raises ValueError, whose message says what is wrong."""
     address = _parse(text)
     if not address.host:
-        raise ValueError(f"{text!r} names no host to connect to: write host:port")
+        raise ValueError(f"{text!r} has no host to connect to: write host:port")
     if not address.port:
         raise ValueError(f"{text!r}: nothing can be connected to at port 0")
     return address
@@ -64,13 +65,26 @@ def show(address: SocketAddress | None) -> str:
 def look_up(address: Address, flags: int = 0) -> list[Resolved]:
     """All that it stands for, in the system's order (``getaddrinfo`` and its flags).
 
-    Blocks until the name servers have answered.  Raises socket.gaierror and, for what can be no
-    name, UnicodeError.
+    An IPv4-mapped address (``::ffff:192.0.2.1``) is given as the IPv4 address that it is: FreeBSD
+    and OpenBSD connect no IPv6 socket to it, and no system binds one that is for IPv6 alone.
+
+    Blocks until the name servers have answered.  Raises socket.gaierror and, for what is not a
+    valid host name, UnicodeError.
     """
     found = socket.getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags
     )
-    return list(dict.fromkeys(Resolved(family, where) for family, _, _, _, where in found))
+    resolved = (_unmapped(Resolved(family, where)) for family, _, _, _, where in found)
+    return list(dict.fromkeys(resolved))
+
+
+def _unmapped(resolved: Resolved) -> Resolved:
+    host, port = resolved.address[:2]
+    if ":" not in host:
+        return resolved
+    # Not the IPv4-compatible ``::192.0.2.1``, nor what translators use: those are IPv6 addresses.
+    mapped = ipaddress.IPv6Address(host).ipv4_mapped
+    return resolved if mapped is None else Resolved(socket.AF_INET, (str(mapped), port))
 
 
 def _parse(text: str) -> Address:
@@ -79,7 +93,7 @@ def _parse(text: str) -> Address:
     if bracketed:
         host = host[1:-1]
     if not colon or set(host) & set("[] "):
-        raise ValueError(f"{text!r} is no address: write host:port or [v6]:port")
+        raise ValueError(f"{text!r} is not an address: write host:port or [v6]:port")
     if bracketed and ":" not in host:
         raise ValueError(f"{text!r}: there is no IPv6 address between the brackets")
     if ":" in host and not bracketed:
