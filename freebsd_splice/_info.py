@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import __version__, _abi
 from ._backend import backend
+from ._backlog import backlog_limit
 from ._movers import COPY, OS_SPLICE
 from ._pollers import kinds
 from ._system import PIPE_BYTES, SystemPort
@@ -32,6 +33,7 @@ def report() -> str:
         "movers": _movers(),
         "readiness": f"{kinds()[0]} (of {', '.join(kinds())})",
         "descriptors": _descriptors(),
+        "backlog": _backlog(),
         "pipes": _pipes(),
     }
     return "\n".join(_line(name, text) for name, text in facts.items() if text)
@@ -80,6 +82,11 @@ def _descriptors() -> str:
 
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return f"{count(limit)}; forward raises it to {count(most)}"
+
+
+def _backlog() -> str:
+    limit = backlog_limit()
+    return "" if limit is None else f"{limit.most} at most, by {limit.sysctl}"
 
 
 def _pipes() -> str:

@@ -11,7 +11,10 @@ PACKAGE = Path(freebsd_splice.__file__).parent
 
 #: From the lowest.  A module may import from its own layer and from those before it.
 LAYERS: list[set[str]] = [
-    {"_borrow", "_errors", "_port", "_kernel_port", "_reset", "_send_queue", "_so_splice"},
+    {
+        *("_backlog", "_borrow", "_errors", "_port", "_kernel_port", "_reset", "_send_queue"),
+        "_so_splice",
+    },
     {"_abi", "_pollers", "_kernel_events", "_movers"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
     {"_sockets", "_flow", "_deadlines", "_crew", "_second_look", "_pair_policy", "_closing"},

@@ -9,6 +9,8 @@ import os
 import socket
 from collections.abc import Callable
 
+from .._errors import why
+from .._reset import reset_on_close
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
 
@@ -29,6 +31,11 @@ class PlainError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def reason_of(error: OSError) -> str:
+    """The sentence of an error of ours, or the system's words."""
+    return str(error) if isinstance(error, PlainError) else why(error)
 
 
 class TargetError(PlainError):
@@ -78,18 +85,17 @@ def set_buffers(sock: socket.socket, size: int | None) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
         except OSError as error:  # FreeBSD's ENOBUFS, and no shortage that passes
-            reason = os.strerror(error.errno or 0)
-            raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {reason}") from error
+            raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {why(error)}") from error
 
 
 class Spare:
     """Descriptors that are held in order to be there when they are needed."""
 
     def __init__(self, count: int, more: int) -> None:
-        """Hold ``count``, where there are ``more`` besides; else raise OSError (EMFILE, ENFILE)."""
+        """Hold ``count``, where there are ``more`` besides; else raise OSError, of SHORTAGES."""
         self._held: list[int] = []
         try:
-            self._held.append(os.open(os.devnull, os.O_RDONLY))
+            self._held.append(_open_something())
             while len(self._held) < count + more:
                 self._held.append(os.dup(self._held[0]))
         except OSError:
@@ -101,6 +107,18 @@ class Spare:
         """Hold no more than ``count`` any more."""
         while len(self._held) > count:
             os.close(self._held.pop())
+
+
+def _open_something() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+    # There is none, in a chroot without devices; nor does that pass.
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading
 
 
 class Dialer:
@@ -144,8 +162,8 @@ class Dialer:
             except OSError as error:
                 if error.errno in SHORTAGES:
                     raise
-                numbers.append(error.errno or 0)
-                failures.append(f"{candidate}: {os.strerror(error.errno or 0)}")
+                numbers.append(error.errno or errno.EIO)
+                failures.append(f"{candidate}: {reason_of(error)}")
         # What says something about the target, if anything does.
         telling = [number for number in numbers if number not in NO_WAY_FROM_HERE]
         raise TargetError(
@@ -159,13 +177,13 @@ class Dialer:
             number, reason = errno.ETIMEDOUT, "no answer in time"
         except socket.gaierror as error:
             # Its own numbers are no errnos, and on FreeBSD some of them look like one.
-            number, reason = errno.EHOSTUNREACH, str(error.strerror)
+            number, reason = errno.EHOSTUNREACH, why(error)
         except UnicodeError:
-            number, reason = errno.EINVAL, "this can be no name"
+            number, reason = errno.EINVAL, "not a valid host name"
         except OSError as error:
             if error.errno in SHORTAGES:
                 raise
-            number, reason = error.errno or 0, os.strerror(error.errno or 0)
+            number, reason = error.errno or errno.EIO, why(error)
         raise TargetError(number, f"cannot look up {address.host}: {reason}")
 
 
@@ -192,7 +210,22 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
         prepare(sock, candidate)
         loop = asyncio.get_running_loop()
         await asyncio.wait_for(loop.sock_connect(sock, candidate.address), seconds)
+        if _is_its_own_peer(sock):
+            reset_on_close(sock)  # a FIN would keep the port from the server for a while
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _is_its_own_peer(sock: socket.socket) -> bool:
+    """Whether the two ends of the connection are one: everything sent would come back.
+
+    TCP connects a socket to itself (a simultaneous open) where nobody listens and the system chose
+    the very port that is connected to as the local one.
+    """
+    try:
+        return bool(sock.getpeername() == sock.getsockname())
+    except OSError:  # the target has reset it already
+        return False

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
+from .._backlog import backlog_limit
+from .._errors import why
 from ._addresses import Address, Resolved, look_up
-from ._connecting import PlainError, set_buffers
+from ._connecting import PlainError, reason_of, set_buffers
+from ._log import fields, logger
 
 #: How often a free port of one address is looked for that is free on the others as well.
 _PORT_ATTEMPTS = 20
@@ -33,21 +35,37 @@ def listen_on(
     made = partial(_listener, backlog=backlog, share=share, buffers=buffers)
     for attempt in range(_PORT_ATTEMPTS):
         try:
-            return _listen_on(address, made)
+            listeners = _listen_on(address, made)
         except ListenError as error:
             another_may_do = address.port == 0 and error.errno == errno.EADDRINUSE
             if not another_may_do or attempt == _PORT_ATTEMPTS - 1:
                 raise
+        else:
+            _say_if_cut(backlog)
+            return listeners
     raise AssertionError("unreachable")
+
+
+@cache  # once for all addresses and workers: it is one setting of one system
+def _say_if_cut(backlog: int) -> None:
+    limit = backlog_limit()
+    if limit is not None and backlog > limit.most:
+        logger.warning(
+            "the system cuts the backlog of %d to %d (%s): clients beyond that may be reset",
+            backlog,
+            limit.most,
+            limit.sysctl,
+            extra=fields("backlog cut", backlog=backlog, limit=limit.most, sysctl=limit.sysctl),
+        )
 
 
 def _listen_on(address: Address, made: Callable[[Resolved], socket.socket]) -> list[socket.socket]:
     try:
         candidates = look_up(address, socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise ListenError(error.errno, f"cannot look up {address}: {error.strerror}") from error
+        raise ListenError(errno.EHOSTUNREACH, f"cannot look up {address}: {why(error)}") from error
     except UnicodeError as error:
-        raise ListenError(errno.EINVAL, f"{address} can be no name") from error
+        raise ListenError(errno.EINVAL, f"{address}: not a valid host name") from error
     listeners: list[socket.socket] = []
     absent = None
     port = address.port
@@ -69,8 +87,7 @@ def _listen_on(address: Address, made: Callable[[Resolved], socket.socket]) -> l
     except OSError as error:
         for listener in listeners:
             listener.close()
-        reason = os.strerror(error.errno or 0)
-        raise ListenError(error.errno, f"cannot listen on {address}: {reason}") from error
+        raise ListenError(error.errno, f"cannot listen on {address}: {reason_of(error)}") from error
     return listeners
 
 

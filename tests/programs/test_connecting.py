@@ -10,14 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import SHORTAGES, Dialer, Spare, tune
+from freebsd_splice.proxies._connecting import SHORTAGES, Dialer, Spare, set_buffers, tune
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
@@ -110,9 +110,9 @@ def test_addresses_that_the_machine_does_not_have_are_left_out(
 
 def test_what_can_be_no_name_is_said_to_be_none() -> None:
     impossible = Address("a" * 64 + ".example", 80)
-    with pytest.raises(ListenError, match="can be no name"):
+    with pytest.raises(ListenError, match="not a valid host name"):
         listen_on(impossible, 5)
-    with pytest.raises(TargetError, match="can be no name"):
+    with pytest.raises(TargetError, match="not a valid host name"):
         asyncio.run(Dialer(PATIENCE).dial(impossible))
 
 
@@ -419,3 +419,75 @@ def test_spare_descriptors_are_taken_all_or_none() -> None:
 
 def _look_ups() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("look up")]
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EACCES])
+def test_without_a_null_device_descriptors_are_spared_all_the_same(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chroot has none, and waiting wouldn't help."""
+
+    def no_device(path: str, flags: int) -> int:
+        raise OSError(error, os.strerror(error), path)
+
+    monkeypatch.setattr(os, "open", no_device)
+    with descriptors_left(5):
+        Spare(2, 3).keep(0)
+        with pytest.raises(OSError) as caught:
+            Spare(2, 4)
+        assert caught.value.errno == errno.EMFILE
+
+
+def test_a_connection_to_itself_is_none(opened: ExitStack) -> None:
+    """It comes about where nobody listens and the system chooses that very port; here we do."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+
+    def prepare(sock: socket.socket, resolved: Resolved) -> None:
+        sock.bind(resolved.address)
+
+    with pytest.raises(TargetError) as caught:
+        asyncio.run(Dialer(PATIENCE).dial(Address(*address), prepare=prepare))
+    assert caught.value.errno == errno.ECONNREFUSED
+    assert os.strerror(errno.ECONNREFUSED) in str(caught.value)
+    # The server that belongs there can start at once.
+    server = opened.enter_context(socket.socket())
+    server.bind(address)
+    server.listen()
+    with asyncio.run(Dialer(PATIENCE).dial(Address(*address))) as connected:
+        assert connected.getpeername() == address
+
+
+def test_a_mapped_address_is_connected_to_over_ipv4(echo_server: Server) -> None:
+    host, port = echo_server.address
+    with asyncio.run(Dialer(PATIENCE).dial(Address(f"::ffff:{host}", port))) as connected:
+        assert connected.family == socket.AF_INET
+        assert connected.getpeername() == (host, port)
+
+
+def test_a_mapped_address_is_listened_on_over_ipv4() -> None:
+    (listener,) = listen_on(Address("::ffff:127.0.0.1", 0), 5)
+    with listener:
+        assert listener.family == socket.AF_INET
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_buffers_that_cannot_be_had_are_named(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FreeBSD, past kern.ipc.maxsockbuf."""
+
+    def setsockopt(sock: socket.socket, level: int, option: int, *value: Any) -> None:
+        if option == socket.SO_SNDBUF:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        super(socket.socket, sock).setsockopt(level, option, *value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", setsockopt, raising=False)
+    reason = f"no buffers of 9 bytes: {os.strerror(errno.ENOBUFS)}"
+    with pytest.raises(ListenError, match=reason):
+        listen_on(Address("127.0.0.1", 0), 5, buffers=9)
+    dialer = Dialer(PATIENCE)
+    address = Address(*echo_server.address)
+    with pytest.raises(TargetError, match=reason):
+        asyncio.run(dialer.dial(address, prepare=lambda sock, _: set_buffers(sock, 9)))

@@ -19,6 +19,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 
 import pytest
 
+from freebsd_splice._backlog import backlog_limit
 from programs.processes import (
     PATIENCE,
     Forwarder,
@@ -358,3 +359,21 @@ def _greets(port: int) -> bool:
             return exchange(client, b"hello") == b"hello"
     except ConnectionRefusedError:
         return False
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_that_the_system_cuts_the_backlog_is_said_once(
+    workers: str, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    """However many addresses and workers there are; and the clients are served."""
+    limit = backlog_limit()
+    if limit is None:
+        pytest.skip("this system doesn't say what its limit is")
+    options = ["--backlog", str(2**31 - 1), "--workers", workers]
+    front = forwarder(echo_server.address, *options, listen="localhost:0")
+    [said] = front.expect(r"WARNING the system cuts the backlog of 2147483647 to (\d+) \((\S+)\)")
+    assert said.groups() == (str(limit.most), limit.sysctl)
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert front.stop() == 0
+    assert len(front.find("backlog")) == 1

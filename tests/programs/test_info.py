@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import freebsd_splice
+from freebsd_splice._backlog import backlog_limit
 from programs.processes import MAIN, Program
 
 StartProgram = Callable[..., Program]
@@ -21,6 +22,8 @@ def test_info_says_what_there_is(program: StartProgram) -> None:
     assert facts["system"].startswith(f"{platform.system()} {platform.release()}")
     assert facts["backend"] == ": ".join(freebsd_splice.backend())
     assert re.match(r"\d+, one for each CPU", facts["workers"])
+    limit = backlog_limit()
+    assert facts.get("backlog") == (limit and f"{limit.most} at most, by {limit.sysctl}")
     for name in ("SO_SPLICE", "struct splice", "movers", "readiness", "descriptors"):
         assert facts[name]
 

@@ -71,7 +71,8 @@ def test_the_sockets_that_are_passed_are_listened_on(
     workers: str, echo_server: Server, program: StartProgram
 ) -> None:
     passed = like_systemd(("listening", "127.0.0.1"), ("listening", "::1"))
-    front = program(*passed, *forward(echo_server, "--workers", workers))
+    options = ["--workers", workers, "--backlog", str(2**31 - 1)]
+    front = program(*passed, *forward(echo_server, *options))
     addresses = [
         (found[1].strip("[]"), int(found[2]))
         for found in front.expect(r"listening on (.+):(\d+)$", 2)
@@ -85,6 +86,7 @@ def test_the_sockets_that_are_passed_are_listened_on(
     assert front.end() == 0
     assert len(front.find("listening on")) == 2
     assert len(front.find("5 bytes up")) == 10
+    assert not front.find("backlog")  # that of others' sockets is theirs
 
 
 def test_those_for_another_process_are_left_alone(
