@@ -90,7 +90,7 @@ class HelloReader:
         self._fragment_left -= len(part)
         self._message += part
         if self._message[0] != _CLIENT_HELLO:
-            raise MalformedError("the first message is no ClientHello")
+            raise MalformedError("the first message is not a ClientHello")
         if self._announced() > _MESSAGE_HEADER + self._largest:
             raise MalformedError("a hello that is too large")
 
@@ -169,7 +169,7 @@ def _parse_extensions(data: bytes) -> dict[int, bytes]:
 def _parse_server_name(data: bytes) -> str:
     names = _only_list(data, "a server name")
     if names.number(1) != _HOST_NAME:
-        raise MalformedError("a server name that is no host name")
+        raise MalformedError("the server name is not a host name")
     name = names.counted(2)
     names.end()  # there are no other kinds of names, and one host has one name
     if len(name) > _LARGEST_NAME:

@@ -140,9 +140,9 @@ def _parse_name(value: Any) -> str:
     try:
         name = value.encode("idna").decode("ascii").lower().removesuffix(".")
     except UnicodeError as error:
-        raise ValueError(f"{value!r} can be no name: {error}") from error
+        raise ValueError(f"{value!r} is not a valid host name: {error}") from error
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{value!r} can be no name: write a host name, or *. and a host name")
+        raise ValueError(f"{value!r} is not a valid host name: write one, or *. and a host name")
     return name
 
 

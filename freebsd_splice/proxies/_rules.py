@@ -151,7 +151,7 @@ class Rules:
 
     def _refusal(self, name: str, address: _Address, port: int) -> str | None:
         if address.is_unspecified:
-            return f"{address} is this machine in disguise, which no rule allows"
+            return f"{address} stands for this machine, which no rule allows"
         is_global = _is_global(address)
         for rule in self._rules:
             if port not in rule.ports:
@@ -163,7 +163,7 @@ class Rules:
                 return None
         if is_global:
             return None
-        return f"{address} is no global address; a rule that names its network would allow it"
+        return f"{address} is not a global address; a rule that names its network would allow it"
 
 
 def _denied(rule: Rule) -> str:
@@ -213,7 +213,7 @@ def _split(text: str) -> tuple[str, str | None]:
     inside, closing, rest = text[1:].partition("]")
     length, colon, ports = rest.partition(":")
     if not closing or (length and not length.startswith("/")):
-        raise ValueError(f"{text!r} is no rule: write [v6], [v6]/64 or [v6/64], and :ports")
+        raise ValueError(f"{text!r} is not a rule: write [v6], [v6]/64 or [v6/64], and :ports")
     if ":" not in inside:
         raise ValueError(f"{text!r}: there is no IPv6 address between the brackets")
     return inside + length, ports if colon else None
@@ -234,7 +234,7 @@ def _network(text: str, what: str) -> _Network:
     try:
         address = ipaddress.ip_address(start)
     except ValueError:
-        raise ValueError(f"{text!r}: {start!r} is no IP address") from None
+        raise ValueError(f"{text!r}: {start!r} is not an IP address") from None
     if "%" in start:
         raise ValueError(f"{text!r}: a rule is for every zone: leave %... out")
     size = address.max_prefixlen

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
+from .._errors import why
 from .._relay import LINGER
 from .._runtime import current
 from ..aio._ending import end_of
@@ -31,8 +33,9 @@ from ._connecting import (
     tune,
 )
 from ._handshake import Handshake
+from ._hangups import Hangups
 from ._limits import Limits, Occupancy, client_of
-from ._listening import listen_on
+from ._listening import ListenError, listen_on
 from ._log import fields, logger
 
 #: What a connection needs besides its client: the target, and the relay's duplicates of the two.
@@ -41,6 +44,13 @@ _NEEDED_TO_JOIN = 2
 
 #: How many more there must be when a client is accepted: for pipes, look-ups of names, files.
 _TO_SPARE = 8
+
+#: What accept fails with where one client's connection has failed: the next may be there already.
+#: Linux passes errors of the network on that are pending on the new socket (accept(2)).
+_OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
+_OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
+_OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+_OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 #: Seconds after which a shortage is looked at again although no connection of ours has ended.
 _RETRY_AFTER = 1.0
@@ -85,7 +95,7 @@ class Client:
         whole never takes more than twice ``connect_timeout``.  Raises TargetError;
         RefusedTargetError where all addresses are refused.
         """
-        with self.handshake.suspended():
+        with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
             return await self._server.dial_for(self, address, refusal, prepare)
 
 
@@ -127,6 +137,7 @@ class ProxyServer:
         self._occupancy = Occupancy(self._limits.per_client)
         self._listeners: list[socket.socket] = []
         self._clients: dict[asyncio.Task[None], Client] = {}
+        self._hangups = Hangups()
         self._waiting: set[asyncio.Future[None]] = set()
         self._stops = 0
         self._cutting = False
@@ -211,7 +222,7 @@ class ProxyServer:
             except OSError as error:
                 await self._shortage(error, last_begins - loop.time())
                 if loop.time() >= last_begins:
-                    raise StarvedError(address, os.strerror(error.errno or 0)) from error
+                    raise StarvedError(address, why(error)) from error
 
     # Accepting
 
@@ -227,7 +238,7 @@ class ProxyServer:
                     sock, address = await loop.sock_accept(listener)
             except OSError as error:
                 spare.keep(0)
-                await self._accept_failed(error)
+                await self._accept_failed(listener, error)
                 continue
             except BaseException:
                 spare.keep(0)
@@ -235,7 +246,7 @@ class ProxyServer:
             try:
                 self._accepted(sock, address, spare)
             except Exception:
-                logger.exception("a client that was accepted cannot be served")
+                logger.exception("an accepted client cannot be served")
             # As long as clients are waiting sock_accept doesn't: let the others have their turn.
             await asyncio.sleep(0)
 
@@ -246,7 +257,7 @@ class ProxyServer:
             place = self._occupancy.enter(address)
             if place is None:
                 logger.warning(
-                    "%s: refused: it has %d connections already",
+                    "%s: refused: the client already has %d connections",
                     show(address),
                     self._limits.per_client,
                     extra=fields("refused", client=show(address)),
@@ -273,7 +284,7 @@ class ProxyServer:
         """
         while True:
             if len(self._clients) >= self._limits.connections:
-                self._say_short("that is the limit")
+                self._say_short("connection limit reached")
                 await self._change()
                 continue
             try:
@@ -281,21 +292,26 @@ class ProxyServer:
             except OSError as error:
                 await self._shortage(error)
 
-    async def _accept_failed(self, error: OSError) -> None:
-        if isinstance(error, ConnectionAbortedError):
-            return  # the client gave up while it was waiting
+    async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno in SHORTAGES:
             await self._shortage(error)
+        elif not _listens(listener):
+            reason = f"{_own_name(listener)} accepts no clients any more: {why(error)}"
+            raise ListenError(error.errno, reason) from error
+        elif error.errno in _OF_ONE_CLIENT:
+            await asyncio.sleep(0)  # let the others have their turn
         else:
-            logger.error("cannot accept: %s", error)
+            logger.error("cannot accept: %s", why(error))
             await asyncio.sleep(_RETRY_AFTER)
 
     async def _shortage(self, error: OSError, seconds: float = math.inf) -> None:
         """Wait for descriptors: until a connection has ended, or a while: others can free some.
 
-        ``seconds`` at most.
+        ``seconds`` at most.  Raises ``error`` where waiting doesn't help.
         """
-        self._say_short(os.strerror(error.errno or 0))
+        if error.errno not in SHORTAGES:
+            raise error
+        self._say_short(why(error))
         await self._change(min(_RETRY_AFTER, seconds))
 
     def _say_short(self, reason: str) -> None:
@@ -307,7 +323,7 @@ class ProxyServer:
     def _say_enough(self) -> None:
         if self._short:
             self._short = False
-            logger.info("there is room for all clients again")
+            logger.info("accepting has resumed")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
@@ -321,7 +337,8 @@ class ProxyServer:
     async def _serve(self, client: Client) -> None:
         with contextlib.closing(client.socket):
             try:
-                target, initial = await self._open_target(client)
+                with self._hangups.watch(client.handshake):
+                    target, initial = await self._open_target(client)
                 with contextlib.closing(target):
                     client.target = target
                     target_name = _peer_name(target)
@@ -358,9 +375,11 @@ class ProxyServer:
                     initial=initial,
                 )
             except OSError as error:
-                if error.errno not in SHORTAGES:
-                    raise
-                await self._shortage(error)
+                with (
+                    client.handshake.during("while waiting for descriptors"),
+                    self._hangups.watch(client.handshake),
+                ):
+                    await self._shortage(error)
         return await end_of(client.relay)
 
     # Stopping
@@ -418,6 +437,14 @@ def say_listening(listeners: Iterable[socket.socket]) -> None:
         logger.info("listening on %s", where, extra=fields("listening", address=where))
 
 
+def _listens(listener: socket.socket) -> bool:
+    """Whether clients can ever be accepted from it; True as well where the system doesn't say."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
+
+
 def _start_workers() -> None:
     """Start the engine's workers: later they would take the descriptors of accepted clients."""
     for _ in range(os.cpu_count() or 1):
@@ -433,7 +460,7 @@ def _describe(outcome: RelayOutcome) -> str:
     up, down = outcome.left_to_right, outcome.right_to_left
     reason = outcome.reason.value
     if outcome.error is not None:
-        reason += f" ({_failed_side(outcome)}: {os.strerror(outcome.error.errno or 0)})"
+        reason += f" ({_failed_side(outcome)}: {why(outcome.error)})"
     movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
     return (
         f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
@@ -455,7 +482,7 @@ def _facts(outcome: RelayOutcome) -> dict[str, object]:
         **({"undelivered_up": up.undelivered} if up.undelivered else {}),
         **({"undelivered_down": down.undelivered} if down.undelivered else {}),
         "reason": outcome.reason.value,
-        "error": None if outcome.error is None else os.strerror(outcome.error.errno or 0),
+        "error": None if outcome.error is None else why(outcome.error),
         "failed": None if outcome.error is None else _failed_side(outcome),
         "seconds": round(outcome.seconds, 6),
         "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
@@ -467,6 +494,13 @@ def _failed_side(outcome: RelayOutcome) -> str:
     up = outcome.left_to_right
     upwards = up.reason is outcome.reason and up.error is outcome.error
     return "client" if upwards == (outcome.reason is Reason.SOURCE_ERROR) else "target"
+
+
+def _own_name(sock: socket.socket) -> str:
+    try:
+        return show(sock.getsockname())
+    except OSError:  # it is closed
+        return "a listening socket"
 
 
 def _peer_name(sock: socket.socket) -> str:

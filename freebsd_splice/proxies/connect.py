@@ -54,6 +54,9 @@ _NEVER = [
     (re.compile(rb"(?<![ \t])[ \t]{%d}" % (_MOST_BLANKS + 1)), "too many blanks in a row"),
 ]
 
+#: Empty lines before a request, which are ignored (RFC 9112, 2.2).
+_EMPTY_LINES = re.compile(rb"\A(?:\r?\n)+")
+
 #: What h11 takes for the end of the headers.
 _END = re.compile(rb"\n\r?\n")
 
@@ -82,10 +85,11 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
         try:
             request = await client.handshake.read(RequestReader(connection).feed)
             if passwords is not None:
-                await client.handshake.in_time(
-                    _authenticate(request, passwords, client.counts_as),
-                    "has not had its password verified",
-                )
+                with client.handshake.during("while verifying its password"):
+                    await client.handshake.in_time(
+                        _authenticate(request, passwords, client.counts_as),
+                        "the password was not verified",
+                    )
             address = _target(request)
             refused = chosen.rejects_name(*address)
             if refused is not None:
@@ -115,12 +119,19 @@ class RequestReader:
 
     def __init__(self, connection: h11.Connection) -> None:
         self._connection = connection
+        #: Whether its first line has begun, and what may be half of an empty line before that.
+        self._begun = False
+        self._half_a_line = b""
         #: As much of what has come as can be the start of something that is completed later.
         self._last = b""
         self._lines = 0
 
     def feed(self, piece: bytes) -> h11.Request | None:
         """The request, once it is there whole.  Raises RequestError."""
+        if not self._begun:
+            piece = self._without_empty_lines(piece)
+            if not piece:
+                return None
         self._check(piece)
         try:
             self._connection.receive_data(piece)
@@ -132,9 +143,16 @@ class RequestReader:
                 self._connection.next_event()  # EndOfMessage, with which h11 expects a tunnel
         except h11.RemoteProtocolError as error:
             # Behind the colon h11 quotes the line, which can have a password in it.
-            reason = f"no HTTP request: {str(error).partition(':')[0]}"
+            reason = f"not an HTTP request: {str(error).partition(':')[0]}"
             raise RequestError(error.error_status_hint, reason) from error
         return request
+
+    def _without_empty_lines(self, piece: bytes) -> bytes:
+        """What is behind them; how many there may be is the handshake's time and size."""
+        piece = _EMPTY_LINES.sub(b"", self._half_a_line + piece)
+        self._half_a_line = piece if piece == b"\r" else b""
+        self._begun = piece not in (b"", b"\r")
+        return piece if self._begun else b""
 
     def _check(self, piece: bytes) -> None:
         seen = self._last + piece
@@ -142,7 +160,7 @@ class RequestReader:
         head = seen if end is None else seen[: end.end()]  # what is behind it is the target's
         for pattern, name in _NEVER:
             if pattern.search(head):
-                raise RequestError(400, f"no HTTP request: {name}")
+                raise RequestError(400, f"not an HTTP request: {name}")
         self._lines += head.count(b"\n", len(self._last))
         if self._lines > _MOST_HEADERS + _OTHER_LINES:
             raise RequestError(431, f"more than {_MOST_HEADERS} header lines")
@@ -176,7 +194,7 @@ def _target(request: h11.Request) -> Address:
     try:
         return parse_target(request.target.decode("ascii"))
     except ValueError as error:
-        raise RequestError(400, f"no target: {error}") from None
+        raise RequestError(400, f"not a valid target: {error}") from None
 
 
 def _status(error: OSError) -> int | None:

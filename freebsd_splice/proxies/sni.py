@@ -42,7 +42,7 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
         addresses = routes.find(hello)
         if addresses is None:
             await client.handshake.refuse(_UNRECOGNIZED_NAME)
-            raise HandshakeError(errno.EACCES, f"there is no route for {_describe(hello)}")
+            raise HandshakeError(errno.EACCES, f"no route for {_describe(hello)}")
         targets = known.setdefault(addresses, Targets(addresses, retry_after))
         try:
             target = await targets.dial(client)
@@ -59,7 +59,7 @@ async def _read_hello(client: Client) -> ClientHello:
         return await client.handshake.read(HelloReader(client.handshake.largest).feed)
     except MalformedError as error:
         await client.handshake.refuse(_DECODE_ERROR)
-        raise HandshakeError(errno.EPROTO, f"it does not begin TLS: {error}") from None
+        raise HandshakeError(errno.EPROTO, f"client did not begin TLS: {error}") from None
 
 
 def _describe(hello: ClientHello) -> str:

@@ -74,15 +74,16 @@ async def _agree_on_method(handshake: Handshake, method: int) -> None:
     if method not in methods:
         await handshake.refuse(method_reply(NO_ACCEPTABLE_METHOD))
         wanted = "a user and a password" if method == CREDENTIALS else "no authentication"
-        raise HandshakeError(errno.EACCES, f"it does not offer {wanted}")
+        raise HandshakeError(errno.EACCES, f"client does not offer {wanted}")
     await handshake.send(method_reply(method))
 
 
 async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> None:
     user, password, _ = await _read(handshake, read_credentials)
-    if not await handshake.in_time(
-        passwords.verify(user, password, client), "has not had its password verified"
-    ):
+    with handshake.during("while verifying its password"):
+        verifying = passwords.verify(user, password, client)
+        verified = await handshake.in_time(verifying, "the password was not verified")
+    if not verified:
         await handshake.refuse(credentials_reply(False))
         raise HandshakeError(errno.EACCES, f"wrong password, or no such user: {user!r}")
     await handshake.send(credentials_reply(True))
@@ -91,7 +92,7 @@ async def _authenticate(handshake: Handshake, passwords: Passwords, client: str)
 async def _connect(client: Client, request: Request, rules: Rules) -> socket.socket:
     if request.command != CONNECT:
         await client.handshake.refuse(reply(Reply.COMMAND_NOT_SUPPORTED, None))
-        raise HandshakeError(errno.EOPNOTSUPP, f"it asks for command {request.command}")
+        raise HandshakeError(errno.EOPNOTSUPP, f"client asks for command {request.command}")
     refused = rules.rejects_name(*request.address)
     if refused is not None:
         raise RefusedTargetError(request.address, refused)

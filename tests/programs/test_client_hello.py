@@ -206,7 +206,7 @@ REFUSED_EARLY = [
     (b"\x16\x03\x01\x00\x00", "an empty record"),
     (record(b"\x01") + record(b""), "an empty record"),
     (record(b"\x01") + b"\x17", "no TLS handshake record"),
-    (record(b"\x02"), "the first message is no ClientHello"),
+    (record(b"\x02"), "the first message is not a ClientHello"),
     (record(b"\x01\x02"), "a hello that is too large"),
     (record(b"\x01\x00\x40\x01"), "a hello that is too large"),
 ]
@@ -233,7 +233,7 @@ REFUSED_INSIDE = [
     (hello(server_name(b"\x00\x00\x02a")), "a server name cut short"),
     (hello(server_name(host(b"a"), host(b"b"))), "a server name with more"),
     (hello(server_name(host(b"a"), host(b"b", 1))), "a server name with more"),
-    (hello(server_name(host(b"a", 1))), "no host name"),
+    (hello(server_name(host(b"a", 1))), "not a host name"),
     (hello(server_name(host(b"a" * 256))), "a server name that is too long"),
     *(
         (hello(server_name(host(b"a%cb" % byte))), "bytes that no name has")

@@ -252,8 +252,8 @@ def test_addresses_of_this_machine_are_refused(server: StartServer, connect: Sta
             assert refusal(front, request(f"{host}:{port}")) == 403, host
         for host in ("[::1]", "[::]"):
             assert refusal(front, request(f"{host}:{six}")) == 403, host
-    front.expect(rf"127\.1:{port} is refused: 127\.0\.0\.1 is no global address; a rule that names")
-    front.expect(r"private\.example:\d+ is refused: 10\.1\.2\.3 is no .*; 127\.0\.0\.1 is no ")
+    front.expect(rf"127\.1:{port} is refused: 127\.0\.0\.1 is not a global address; a rule that")
+    front.expect(r"private\.example:\d+ is refused: 10\.1\.2\.3 is not .*; 127\.0\.0\.1 is not ")
 
 
 def test_rules_allow_a_network_and_deny_names_and_ports(
@@ -328,7 +328,7 @@ def test_what_is_no_request_for_a_tunnel_is_a_bad_request(connect: StartProxy) -
     with nothing_kept(front):
         for data in NO_TUNNELS:
             assert refusal(front, data) == 400, data
-    why = r"WARNING 127\.0\.0\.1:\d+: (no HTTP request: |no target: |a CONNECT request with a body)"
+    why = r"WARNING .*: (not an HTTP request|not a valid target|a CONNECT request with a body)"
     front.expect(why, len(NO_TUNNELS))
 
 
@@ -336,7 +336,7 @@ def test_a_header_that_is_none_is_not_in_the_log(connect: StartProxy) -> None:
     """It can be a password with a space before the colon."""
     front = connect()
     assert refusal(front, request("127.0.0.1:1", "Proxy-Authorization : Basic c2VjcmV0")) == 400
-    front.expect(r"WARNING 127\.0\.0\.1:\d+: no HTTP request: illegal header line$")
+    front.expect(r"WARNING 127\.0\.0\.1:\d+: not an HTTP request: illegal header line$")
     assert not front.find("c2VjcmV0")
 
 
@@ -433,14 +433,14 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert status(read_to_eof(slow)) == 408
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(f"WARNING {name}: it has not said what it wants in 0.5 s$")
+    front.expect(f"WARNING {name}: client did not complete the handshake in 0.5 s$")
 
 
 def test_one_that_never_reads_its_refusal_is_closed(connect: StartProxy) -> None:
     front = connect()
     with nothing_kept(front), front.connect() as client:
         client.sendall(b"garbage\r\n\r\n")
-        front.expect(rf"{name_of(client)}: no HTTP request")
+        front.expect(rf"{name_of(client)}: not an HTTP request")
 
 
 def test_a_target_that_refuses_is_a_bad_gateway(
@@ -503,8 +503,8 @@ def test_a_client_that_leaves_before_its_request_is_whole(
             client.sendall(start)
             leave(client, how)
             reason = {
-                "FIN": "it has gone before it said what it wants",
-                "RST": "its handshake failed: Connection reset by peer",
+                "FIN": "client closed the connection during the handshake",
+                "RST": "the handshake failed: Connection reset by peer",
             }[how]
             front.expect(f"WARNING {name}: {reason}$")
         assert exchange(other, b"hello") == b"hello"
@@ -627,3 +627,33 @@ def test_what_is_behind_a_request_may_be_anything(size: int) -> None:
         connection = WatchedConnection()
         assert feed(connection, asked + behind, size).target == b"127.0.0.1:1"
         assert connection.given.startswith(asked)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100_000])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\r\n", b"\n\r\n\n"])
+def test_empty_lines_before_a_request_are_ignored(empty: bytes, size: int) -> None:
+    """RFC 9112, 2.2."""
+    connection = WatchedConnection()
+    asked = request("127.0.0.1:1", "X: a")
+    behind = b"\r\n\r\nbehind it"
+    data = empty + asked + behind
+    assert feed(connection, data, size).target == b"127.0.0.1:1"
+    assert connection.given.startswith(asked)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100_000])
+@pytest.mark.parametrize("start", [b"\r", b"\r\n\r", b"\r\r\n", b" \r\n", b"\r\n \r\n"])
+def test_other_blanks_before_a_request_are_not(start: bytes, size: int) -> None:
+    with pytest.raises(RequestError) as raised:
+        feed(WatchedConnection(), start + request("127.0.0.1:1"), size)
+    assert raised.value.status == 400
+
+
+def test_a_request_behind_empty_lines_is_served(echo_server: Server, connect: StartProxy) -> None:
+    front = connect(*ALLOW_LOOPBACK, "--handshake-size", "2000")
+    with front.connect() as client:
+        send_byte_by_byte(client, b"\r\n\r\n" + request(to(echo_server)))
+        assert status(read_head(client)) == 200
+        assert exchange(client, b"hello") == b"hello"
+    # They count, as all else that a client sends.
+    assert refusal(front, b"\r\n" * 1_500) == 431

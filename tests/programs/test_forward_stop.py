@@ -154,8 +154,8 @@ def test_an_address_of_another_machine(program: StartProgram) -> None:
 @pytest.mark.parametrize(
     ("listen", "target", "text"),
     [
-        ("local", "localhost:80", "'local' is no address: write host:port or [v6]:port"),
-        ("localhost:80", ":80", "':80' names no host to connect to: write host:port"),
+        ("local", "localhost:80", "'local' is not an address: write host:port or [v6]:port"),
+        ("localhost:80", ":80", "':80' has no host to connect to: write host:port"),
         ("localhost:99999", "a:1", "'localhost:99999': the port must be a number from 0 to 65535"),
     ],
 )

@@ -31,7 +31,7 @@ def test_a_client_with_too_many_connections_is_closed_at_once(
         with front.connect() as refused:
             assert refused.recv(1) == b""
             name = "{}:{}".format(*refused.getsockname())
-        front.expect(rf"WARNING {name}: refused: it has 2 connections already$")
+        front.expect(rf"WARNING {name}: refused: the client already has 2 connections$")
         for client in clients:
             assert exchange(client, b"still here") == b"still here"
 
@@ -62,7 +62,7 @@ def test_a_client_whose_target_fails_gives_its_place_back(
         with front.connect() as client:
             assert client.recv(1) == b""
         front.expect("cannot connect", number)
-    assert not front.find("it has 1 connections already")
+    assert not front.find("already has 1 connections")
 
 
 def test_who_is_refused_leaves_nothing_behind(
@@ -88,11 +88,11 @@ def test_with_all_places_taken_clients_wait_until_one_is_free(
         for number, client in enumerate(clients):
             assert client.recv(1) == b"%d" % number
             if number == 0:
-                front.expect("WARNING that is the limit: accepting pauses at 2 connections$")
+                front.expect("WARNING connection limit reached: accepting pauses at 2 connections$")
                 assert len(front.find("DEBUG .*: accepted")) == 2
             client.close()
     front.expect("1 bytes up, 1 bytes down, eof", 6)
-    front.expect("INFO there is room for all clients again$")
+    front.expect("INFO accepting has resumed$")
     assert len(front.find("accepting pauses")) == 1
     assert front.stop() == 0
 

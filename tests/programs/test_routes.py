@@ -140,7 +140,7 @@ def route(name: str = '"a.b"', target: str = '"a:1"', more: str = "") -> str:
         ('defaults = "a:1"', "unknown key 'defaults'"),
         ("default = 1", "default: a target must be an address or a list of addresses"),
         ("default = []", "default: a target must be"),
-        ('default = "a"', "default: 'a' is no address: write host:port"),
+        ('default = "a"', "default: 'a' is not an address: write host:port"),
         ('[route]\nname = "a.b"\ntarget = "a:1"', r"routes must be written as \[\[route\]\]"),
         ("route = 1", r"routes must be written as \[\[route\]\]"),
         ("route = [1]", r"routes must be written as \[\[route\]\]"),
@@ -151,7 +151,7 @@ def route(name: str = '"a.b"', target: str = '"a:1"', more: str = "") -> str:
         (route(name="1"), r"route 1 \(1\): name must be a string"),
         (route(name='["a.b"]'), "name must be a string"),
         *(
-            (route(name=f'"{name}"'), "can be no name")
+            (route(name=f'"{name}"'), "not a valid host name")
             for name in (
                 *("", ".", "..", "a..b", ".a", "a..", "*", "*.", "a.*", "*.*.a", "a*.b", "**.b"),
                 *("a b", "a:443", "::1", "a/b", "a\\n", f"{'a' * 64}.b", f"{'ü' * 64}.b", "ü..b"),
@@ -161,8 +161,8 @@ def route(name: str = '"a.b"', target: str = '"a:1"', more: str = "") -> str:
         (route(target="[]"), "a target must be"),
         (route(target='["a:1", 2]'), "a target must be"),
         (route(target='"a:0"'), "nothing can be connected to at port 0"),
-        (route(target='":1"'), "names no host"),
-        (route(target='["a:1", "b"]'), "'b' is no address"),
+        (route(target='":1"'), "has no host"),
+        (route(target='["a:1", "b"]'), "'b' is not an address"),
         *(
             (route(more=f"alpn = {alpn}"), r"route 1 \('a\.b'\): alpn must be a list of protocols")
             for alpn in ('"h2"', "[]", "[2]", '["h2", ""]', '["ü"]', "true")

@@ -65,7 +65,7 @@ def test_global_addresses_are_allowed_without_a_rule(address: str) -> None:
 @pytest.mark.parametrize("address", NOT_GLOBAL)
 def test_other_addresses_need_a_rule_that_names_their_network(address: str) -> None:
     plain = address.partition("%")[0]
-    expected = f"{plain} is no global address; a rule that names its network would allow it"
+    expected = f"{plain} is not a global address; a rule that names its network would allow it"
     for without in (rules(), rules("+*"), rules("+a.example"), rules("+*:443")):
         assert without.refusal("a.example", at(address)) == expected
     everywhere = rules("+0.0.0.0/0", "+::/0")
@@ -86,7 +86,7 @@ def test_other_addresses_need_a_rule_that_names_their_network(address: str) -> N
 def test_no_rule_allows_what_the_system_takes_for_itself(address: str, judged: str) -> None:
     """A rule for 127.0.0.0/8 would not keep anybody out of it."""
     everywhere = rules("-127.0.0.0/8", "-::1", "+0.0.0.0", "+::/128", "+0.0.0.0/0", "+::/0", "+*")
-    expected = f"{judged} is this machine in disguise, which no rule allows"
+    expected = f"{judged} stands for this machine, which no rule allows"
     assert everywhere.refusal(address, at(address)) == expected
 
 
@@ -129,7 +129,7 @@ def test_what_ipaddress_takes_for_global(address: str, monkeypatch: pytest.Monke
 def test_ipv4_in_ipv6_is_judged_as_ipv4(address: str, judged: str) -> None:
     refusal = rules("+::/0").refusal("a.example", at(address))
     assert refusal is not None
-    assert refusal.startswith(f"{judged} is no global address")
+    assert refusal.startswith(f"{judged} is not a global address")
     assert rules("+::/0", f"+{judged}").refusal("a.example", at(address)) is None
     denying = rules(f"-{judged}", "+::/0", "+0.0.0.0/0")
     assert denying.refusal("a.example", at(address)) == f"denied by the rule {judged}"
@@ -305,17 +305,17 @@ def test_what_needs_no_looking_up(texts: list[str], rejected: str | None) -> Non
         ("a\n", "neither a host name"),
         ("\ud800", "neither a host name"),
         ("straße.example", "write it as xn--"),
-        ("10.0.0", "'10.0.0' is no IP address"),
-        ("10.0.0.256", "is no IP address"),
-        ("10.0.0.01", "is no IP address"),
-        ("10.0.0.1.", "is no IP address"),
-        ("1.0x7f", "is no IP address"),
-        ("0x", "is no IP address"),
-        ("*.1", "is no IP address"),
-        ("\uff11.\uff11.\uff11.\uff11", "is no IP address"),
-        ("example.org/8", "'example.org' is no IP address"),
-        ("a:b:80", "'a:b:80' is no IP address"),
-        ("[g::]:80", "'g::' is no IP address"),
+        ("10.0.0", "'10.0.0' is not an IP address"),
+        ("10.0.0.256", "is not an IP address"),
+        ("10.0.0.01", "is not an IP address"),
+        ("10.0.0.1.", "is not an IP address"),
+        ("1.0x7f", "is not an IP address"),
+        ("0x", "is not an IP address"),
+        ("*.1", "is not an IP address"),
+        ("\uff11.\uff11.\uff11.\uff11", "is not an IP address"),
+        ("example.org/8", "'example.org' is not an IP address"),
+        ("a:b:80", "'a:b:80' is not an IP address"),
+        ("[g::]:80", "'g::' is not an IP address"),
         ("fe80::1%eth0", "for every zone"),
         ("10.0.0.0/", "the prefix length must be from 0 to 32$"),
         ("10.0.0.0/33", "the prefix length must be from 0 to 32$"),
@@ -332,9 +332,9 @@ def test_what_needs_no_looking_up(texts: list[str], rejected: str | None) -> Non
         ("::ffff:10.0.0.1", "write it as IPv4, 10.0.0.1/32"),
         ("::10.0.0.0/104", "write it as IPv4, 10.0.0.0/8"),
         ("::/96", "write it as IPv4, 0.0.0.0/0"),
-        ("[::1", "is no rule"),
-        ("[::]1", "is no rule"),
-        ("[::1]443", "is no rule"),
+        ("[::1", "is not a rule"),
+        ("[::]1", "is not a rule"),
+        ("[::1]443", "is not a rule"),
         ("[]", "no IPv6 address between the brackets"),
         ("[10.0.0.0/8]", "no IPv6 address between the brackets"),
         ("[example.org]:80", "no IPv6 address between the brackets"),

@@ -215,7 +215,7 @@ def test_names_without_a_route_are_told_so(
         context = certificates.client("h2", "http/1.1")
         with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
             context.wrap_socket(front.connect(), server_hostname="two.example").close()
-        name = "WARNING 127.0.0.1:\\d+: there is no route for"
+        name = "WARNING 127.0.0.1:\\d+: no route for"
         front.expect(f"{name} two.example$")
         front.expect(f"{name} www.one.example$")
         front.expect(f"{name} a client without a server name$")
@@ -232,7 +232,7 @@ def test_protocols_in_the_log_are_few_and_in_one_line(server: StartServer, sni: 
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
         context.wrap_socket(front.connect(), server_hostname="two.example").close()
     shown = re.escape(ascii(forged))
-    front.expect(f"there is no route for two.example with {shown}, 'a', 'b', 'c' and 5 more$")
+    front.expect(f"no route for two.example with {shown}, 'a', 'b', 'c' and 5 more$")
     assert not front.find("^2026-01-01")
 
 
@@ -254,14 +254,14 @@ def test_what_is_not_tls_is_refused_and_logged(server: StartServer, sni: StartSn
             (b"\x80\x2e\x01\x00\x02", "no TLS handshake record"),  # SSL 2
             (b"\x16\x02\x00", "no version of TLS"),
             (b"\x16\x03\x01\xff\xff", "a record that is too large"),
-            (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "the first message is no ClientHello"),
+            (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "the first message is not a ClientHello"),
             (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", "a hello cut short"),
         ):
             with front.connect() as client:
                 client.sendall(data + bytes(1_000_000))
                 assert read_to_eof(client) == DECODE_ERROR, reason
                 name = name_of(client)
-            front.expect(f"WARNING {name}: it does not begin TLS: {reason}$")
+            front.expect(f"WARNING {name}: client did not begin TLS: {reason}$")
     assert not reached
 
 
@@ -277,7 +277,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
         assert greeting(front, context, "one.example") == "one.example"
         with contextlib.suppress(ConnectionResetError):
             assert read_to_eof(slow) == b""
-        front.expect(f"WARNING {name_of(slow)}: it has not said what it wants in 0.5 s$")
+        front.expect(f"WARNING {name_of(slow)}: client did not complete the handshake in 0.5 s$")
 
 
 def test_a_hello_that_is_too_large_is_refused(server: StartServer, sni: StartSni) -> None:
@@ -288,7 +288,7 @@ def test_a_hello_that_is_too_large_is_refused(server: StartServer, sni: StartSni
             client.sendall(first)
             assert read_to_eof(client) == DECODE_ERROR
             name = name_of(client)
-        front.expect(f"WARNING {name}: it does not begin TLS: a hello that is too large$")
+        front.expect(f"WARNING {name}: client did not begin TLS: a hello that is too large$")
 
 
 def test_the_size_of_a_hello_is_an_option(server: StartServer, sni: StartSni) -> None:
@@ -384,8 +384,8 @@ def test_a_client_that_leaves_costs_nobody_anything(
     context = certificates.client()
     first, _, _ = hello(context, "one.example")
     early = {
-        "FIN": "it has gone before it said what it wants",
-        "RST": "its handshake failed: Connection reset by peer",
+        "FIN": "client closed the connection during the handshake",
+        "RST": "the handshake failed: Connection reset by peer",
     }[how]
     assert greeting(front, context, "one.example") == "one.example"
     with nothing_kept(front):

@@ -149,7 +149,7 @@ def test_a_password_is_asked_for(server: StartServer, socks5: StartProxy, tmp_pa
         run = curl(*proxy, *wrong, url)
         assert (run.returncode, run.stdout) == (CURL_PROXY_ERROR, b"")
     front.expect(r"WARNING 127\.0\.0\.1:\d+: wrong password, or no such user: 'alice'$")
-    front.expect(r"WARNING 127\.0\.0\.1:\d+: it does not offer a user and a password$")
+    front.expect(r"WARNING 127\.0\.0\.1:\d+: client does not offer a user and a password$")
 
     path.write_text(make_entry("alice", "new") + "\n")
     assert curl(*proxy, "--proxy-user", "alice:secret", url).returncode == CURL_PROXY_ERROR
@@ -190,8 +190,8 @@ def test_addresses_of_this_machine_are_refused(server: StartServer, socks5: Star
             assert refusal(front, request(host, port)) == REFUSED_BY_RULE, host
         for host in ("::1", "::"):
             assert refusal(front, request(host, six)) == REFUSED_BY_RULE, host
-    front.expect(rf"127\.1:{port} is refused: 127\.0\.0\.1 is no global address; a rule that names")
-    front.expect(r"private\.example:\d+ is refused: 10\.1\.2\.3 is no .*; 127\.0\.0\.1 is no ")
+    front.expect(rf"127\.1:{port} is refused: 127\.0\.0\.1 is not a global address; a rule that")
+    front.expect(r"private\.example:\d+ is refused: 10\.1\.2\.3 is not .*; 127\.0\.0\.1 is not ")
 
 
 def test_rules_allow_a_network_and_deny_names_and_ports(
@@ -279,7 +279,7 @@ def test_requests_that_are_not_served(socks5: StartProxy) -> None:
         assert refusal(front, request("127.0.0.1", 0)) == 1
         assert refusal(front, request("two words", 80)) == 1
         assert refusal(front, b"\x05\x01\x01\x01\x7f\x00\x00\x01\x00\x50") == 1
-    front.expect(r"WARNING 127\.0\.0\.1:\d+: it asks for command 2$")
+    front.expect(r"WARNING 127\.0\.0\.1:\d+: client asks for command 2$")
 
 
 @pytest.mark.parametrize("start", [b"", b"\x05", HELLO, HELLO + b"\x05\x01\x00\x03\x20"])
@@ -294,7 +294,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert read_to_eof(slow) == (WELCOME if start.startswith(HELLO) else b"")
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(f"WARNING {name}: it has not said what it wants in 0.5 s$")
+    front.expect(f"WARNING {name}: client did not complete the handshake in 0.5 s$")
 
 
 def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
@@ -303,7 +303,7 @@ def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
         client.sendall(b"\x05\xff" + bytes(255))
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
-        front.expect(f"WARNING {name_of(client)}: its handshake is longer than 20 bytes$")
+        front.expect(f"WARNING {name_of(client)}: the handshake is longer than 20 bytes$")
 
 
 @pytest.fixture
@@ -337,8 +337,8 @@ def test_a_client_that_leaves_before_its_request_is_whole(
 ) -> None:
     front = socks5(*ALLOW_LOOPBACK, "--log-level", "debug")
     reason = {
-        "FIN": "it has gone before it said what it wants",
-        "RST": "its handshake failed: (Connection reset by peer|Broken pipe)",
+        "FIN": "client closed the connection during the handshake",
+        "RST": "the handshake failed: (Connection reset by peer|Broken pipe)",
     }[how]
     with tunnel(front, echo_server) as other:
         with nothing_kept(front):
