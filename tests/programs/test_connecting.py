@@ -438,6 +438,18 @@ def test_without_a_null_device_descriptors_are_spared_all_the_same(
         assert caught.value.errno == errno.EMFILE
 
 
+def test_a_null_device_that_cannot_be_opened_for_now_is_a_shortage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short_of_files(path: str, flags: int) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), path)
+
+    monkeypatch.setattr(os, "open", short_of_files)
+    with pytest.raises(OSError) as caught:
+        Spare(2, 3)
+    assert caught.value.errno == errno.ENFILE
+
+
 def test_a_connection_to_itself_is_none(opened: ExitStack) -> None:
     """It comes about where nobody listens and the system chooses that very port; here we do."""
     with socket.socket() as sock:

@@ -152,11 +152,15 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
+        #: How many of them found that the client is gone.
+        self.lost = 0
         is_lost = Handshake.is_lost
 
         def counted(handshake: Handshake) -> bool:
+            lost = is_lost(handshake)
             self.count += 1
-            return is_lost(handshake)
+            self.lost += lost
+            return lost
 
         monkeypatch.setattr(_hangups, "LOOK_EVERY", 0.01)
         monkeypatch.setattr(Handshake, "is_lost", counted)
@@ -321,6 +325,8 @@ def test_a_client_that_is_refused_may_leave(
             assert await read_to_eof(sock) == b"no"
 
     asyncio.run(main())
+    assert looks.count
+    assert not looks.lost  # a cancelling would be lost in asyncio.wait_for, up to Python 3.11
     assert "you are not wanted" in caplog.text
     assert "client closed" not in caplog.text
 
@@ -390,3 +396,34 @@ def test_the_end_of_the_server_is_no_hangup(
     slow.set()
     assert "cutting 1 connections" in caplog.text
     assert "client closed" not in caplog.text
+
+
+def test_a_client_that_is_read_or_written_needs_no_looks() -> None:
+    """That fails by itself, and what arrived before the end comes first."""
+    clients: list[Client] = []
+
+    async def open_target(client: Client) -> OpenedTarget:
+        clients.append(client)
+        await client.handshake.read(lambda piece: piece)
+        await client.handshake.send(bytes(1 << 26))  # more than is on its way without a reader
+        raise AssertionError
+
+    async def main() -> None:
+        async with client_of(ProxyServer(open_target)) as sock:
+            while not clients:
+                await asyncio.sleep(0.01)
+            handshake = clients[0].handshake
+            assert handshake.stage is None
+            sock.sendall(b"head")
+            assert len(await asyncio.wait_for(_peek(sock), PATIENCE)) == 1
+            assert handshake.stage is None
+
+    asyncio.run(main())
+
+
+async def _peek(sock: socket.socket) -> bytes:
+    while True:
+        try:
+            return sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            await asyncio.sleep(0.01)
