@@ -176,6 +176,8 @@ class Dialer:
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, "no answer in time"
         except socket.gaierror as error:
+            if error.errno == socket.EAI_MEMORY:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
             # Its own numbers are no errnos, and on FreeBSD some of them look like one.
             number, reason = errno.EHOSTUNREACH, why(error)
         except UnicodeError:

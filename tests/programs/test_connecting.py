@@ -226,6 +226,16 @@ def test_no_thread_for_a_look_up_is_a_shortage(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.errno in SHORTAGES
 
 
+def test_a_look_up_that_lacks_memory_is_a_shortage(slow_names: SlowNames) -> None:
+    """The resolver has numbers of its own for that."""
+    slow_names.error = socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure")
+    slow_names.answer.set()
+    with pytest.raises(OSError) as caught:
+        asyncio.run(Dialer(PATIENCE).dial(Address("some.name", 80)))
+    assert caught.value.errno in SHORTAGES
+    assert not isinstance(caught.value, TargetError)
+
+
 def test_one_client_leaves_threads_to_the_others(
     slow_names: SlowNames, echo_server: Server
 ) -> None:
