@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 import freebsd_splice
+from freebsd_splice._backlog import backlog_limit
 from slowness import SLOWNESS
 
 assert sys.platform != "win32"  # signals, resource limits, /bin/sh
@@ -141,7 +142,15 @@ class Proxy(Program):
         descriptors: int | None = None,
     ) -> None:
         start = ["-c", f"{patch}\n{_RUN_MAIN}"] if patch else MAIN
-        super().__init__(*start, *arguments, environment=environment, descriptors=descriptors)
+        command, *others = arguments
+        super().__init__(
+            *start,
+            command,
+            *within_backlog_limit(),
+            *others,
+            environment=environment,
+            descriptors=descriptors,
+        )
 
     @property
     def port(self) -> int:
@@ -179,6 +188,12 @@ class Forwarder(Proxy):
             environment=environment,
             descriptors=descriptors,
         )
+
+
+def within_backlog_limit() -> list[str]:
+    """Options for a backlog that the system doesn't cut: it would be the first line of the log."""
+    limit = backlog_limit()
+    return ["--backlog", str(limit.most)] if limit is not None and limit.most < 1024 else []
 
 
 _RUN_MAIN = """

@@ -21,6 +21,7 @@ import pytest
 
 from freebsd_splice._backlog import backlog_limit
 from programs.processes import (
+    MAIN,
     PATIENCE,
     Forwarder,
     Program,
@@ -32,6 +33,7 @@ from programs.processes import (
     receive,
     reset,
     until,
+    within_backlog_limit,
 )
 from slowness import SLOWNESS
 
@@ -337,9 +339,8 @@ def test_the_log_level_can_leave_those_lines_out(
 ) -> None:
     port = free_port()  # nothing will say which one it got
     target = "{}:{}".format(*echo_server.address)
-    quiet = program(
-        "-m", "freebsd_splice", "forward", "--log-level", "warning", f"127.0.0.1:{port}", target
-    )
+    options = ["--log-level", "warning", *within_backlog_limit()]
+    quiet = program(*MAIN, "forward", *options, f"127.0.0.1:{port}", target)
     until(lambda: _greets(port))
     quiet.signal(signal.SIGTERM)
     assert quiet.end() == 0
