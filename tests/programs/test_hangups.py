@@ -323,8 +323,10 @@ def test_a_client_that_is_refused_may_leave(
                 sent += await _send_some(sock)
             sock.shutdown(socket.SHUT_WR)
             assert await read_to_eof(sock) == b"no"
+            while not caplog.records:
+                await asyncio.sleep(0.01)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert looks.count
     assert not looks.lost  # a cancelling would be lost in asyncio.wait_for, up to Python 3.11
     assert "you are not wanted" in caplog.text
