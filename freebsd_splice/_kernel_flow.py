@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING
 from ._engine_flow import EngineFlow
 from ._errors import BackendUnavailable, refusal
 from ._flow import End, Reason
-from ._kernel_checks import (
-    POISONED,
-    drain_failure,
-    is_live_drain,
-    why_not_spliced,
-)
+from ._kernel_checks import drain_failure, is_live_drain, why_not_spliced
+from ._splice_checks import set_splice
 from ._verdict import AGAIN, REST, Ended, Verdict, take_cause, verdict
 
 if TYPE_CHECKING:
@@ -235,39 +231,15 @@ class KernelFlow:
         self._spliced, self._had_event = True, False
         try:
             # 0 would be no limit: a limit that is met has ended the flow before this.
-            self._set_splice(source, drain, 0 if room is None else room)
+            # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
+            # no kernel's starts anew when bytes leave the drain's send buffer.
+            set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         except OSError as error:
             self._spliced = False
             self._kernel.disarm(self)
             self._refused(error)
         else:
             self._kernel.looks.begin(self)
-
-    def _set_splice(self, source: int, drain: int, max_bytes: int) -> None:
-        # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
-        # no kernel's starts anew when bytes leave the drain's send buffer.
-        try:
-            self._calls.set_splice(source, drain, max_bytes, 0.0)
-        except OSError as error:
-            if not self._calls.capabilities.poisons:
-                raise
-            if error.errno == errno.EBUSY:
-                # F22: harmless where it is about the source, which can't be told from here.
-                if self._calls.writable_now(drain):
-                    raise
-                raise refusal(
-                    errno.ENOTRECOVERABLE,
-                    "the kernel called the pair busy; if somebody else's splice has the source, "
-                    f"that one lives on, but if one has the drain, then {POISONED}",
-                ) from None
-            # F22: a refusal in spite of the checks may have spoiled the source.  It was not
-            # spliced before this call; if it is busy now, then with nothing.
-            try:
-                self._calls.set_splice(source, drain, max_bytes, 0.0)
-            except OSError as second:
-                if second.errno == errno.EBUSY:
-                    raise refusal(errno.ENOTRECOVERABLE, f"{error.strerror}: {POISONED}") from None
-                raise error from None
 
     def _settle(self, reason: Reason | None = None) -> None:
         """End the splice by hand, which is safe at any time, and act on what was behind it."""

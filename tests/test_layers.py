@@ -13,7 +13,7 @@ PACKAGE = Path(freebsd_splice.__file__).parent
 LAYERS: list[set[str]] = [
     {
         *("_backlog", "_borrow", "_errors", "_port", "_kernel_port", "_reset", "_send_queue"),
-        "_so_splice",
+        *("_so_splice", "_splice_checks"),
     },
     {"_abi", "_pollers", "_kernel_events", "_movers"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
 #: Beside ``Splice``, not under it: the thin functions, and an emulation that they alone know.
 THIN = {"_thin", "_thin_kernel", "_emulation"}
 UNDER_THIN = {"_abi", "_backend", "_borrow", "_errors", "_kernel_calls", "_kernel_port"}
+UNDER_THIN |= {"_splice_checks"}
 
 
 def test_a_lower_layer_never_imports_a_higher_one() -> None:

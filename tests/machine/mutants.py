@@ -15,6 +15,7 @@ from freebsd_splice._kernel_checks import drain_failure
 from freebsd_splice._kernel_flow import KernelFlow
 from freebsd_splice._kernel_port import Capabilities, Glance, capabilities_of
 from freebsd_splice._second_look import SecondLook
+from freebsd_splice._splice_checks import set_splice
 from model import port
 from model.port import Calls, ModelPort
 
@@ -28,7 +29,7 @@ def splicing_before_arming() -> Patches:
         room = self._room()
         source, drain = self.pair
         self._spliced = True
-        self._set_splice(source, drain, 0 if room is None else room)
+        set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.arm(self)
         self._kernel.looks.begin(self)
 
