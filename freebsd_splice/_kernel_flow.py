@@ -1,13 +1,14 @@
 """One direction, moved by the kernel: SO_SPLICE, and what it leaves to userspace.
 
-A splice in the kernel is set, and at its end, which an event or the second look tells of, ended by
-hand: then it is over for certain, its count and what it has left behind are final (F19).  What was
-behind it is the verdict's to say (``_verdict``): an end, a rest for userspace to move (F13), or no
-end at all, and the pair is spliced again.
+A splice in the kernel is set. At its end, which an event or the second look reports, it is ended by
+hand: then it is over for certain, and its count and what it has left behind are final (F19). What
+ended it decides what comes next (``_verdict``): the flow's own end, a remainder for userspace to
+move (F13), or another splice of the pair.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import threading
@@ -20,7 +21,7 @@ from ._errors import BackendUnavailable, refusal
 from ._flow import End, Reason
 from ._kernel_checks import drain_failure, is_live_drain, why_not_spliced
 from ._splice_checks import set_splice
-from ._verdict import AGAIN, REST, Ended, Verdict, take_cause, verdict
+from ._verdict import Decision, EndedSplice, take_cause, verdict
 
 if TYPE_CHECKING:
     from ._kernel import Kernel
@@ -33,6 +34,33 @@ SO_SPLICE = "SO_SPLICE"
 
 #: What a flow is asked to do by events and looks: the more includes the less.
 _NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
+
+
+class Phase(enum.Enum):
+    """What a flow is doing."""
+
+    #: It has not been started.
+    NEW = "new"
+    #: Userspace sends what the caller has read already; a splice follows.
+    SENDING_INITIAL = "sending initial"
+    #: Nothing moves: the next splice is about to be set, or it is decided what comes next.
+    BETWEEN = "between"
+    #: The kernel moves.
+    SPLICED = "spliced"
+    #: Userspace moves all that is still to come.
+    USERSPACE = "userspace"
+    ENDED = "ended"
+
+
+#: Which phases may follow each.
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.NEW: frozenset({Phase.SENDING_INITIAL, Phase.BETWEEN, Phase.USERSPACE, Phase.ENDED}),
+    Phase.SENDING_INITIAL: frozenset({Phase.BETWEEN, Phase.ENDED}),
+    Phase.BETWEEN: frozenset({Phase.SPLICED, Phase.USERSPACE, Phase.ENDED}),
+    Phase.SPLICED: frozenset({Phase.BETWEEN}),
+    Phase.USERSPACE: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
 
 
 class KernelFlow:
@@ -56,15 +84,12 @@ class KernelFlow:
         self._ahead = b""  # what of ``initial`` nobody has been given to send yet
         self._surplus = b""  # what of it is past the limit
         self._fallback: str | None = None  # why userspace serves
-        self._started = False
-        self._stopped_early: Reason | None = None
-        # At most one of these two is at work.
-        self._spliced = False
+        self._phase = Phase.NEW
+        self._stopped_early: Reason | None = None  # before it was started
         self._had_event = False  # since that splice was set
         self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
         self._stood = 0  # how many looks in a row have found that it stands there
-        self._segment: EngineFlow | None = None
-        self._in_head = False  # that segment moves ``initial``, and a splice follows
+        self._segment: EngineFlow | None = None  # while userspace moves
         self._end: End | None = None
         self._told = False
         self._asking = threading.Lock()
@@ -97,16 +122,17 @@ class KernelFlow:
         with self._held():
             self._source, self._drain = source, drain
             self._limit, self._on_end = limit, on_end
-            self._started = True
             if self._stopped_early is not None:
-                self._finish(Verdict(self._by_hand(self._stopped_early)), initial)
+                self._finish(self._by_hand(self._stopped_early), unsent=initial)
             elif self._fallback is not None:
+                self._enter(Phase.USERSPACE)
                 self._serve_in_userspace(limit, initial)
             elif limit == 0:
-                self._finish(Verdict(Reason.LIMIT), initial)
+                self._finish(Reason.LIMIT, unsent=initial)
             elif initial:
-                self._send_head(initial)
+                self._send_initial(initial)
             else:
+                self._enter(Phase.BETWEEN)
                 self._splice()
 
     def moved(self) -> int:
@@ -114,13 +140,13 @@ class KernelFlow:
             moved = self._moved
             if self._segment is not None:
                 moved += self._segment.moved()
-            elif self._spliced:
+            elif self._phase is Phase.SPLICED:
                 moved += self._calls.spliced_count(self.pair[0])
             return moved
 
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         with self._held():
-            if not self._started:
+            if self._phase is Phase.NEW:
                 # The other flow of a pair has ended, or a socket was closed, in the meantime.
                 self._stopped_early = reason
                 return End(reason, 0, None, b"", None, "kernel", SO_SPLICE)
@@ -170,7 +196,7 @@ class KernelFlow:
             # this flow add one thread that waits for it, and no more.
             with self._asking:
                 asked, self._asked = self._asked, _NOTHING
-            if self._spliced and self._may_be_over(asked):
+            if self._phase is Phase.SPLICED and self._may_be_over(asked):
                 self._settle()
 
     def _may_be_over(self, asked: int) -> bool:
@@ -201,13 +227,17 @@ class KernelFlow:
             self._calls.push(self.pair[1])
         return False
 
+    def _enter(self, phase: Phase) -> None:
+        assert phase in TRANSITIONS[self._phase], (self._phase, phase)
+        self._phase = phase
+
     # Setting and ending
 
     def _stop(self, reason: Reason) -> None:
         if self._segment is not None:
             segment = self._segment
             self._segment_over(segment, segment.stop(reason), reason)
-        elif self._spliced:
+        elif self._phase is Phase.SPLICED:
             self._settle(reason)
         else:
             self._finish_between(reason)
@@ -218,7 +248,7 @@ class KernelFlow:
         room = self._room()
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
-            self._finish(Verdict(Reason.DRAIN_ERROR, failure))
+            self._finish(Reason.DRAIN_ERROR, failure)
             return
         # What an earlier splice, or the program's own, has left there would end this one at once.
         take_cause(self._source)
@@ -228,14 +258,15 @@ class KernelFlow:
         except OSError as error:
             self._refused(error)
             return
-        self._spliced, self._had_event = True, False
+        self._enter(Phase.SPLICED)
+        self._had_event = False
         try:
             # 0 would be no limit: a limit that is met has ended the flow before this.
             # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
             # no kernel's starts anew when bytes leave the drain's send buffer.
             set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         except OSError as error:
-            self._spliced = False
+            self._enter(Phase.BETWEEN)
             self._kernel.disarm(self)
             self._refused(error)
         else:
@@ -253,36 +284,40 @@ class KernelFlow:
                 logger.error("ending a splice by hand failed: %s", error)
             was_live = False
         moved = self._calls.spliced_count(source)
-        self._spliced = False
+        self._enter(Phase.BETWEEN)
         self._kernel.looks.end(self)
         self._kernel.disarm(self)
-        ended = Ended(was_live, moved, self._room())
+        ended = EndedSplice(was_live, moved, self._room())
         self._moved += moved
         found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
         if reason is not None:
             reason = self._by_hand(reason)
-            self._finish(found if found.comes_before(reason) else Verdict(reason))
-        elif found is AGAIN:
+            if found.comes_before(reason):
+                self._finish(found.reason, found.error)
+            else:
+                self._finish(reason)
+        elif found.decision is Decision.RESPLICE:
             self._splice()
-        elif found is REST:
-            self._move_rest()
+        elif found.decision is Decision.MOVE_REMAINDER:
+            self._move_remainder()
         else:
-            self._finish(found)
+            self._finish(found.reason, found.error)
 
     def _refused(self, error: OSError) -> None:
         """The kernel has refused what the checks let through."""
         if error.errno in (errno.EBUSY, errno.ENOTRECOVERABLE):
             # Nothing tells whose fault it was; userspace would take bytes away from a live splice.
-            self._finish(Verdict(Reason.DRAIN_ERROR, error))
+            self._finish(Reason.DRAIN_ERROR, error)
         elif error.errno == errno.ENOTCONN:
             # One of the two has died since the checks.  Userspace finds what is left to be moved,
             # and which one it was.
-            self._move_rest()
+            self._move_remainder()
         elif self._may_fall_back:
             self._fallback = f"the kernel refused this pair: {error}"
+            self._enter(Phase.USERSPACE)
             self._serve_in_userspace(self._room(), b"")
         else:
-            self._finish(Verdict(Reason.SOURCE_ERROR, error))
+            self._finish(Reason.SOURCE_ERROR, error)
 
     def _room(self) -> int | None:
         """Bytes that may still be moved; None: no limit."""
@@ -290,17 +325,18 @@ class KernelFlow:
 
     # What userspace moves
 
-    def _send_head(self, initial: bytes) -> None:
+    def _send_initial(self, initial: bytes) -> None:
         allowed = len(initial) if self._limit is None else min(self._limit, len(initial))
         self._surplus = initial[allowed:]
-        self._in_head = True
+        self._enter(Phase.SENDING_INITIAL)
         self._serve_in_userspace(allowed, initial[:allowed])
 
-    def _move_rest(self) -> None:
+    def _move_remainder(self) -> None:
         """What a splice has left behind (F13), up to the EOF or error after it."""
         if self._room() == 0:
-            self._finish(Verdict(Reason.LIMIT))
+            self._finish(Reason.LIMIT)
         else:
+            self._enter(Phase.USERSPACE)
             self._serve_in_userspace(self._room(), b"")
 
     def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
@@ -324,32 +360,39 @@ class KernelFlow:
             return  # who stopped it was first to know its end
         self._segment = None
         self._moved += end.moved
-        if not self._in_head or end.reason is not Reason.LIMIT:
-            self._finish(Verdict(end.reason, end.error), end.unsent, end.mover)
+        if self._phase is Phase.USERSPACE or end.reason is not Reason.LIMIT:
+            self._finish(end.reason, end.error, unsent=end.unsent, mover=end.mover)
         elif self._room() == 0:
-            self._finish(Verdict(Reason.LIMIT))
+            self._finish(Reason.LIMIT)
         elif stopped is not None:
             self._finish_between(stopped)
         else:
             # This is a worker's thread, and setting a splice can have to wait (F24).
-            self._in_head = False
-            self._kernel.submit(self._splice_after_head)
+            self._enter(Phase.BETWEEN)
+            self._kernel.submit(self._splice_after_initial)
 
-    def _splice_after_head(self) -> None:
+    def _splice_after_initial(self) -> None:
         with self._held():
             if self._end is None:
                 self._splice()
 
     # The end
 
-    def _finish(self, found: Verdict, unsent: bytes = b"", mover: str = SO_SPLICE) -> None:
-        assert found.reason is not None
+    def _finish(
+        self,
+        reason: Reason,
+        error: OSError | None = None,
+        *,
+        unsent: bytes = b"",
+        mover: str = SO_SPLICE,
+    ) -> None:
+        self._enter(Phase.ENDED)
         self._end = End(
-            reason=found.reason,
+            reason=reason,
             moved=self._moved,
             limit=self._limit,
             unsent=unsent + self._surplus,
-            error=found.error,
+            error=error,
             backend="kernel" if self._fallback is None else "userspace",
             mover=SO_SPLICE if self._fallback is None else mover,
             fallback=self._fallback,
@@ -359,9 +402,9 @@ class KernelFlow:
         """Stopped with ``initial`` sent and no splice yet."""
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
-            self._finish(Verdict(Reason.DRAIN_ERROR, failure))
+            self._finish(Reason.DRAIN_ERROR, failure)
         else:
-            self._finish(Verdict(self._by_hand(reason)))
+            self._finish(self._by_hand(reason))
 
     def _by_hand(self, reason: Reason) -> Reason:
         open_still = all(
@@ -388,12 +431,12 @@ class KernelFlow:
 
     def _give_up(self, error: Exception) -> None:
         logger.exception("splicing failed unexpectedly")
-        if self._spliced:
-            self._spliced = False
+        if self._phase is Phase.SPLICED:
+            self._enter(Phase.BETWEEN)
             self._kernel.looks.end(self)
             with suppress(OSError):
                 self._calls.end_splice(self.pair[0])
             self._kernel.disarm(self)
         if self._end is None:
             failure = OSError(errno.EIO, f"splicing failed unexpectedly: {error!r}")
-            self._finish(Verdict(Reason.SOURCE_ERROR, failure), self._ahead)
+            self._finish(Reason.SOURCE_ERROR, failure, unsent=self._ahead)

@@ -5,6 +5,7 @@ To be asked once the splice has been ended by hand; until then neither socket te
 
 from __future__ import annotations
 
+import enum
 import errno
 from typing import NamedTuple
 
@@ -15,7 +16,18 @@ from ._port import Port
 from ._sockets import SharedSocket
 
 
-class Ended(NamedTuple):
+class Decision(enum.Enum):
+    """What a flow does once its splice is over."""
+
+    #: Nothing ended it for good: splice the pair again.
+    RESPLICE = enum.auto()
+    #: The kernel moves no more of it, but bytes are left: userspace moves those (F13).
+    MOVE_REMAINDER = enum.auto()
+    #: It has come to its end.
+    FINISH = enum.auto()
+
+
+class EndedSplice(NamedTuple):
     """A splice that has been ended by hand."""
 
     #: It had not ended by itself.
@@ -26,35 +38,38 @@ class Ended(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """An end, or one of the two below."""
+    """A decision and, with FINISH, the reason of the end."""
 
-    reason: Reason | None
+    decision: Decision
+    reason: Reason = Reason.EOF
     error: OSError | None = None
 
     def comes_before(self, reason: Reason) -> bool:
-        """By the order that ``Reason`` states."""
-        return self.reason is not None and _ORDER[self.reason] < _ORDER[reason]
+        """Whether it is an end, and one to be reported rather than ``reason``."""
+        return self.decision is Decision.FINISH and _ORDER[self.reason] < _ORDER[reason]
 
 
-#: No end: splice the pair again.
-AGAIN = Verdict(None)
-#: The kernel moves no more of it, but bytes are left: userspace moves those (F13).
-REST = Verdict(None)
+def finish(reason: Reason, error: OSError | None = None) -> Verdict:
+    return Verdict(Decision.FINISH, reason, error)
 
+
+RESPLICE, MOVE_REMAINDER = Verdict(Decision.RESPLICE), Verdict(Decision.MOVE_REMAINDER)
+
+#: By the order that ``Reason`` states.
 _ORDER = {reason: number for number, reason in enumerate(Reason)}
 
 
 def verdict(
-    port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: Ended
+    port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: EndedSplice
 ) -> Verdict:
     """What the flow does next."""
     cause = take_cause(source)
     failure = drain_failure(calls, drain)
     if failure is not None:
         # F16: first, for bytes that the drain has taken may have vanished with it.
-        return Verdict(Reason.DRAIN_ERROR, failure)
+        return finish(Reason.DRAIN_ERROR, failure)
     if ended.room is not None and ended.moved >= ended.room:
-        return Verdict(Reason.LIMIT)
+        return finish(Reason.LIMIT)
     if calls.capabilities.keeps_causes:
         return _by_cause(port, source, cause, ended)
     return _by_looking(port, calls, source, ended)
@@ -73,33 +88,37 @@ def take_cause(source: SharedSocket) -> OSError | None:
         return source.take_cause()
 
 
-def _by_looking(port: Port, calls: KernelCalls, source: SharedSocket, ended: Ended) -> Verdict:
+def _by_looking(
+    port: Port, calls: KernelCalls, source: SharedSocket, ended: EndedSplice
+) -> Verdict:
     left = _at_source(port, source)
     if isinstance(left, Verdict):
         return left
     if left and _hangs_up(calls, source.endpoint.fileno()):
-        return REST  # F13: a FIN, or a reset, behind bytes that found the drain full
+        return MOVE_REMAINDER  # F13: a FIN, or a reset, behind bytes that found the drain full
     # Nothing explains that it has ended: somebody else has ended it.
-    return AGAIN if ended.was_live else Verdict(Reason.UNSPLICED)
+    return RESPLICE if ended.was_live else finish(Reason.UNSPLICED)
 
 
-def _by_cause(port: Port, source: SharedSocket, cause: OSError | None, ended: Ended) -> Verdict:
+def _by_cause(
+    port: Port, source: SharedSocket, cause: OSError | None, ended: EndedSplice
+) -> Verdict:
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
         # EPIPE, ELOOP, or what the drain has died of.
-        return Verdict(Reason.DRAIN_ERROR, cause)
+        return finish(Reason.DRAIN_ERROR, cause)
     left = _at_source(port, source)
     if isinstance(left, Verdict):
         return left
     with source.lock:
         failure = source.failure()
     if left and failure is not None and not isinstance(failure, BrokenPipeError):
-        return REST  # a reset behind bytes that found the drain full
+        return MOVE_REMAINDER  # a reset behind bytes that found the drain full
     if ended.was_live:
-        return AGAIN
+        return RESPLICE
     if (left and ended.room is not None) or cause is not None:
         # A short splice: what is left of the limit has to be asked for again.  Not for ever.
-        return AGAIN if ended.moved else REST
-    return Verdict(Reason.UNSPLICED)
+        return RESPLICE if ended.moved else MOVE_REMAINDER
+    return finish(Reason.UNSPLICED)
 
 
 def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:
@@ -116,8 +135,8 @@ def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:
             failure = error
     if failure is None or isinstance(failure, BrokenPipeError):
         # EPIPE is of the sending side, or of a reset that came behind the FIN.
-        return Verdict(Reason.EOF)
-    return Verdict(Reason.SOURCE_ERROR, failure)
+        return finish(Reason.EOF)
+    return finish(Reason.SOURCE_ERROR, failure)
 
 
 def _hangs_up(calls: KernelCalls, descriptor: int) -> bool:

@@ -28,7 +28,7 @@ def splicing_before_arming() -> Patches:
     def splice(self: KernelFlow) -> None:
         room = self._room()
         source, drain = self.pair
-        self._spliced = True
+        self._enter(_kernel_flow.Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.arm(self)
         self._kernel.looks.begin(self)
@@ -40,12 +40,12 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
     def checked(self: KernelFlow) -> None:
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
-            self._finish(_verdict.Verdict(Reason.DRAIN_ERROR, failure))
+            self._finish(Reason.DRAIN_ERROR, failure)
             return
         try:
             splice(self)
         except OSError as error:
-            self._spliced = False
+            self._enter(_kernel_flow.Phase.BETWEEN)
             self._refused(error)
 
     return checked
@@ -102,7 +102,7 @@ def no_look_at_the_count() -> Patches:
 
 def no_tail() -> Patches:
     """F13: an EOF with bytes left behind is passed on at once."""
-    return [(KernelFlow, "_move_rest", lambda self: self._finish(_verdict.Verdict(Reason.EOF)))]
+    return [(KernelFlow, "_move_remainder", lambda self: self._finish(Reason.EOF))]
 
 
 def the_kernels_idle_time() -> Patches:
@@ -143,7 +143,7 @@ def a_limit_that_runs_out_is_none() -> Patches:
 
     def blind(*arguments: Any) -> _verdict.Verdict:
         found = met(*arguments)
-        return _verdict.AGAIN if found.reason is Reason.LIMIT else found
+        return _verdict.RESPLICE if found.reason is Reason.LIMIT else found
 
     return [(_kernel_flow, "verdict", blind)]
 
@@ -160,14 +160,14 @@ def resplicing_whatever_ended_it() -> Patches:
 
     def patched(*arguments: Any) -> _verdict.Verdict:
         found = original(*arguments)
-        return _verdict.AGAIN if found.reason is Reason.UNSPLICED else found
+        return _verdict.RESPLICE if found.reason is Reason.UNSPLICED else found
 
     return [(_verdict, "_by_looking", patched)]
 
 
 def giving_up_what_was_ended_in_error() -> Patches:
     """F19: a stale event ends a live splice, and it is not set again."""
-    return [(_verdict, "AGAIN", _verdict.Verdict(Reason.UNSPLICED))]
+    return [(_verdict, "RESPLICE", _verdict.finish(Reason.UNSPLICED))]
 
 
 def no_lock() -> Patches:
@@ -204,7 +204,7 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
         (
             KernelFlow,
             "_finish_between",
-            lambda self, reason: self._finish(_verdict.Verdict(self._by_hand(reason))),
+            lambda self, reason: self._finish(self._by_hand(reason)),
         )
     ]
 
