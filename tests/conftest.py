@@ -51,6 +51,12 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
         made.close()
 
 
+@pytest.fixture
+def userspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is the subject: here, and in programs started here, it serves in any case."""
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+
+
 def _parameter(request: pytest.FixtureRequest, fixture: str) -> str:
     callspec = getattr(request.node, "callspec", None)
     return str(callspec.params.get(fixture, "")) if callspec else ""

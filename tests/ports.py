@@ -25,7 +25,17 @@ def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
         made.close()
 
 
-class RecordingPort(SystemPort):
+class EnginePort(SystemPort):
+    """This machine without the kernel's splices, also where they are there and demanded."""
+
+    def kernel(self) -> None:
+        return None
+
+    def kernel_demanded(self) -> bool:
+        return False
+
+
+class RecordingPort(EnginePort):
     """Counts the payload that passes through Python."""
 
     def __init__(self, readiness: str | None = None) -> None:

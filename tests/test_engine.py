@@ -28,6 +28,8 @@ from leaks import open_descriptors
 from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
 from slowness import SLOWNESS
 
+pytestmark = pytest.mark.usefixtures("userspace")
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="os.splice and /proc are Linux's")
 
 

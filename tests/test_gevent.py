@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("gevent", reason="gevent isn't installed")
 
+pytestmark = pytest.mark.usefixtures("userspace")  # Unix sockets are nothing for the kernel
+
 SPLICE = """
 import socket
 from gevent import monkey

@@ -12,6 +12,8 @@ from slowness import SLOWNESS
 
 pytest.importorskip("resource", reason="getrusage is POSIX's")
 
+pytestmark = pytest.mark.usefixtures("userspace")
+
 #: Each relay's right socket is the peer of the next one's left: two descriptors a relay.
 PROGRAM = """
 import resource, socket, sys, time

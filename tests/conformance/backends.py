@@ -12,6 +12,7 @@ import pytest
 
 from freebsd_splice import Outcome, _abi
 from freebsd_splice._movers import COPY, OS_SPLICE
+from freebsd_splice._system import SystemPort
 from model.harness import ModelHarness
 from ports import RecordingPort, runtime
 
@@ -86,11 +87,11 @@ def serving(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         finally:
             sys.setswitchinterval(before)
         return
-    port = RecordingPort()
+    recording = RecordingPort() if name in MOVERS else None
     real = Harness()
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace" if name in MOVERS else "kernel")
     try:
-        with runtime(port, name if name in MOVERS else None):
-            yield Served(name, real, port)
+        with runtime(recording or SystemPort(), name if name in MOVERS else None):
+            yield Served(name, real, recording)
     finally:
         real.close()
