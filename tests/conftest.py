@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
@@ -15,6 +16,7 @@ from conformance.harness import Harness
 from freebsd_splice import _emulation
 from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
+from slowness import SLOWNESS
 
 #: Signals, fork(2), resource limits, /bin/sh: POSIX's from the first line on.
 collect_ignore = ["programs", "vm"] if sys.platform == "win32" else []
@@ -33,6 +35,26 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("timeout"):
         config.addinivalue_line("markers", "timeout(seconds): for pytest-timeout")
+    with contextlib.suppress(ImportError):
+        from hypothesis import HealthCheck, settings
+
+        # Examples that come slowly say something about the machine, nothing about the test.
+        patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.register_profile("any machine", patient)
+        settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A slow machine has more time, but for what the command line says."""
+    usual = float(config.getini("timeout") or 0)
+    said = config.getoption("timeout", None) is not None
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        if mark is not None:
+            seconds, *others = mark.args
+            item.add_marker(pytest.mark.timeout(seconds * SLOWNESS, *others, **mark.kwargs), False)
+        elif not said:
+            item.add_marker(pytest.mark.timeout(usual * SLOWNESS))
 
 
 @pytest.fixture
