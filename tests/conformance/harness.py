@@ -8,8 +8,10 @@ modelled world (``model.harness``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import selectors
 import socket
 import struct
 import sys
@@ -30,6 +32,13 @@ DEADLINE = 25.0 * SLOWNESS  # seconds; only a failing case ever waits this long
 SMALL_BUFFER = 8192  # bytes asked for each buffer of a small pair
 RESET_ON_CLOSE = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+#: By poll(2) where there is one: select(2) takes no descriptor past 1,023.
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
+#: IP_MINTTL, which Python doesn't name, on the systems that have it.
+_MINIMUM_TTL = {"linux": 21, "freebsd": 66, "openbsd": 32}.get(sys.platform.rstrip("0123456789"))
 
 
 class Peer:
@@ -171,7 +180,7 @@ class Harness:
 
     def is_released(self, drain: socket.socket) -> bool:
         """Whether poll(2) shows that it is no drain, or dead (F20; on OpenBSD it doesn't, F25)."""
-        return any(select.select([], [drain], [drain], 0))
+        return is_ready(drain, selectors.EVENT_WRITE)
 
     def hangs_up(self, ours: socket.socket) -> bool:
         """Whether the peer's FIN or reset has come: by POLLRDHUP (F14), by kevent elsewhere (F39).
@@ -217,7 +226,7 @@ class Harness:
 
     def readable(self, ours: socket.socket) -> bool:
         """Has our end data or an end of its stream to read (asked once, without waiting)?"""
-        return bool(select.select([ours], [], [], 0)[0])
+        return is_ready(ours, selectors.EVENT_READ)
 
     def waiting(self, ours: socket.socket, size: int) -> bytes:
         """Read exactly size bytes left at our end, which come within the deadline."""
@@ -259,6 +268,33 @@ class _Thread:
         assert not self._thread.is_alive(), "the other thread hangs"
         if self._error is not None:
             raise self._error
+
+
+def is_ready(ours: socket.socket, event: int) -> bool:
+    """Whether it can be read or written, or has failed (asked once, without waiting)."""
+    with _Selector() as selector:
+        selector.register(ours, event)
+        return bool(selector.select(0))
+
+
+def silent_listener(keep: Callable[[socket.socket], socket.socket]) -> socket.socket:
+    """A listener to which connections are neither made nor refused.
+
+    It drops what has less than the highest TTL. A full queue wouldn't do: the connections beyond
+    it are made on FreeBSD, and reset. Elsewhere it has to.
+    """
+    listener = keep(socket.create_server((LOOPBACK[socket.AF_INET], 0), backlog=0))
+    if _MINIMUM_TTL is not None:
+        listener.setsockopt(socket.IPPROTO_IP, _MINIMUM_TTL, 255)
+        return listener
+    for _ in range(200):
+        waiting = keep(socket.socket())
+        waiting.settimeout(0.3)
+        try:
+            waiting.connect(listener.getsockname())
+        except TimeoutError:
+            return listener
+    raise AssertionError("the listener's queue has no end")
 
 
 def _shrink(made: socket.socket) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
+from conformance.harness import silent_listener
 from programs.processes import Forwarder, Program, Proxy, Server, echo
 
 
@@ -58,11 +58,5 @@ def refusing(opened: ExitStack) -> socket.socket:
 
 @pytest.fixture
 def silent(opened: ExitStack) -> socket.socket:
-    """Listening with its queue full: connections to it are neither made nor refused."""
-    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    while True:
-        waiting = opened.enter_context(socket.socket())
-        waiting.setblocking(False)
-        waiting.connect_ex(listener.getsockname())
-        if not select.select([], [waiting], [], 0.3)[1]:
-            return listener
+    """Connections to it are neither made nor refused."""
+    return silent_listener(opened.enter_context)
