@@ -184,12 +184,13 @@ def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatc
         left, client = harness.pair()
         right, server = harness.pair(small_buffers=True)
         relay = Relay(left, right)
-        client.finish(data)
+        writer = harness.in_background(client.finish, data)
         got = bytearray()
         while len(got) < len(data):
             port.until(lambda: not server.has_nothing_to_read(), "something to read")
             got += server._connection.recv(100_000)
         assert got == data
+        writer.join()
         server.finish(b"answer")
         port.until(lambda: relay.done, "the end")
         assert client.read_to_end() == b"answer"

@@ -597,11 +597,16 @@ def test_small_writes_arrive_in_order(harness: Harness) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()
     pieces = [bytes([number % 251]) * (number % 97) for number in range(3000)]
-    with Splice(source, drain):
+
+    def write_all() -> None:
         for piece in pieces:
             sender.write(piece)
+
+    with Splice(source, drain):
+        writer = harness.in_background(write_all)
         whole = b"".join(pieces)
         assert receiver.read(len(whole)) == whole
+        writer.join()
 
 
 def _settled(splice: Splice, harness: Harness) -> int:
