@@ -173,6 +173,11 @@ class EngineFlow:
                         self._moved += self._mover.pour(self.drain)
                 except BlockingIOError:
                     raise _NotNow(read=False) from None
+                except BrokenPipeError as error:
+                    # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+                    failure = self._drain_socket.failure()
+                    self._drain_socket.failed(error)
+                    raise failure or error from None
                 except OSError as error:
                     self._drain_socket.failed(error)
                     raise

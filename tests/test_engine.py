@@ -449,6 +449,27 @@ def test_an_error_is_known_to_both_flows_before_either_goes_on(harness: Harness)
         assert out.wait(0).reason is Reason.SOURCE_ERROR
 
 
+def test_a_broken_pipe_is_told_as_what_broke_it(harness: Harness) -> None:
+    """The BSDs answer EPIPE where the connection was reset, and keep the reset in SO_ERROR."""
+
+    class Bsd(SteppedPort):
+        def send(self, endpoint: Endpoint, data: memoryview) -> int:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with runtime(Bsd(), COPY):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        splice = Splice(source, drain)
+        sender.write(b"x")
+        harness.until(lambda: harness.readable(source), "a byte at the source")
+        receiver.reset()
+        harness.until(lambda: harness.readable(drain), "the reset")
+        splice._flow.turn()  # type: ignore[attr-defined]
+        outcome = splice.wait(0)
+        assert outcome.reason is Reason.DRAIN_ERROR
+        assert isinstance(outcome.error, ConnectionResetError)
+
+
 def test_who_reads_the_notice_finds_it_over(harness: Harness) -> None:
     class Asking(SteppedPort):
         splice: Splice
