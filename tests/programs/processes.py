@@ -31,6 +31,10 @@ assert sys.platform != "win32"  # signals, resource limits, /bin/sh
 #: Seconds after which a test fails loudly.
 PATIENCE = 30.0 * SLOWNESS
 
+#: How many clients connect at the same time at most. Those that a queue has no room for are reset
+#: by FreeBSD, whose queues take no more than kern.ipc.soacceptqueue says: 128.
+CONNECTING = 500 if sys.platform == "linux" else 100
+
 MAIN = ["-m", "freebsd_splice"]
 
 

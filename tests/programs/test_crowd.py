@@ -20,13 +20,19 @@ import pytest
 
 from programs.clients import ALLOW_LOOPBACK, no_accidents, nothing_kept, read_head, read_to_eof
 from programs.every_backend import BACKENDS
-from programs.processes import PATIENCE, Proxy, Server, echo, exchange, receive, until
+from programs.processes import (
+    CONNECTING,
+    PATIENCE,
+    Proxy,
+    Server,
+    echo,
+    exchange,
+    receive,
+    until,
+)
 
 #: What each of many clients downloads, and the part that is held back until all are there.
 SIZE, HELD_BACK = 100_000, 1_000
-
-#: How many of them connect at the same time: no more than wait in a queue of the system.
-CONNECTING = 500
 
 
 @pytest.fixture
