@@ -242,13 +242,14 @@ def _wait_for_listener(port: int, name: str) -> None:
     """Until somebody listens there, found out without being iperf3's one and only client."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            # So that it is in nobody's way before there is a listener, and fails after that.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                return
+        for host in (HOST, ""):  # the BSDs let the one be bound beside the other
+            with socket.socket() as probe:
+                # So that it is in nobody's way before there is a listener, and fails after that.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError:
+                    return
         time.sleep(0.02)
     raise RuntimeError(f"{name} doesn't listen on port {port}")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT
+from subprocess import PIPE, STDOUT
 
 import pytest
 
@@ -138,9 +138,11 @@ def test_curl_uploads_300_megabytes(
 def test_iperf3_with_8_streams(direction: list[str], forwarder: StartForwarder) -> None:
     needs("iperf3")
     port = free_port()
-    with subprocess.Popen(["iperf3", "-s", "-1", "-p", str(port)], stdout=DEVNULL) as server:
+    command = ["iperf3", "-s", "-1", "-p", str(port), "--forceflush"]
+    with subprocess.Popen(command, stdout=PIPE, text=True) as server:
+        assert server.stdout is not None
         try:
-            until(lambda: _listens(port))
+            assert any("listening" in line for line in server.stdout)
             front = forwarder(("127.0.0.1", port))
             client = ["iperf3", "-c", "127.0.0.1", "-p", str(front.port), "-P", "8", "-t", "1"]
             run = subprocess.run(
@@ -152,16 +154,6 @@ def test_iperf3_with_8_streams(direction: list[str], forwarder: StartForwarder) 
             assert sum(int(end[2 if direction else 1]) > IPERF3_BLOCK for end in ends) == 8
         finally:
             server.kill()
-
-
-def _listens(port: int) -> bool:
-    """Whether somebody does, found out without being its one and only client."""
-    with socket.socket() as probe:  # without SO_REUSEADDR: the BSDs would let it beside "*"
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-        return False
 
 
 def test_a_client_that_half_closes_gets_its_answer(
