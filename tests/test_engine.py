@@ -149,15 +149,15 @@ def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) ->
             source, sender = harness.pair()
             drain, receiver = harness.pair(small_buffers=True)
             data = random.Random(number).randbytes(120_000)
-            sender.write(data)
-            made.append((Splice(source, drain), receiver, data, source))
-        for _ in range(20):
-            port.step()
-        for splice, receiver, data, source in made:
+            writer = harness.in_background(sender.write, data)
+            made.append((Splice(source, drain), receiver, data, source, writer))
+        port.until(lambda: all(_waits_for_its_drain(one[0]) for one in made), "the drains full")
+        for splice, receiver, data, source, writer in made:
             outcome = splice.cancel()
             assert outcome.unsent
             got = receiver.read(outcome.bytes) + outcome.unsent
             assert got + harness.waiting(source, len(data) - len(got)) == data
+            writer.join()
 
 
 def test_a_slow_drain_leaves_little_to_be_kept(harness: Harness) -> None:
@@ -167,17 +167,24 @@ def test_a_slow_drain_leaves_little_to_be_kept(harness: Harness) -> None:
         source, sender = harness.pair()
         drain, receiver = harness.pair(small_buffers=True)
         splice = Splice(source, drain)
-        for _ in range(8):
+
+        def full() -> bool:
             sender.write_what_fits()
-            for _ in range(4):
-                port.step()
+            return _waits_for_its_drain(splice)
+
+        for _ in range(8):
+            port.until(full, "the drain full")
             while not receiver.has_nothing_to_read():
                 receiver._connection.recv(1 << 20)
                 port.step()
-        sender.write_what_fits()
-        for _ in range(4):
-            port.step()
+        port.until(full, "the drain full")
         assert 0 < len(splice.cancel().unsent) <= 1 << 16
+
+
+def _waits_for_its_drain(splice: Splice) -> bool:
+    """What it has taken, it holds."""
+    waits: tuple[bool, bool] = splice._flow._waiting  # type: ignore[attr-defined]
+    return waits == (False, True)
 
 
 def test_one_busy_flow_leaves_the_others_their_turn(harness: Harness) -> None:
@@ -568,14 +575,19 @@ def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
     """F31: after a crowd of slow drains the user's share of pipes is free again."""
     port = SteppedPort()
     with runtime(port, OS_SPLICE) as made:
-        splices = []
+        splices, senders = [], []
         for _ in range(24):
             source, sender = harness.pair()
             drain, _ = harness.pair(small_buffers=True)
             splices.append(Splice(source, drain))
-            sender.write(b"x" * 120_000)
-        for _ in range(5):
-            port.step()
+            senders.append(sender)
+
+        def full() -> bool:
+            for sender in senders:
+                sender.write_what_fits()
+            return all(map(_waits_for_its_drain, splices))
+
+        port.until(full, "the drains full")
         assert port.pipes == 24
         for splice in splices:
             assert splice.cancel().unsent

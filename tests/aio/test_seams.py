@@ -102,13 +102,15 @@ def test_after_a_transfer_both_are_the_callers(name: str, count: int) -> None:
         await client.write(PATTERN[:1_000])
         await buffered(net, source, 1_000)
         transferring = asyncio.ensure_future(aio.transfer(source, drain, count))
-        await client.write(PATTERN[1_000:31_000])
+        reading = asyncio.ensure_future(server.read(count + 6))
+        writing = asyncio.ensure_future(client.write(PATTERN[1_000:31_000]))
         outcome = await transferring
         assert (outcome.bytes, outcome.reason) == (count, Reason.LIMIT)
         drain[1].write(b"behind")
-        assert await server.read(count + 6) == PATTERN[:count] + b"behind"
+        assert await reading == PATTERN[:count] + b"behind"
         rest = await source[0].readexactly(31_000 - count)
         assert rest == PATTERN[count:31_000]
+        await writing
         source[1].write(b"answer")
         assert await client.read(6) == b"answer"
 
