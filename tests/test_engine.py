@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import random
-import resource
 import select
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
+from descriptors import enough_descriptors
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._flow import End
 from freebsd_splice._movers import COPY, OS_SPLICE
@@ -71,10 +71,7 @@ def test_an_unknown_kind_of_readiness_names_those_there_are() -> None:
 
 def test_select_refuses_a_descriptor_that_it_cannot_watch(harness: Harness) -> None:
     """It raises ValueError at every wait, once it has one such: that would be a busy loop."""
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 1200:
-        pytest.skip("needs 1200 descriptors")
-    with runtime(_OneWorker("select")):
+    with enough_descriptors(1_300), runtime(_OneWorker("select")):
         source, _ = harness.pair()
         high, _ = harness.pair()
         Splice(source, high).cancel()  # the worker and the watcher are below the bound

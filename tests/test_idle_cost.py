@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from descriptors import enough_descriptors
 from slowness import SLOWNESS
 
 pytest.importorskip("resource", reason="getrusage is POSIX's")
@@ -86,13 +87,14 @@ def test_the_second_look_at_idle_relays_costs_little(seconds: int, count: int) -
 
 def _measure(backend: str, seconds: int, count: int) -> tuple[float, float, float]:
     path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, backend, str(seconds), str(count)],
-        capture_output=True,
-        text=True,
-        timeout=100 * SLOWNESS,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    with enough_descriptors(5 * count):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, backend, str(seconds), str(count)],
+            capture_output=True,
+            text=True,
+            timeout=100 * SLOWNESS,
+            env=os.environ | {"PYTHONPATH": path},
+        )
     assert done.returncode == 0, done.stderr
     cpu, looks, switches = map(float, done.stdout.split())
     return cpu, looks, switches

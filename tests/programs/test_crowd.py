@@ -7,17 +7,17 @@ import contextlib
 import hashlib
 import math
 import random
-import resource
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from descriptors import enough_descriptors
 from programs.clients import ALLOW_LOOPBACK, no_accidents, nothing_kept, read_head, read_to_eof
 from programs.every_backend import BACKENDS
 from programs.processes import (
@@ -39,19 +39,6 @@ SIZE, HELD_BACK = 100_000, 1_000
 def start(opened: ExitStack) -> Callable[..., Proxy]:
     """Starts a proxy."""
     return lambda *arguments, **options: opened.enter_context(closing(Proxy(*arguments, **options)))
-
-
-@contextlib.contextmanager
-def enough_descriptors(count: int) -> Iterator[None]:
-    """As many as this process may have: a skip where that isn't enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        pytest.skip(f"a process may have {hard} descriptors here, not {count}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def connections(front: Proxy) -> float:

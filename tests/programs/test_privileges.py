@@ -23,7 +23,12 @@ from programs.processes import MAIN, Forwarder, Program, Server, exchange
 StartForwarder = Callable[..., Forwarder]
 StartProgram = Callable[..., Program]
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+def as_root(test: Callable[..., None]) -> Any:
+    """``-m root`` selects those that have to be."""
+    alone = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+    return pytest.mark.root(alone(test))
+
 
 as_root_or_nobody = pytest.mark.skipif(
     os.geteuid() not in (0, pwd.getpwnam("nobody").pw_uid), reason="only root can become nobody"
