@@ -103,7 +103,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     freebsd_splice.shutdown()
     _emulation.shutdown()
     for thread in set(threading.enumerate()) - threads:
-        thread.join(10)  # a test's own that is on its way out
+        thread.join(10 * SLOWNESS)  # a test's own that is on its way out
     assert set(threading.enumerate()) <= threads
     if len(open_descriptors()) > len(descriptors):
         gc.collect()  # what only a reference cycle of a failing test holds is not the package's

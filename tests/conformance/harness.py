@@ -8,7 +8,6 @@ modelled world (``model.harness``).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import selectors
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import pytest
 
