@@ -232,8 +232,8 @@ def _steady(relay: Relay) -> Callable[[], bool]:
     return steady
 
 
-#: Bytes that wait at the proxy for a slow reader, and are there whole: any receive buffer holds so
-#: many.  What was still in a dying server's own buffer would be lost with its reset.
+#: Bytes that wait at the proxy for a slow reader, and are there whole.  What was still in a dying
+#: server's own buffer would be lost with its reset.
 WAITING = 60_000
 
 
@@ -257,6 +257,7 @@ def test_bytes_lost_by_a_cut_are_not_followed_by_a_fin(harness: Harness) -> None
 def test_what_a_dying_server_had_sent_is_still_delivered(harness: Harness) -> None:
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * WAITING)
     answer = random.Random(3).randbytes(WAITING)
     relay = Relay(left, right)
     server.write(answer)
@@ -273,6 +274,7 @@ def test_what_a_dying_server_had_sent_is_still_delivered(harness: Harness) -> No
 def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) -> None:
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * WAITING)
     answer = random.Random(4).randbytes(WAITING)
     relay = Relay(left, right, close=True)
     server.write(answer)
