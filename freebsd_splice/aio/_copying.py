@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from .._flow import Reason
 from .._relay import RelayOutcome
 from .._splice import Outcome
+from ._closing import flush_before_closing
 from ._ending import attach
 from ._patience import Patience
 from ._sides import SocketSide, StreamSide
@@ -21,6 +22,9 @@ from ._sockets import CopiedSocket
 STREAMS = "streams"
 
 _PIECE = 1 << 16
+
+#: See ``flush_before_closing``: a reset destroys what is left, a close sends it.
+_LOOKS_BEFORE_RESET = 3
 
 
 async def copy_one_way(
@@ -45,7 +49,7 @@ async def copy_one_way(
         )
         task = asyncio.ensure_future(way.run())
         try:
-            reason = await patience.wait([task], lambda: way.moved, way.is_lost)
+            reason = await patience.wait([task], way.progress, way.is_lost)
             await _stop([task])
         except BaseException as error:
             await _stop_in_spite_of_cancelling([task])
@@ -77,11 +81,18 @@ async def copy_both_ways(
         except BaseException as error:
             await both.stop_in_spite_of_cancelling()
             attach(error, both.outcome(Reason.CANCELLED))
-            raise
-        finally:
             if close:
-                both.close()
-    return both.outcome(reason)
+                with contextlib.suppress(asyncio.CancelledError):  # a second one: at once
+                    await both.close()
+            raise
+        outcome = both.outcome(reason)
+        if close:
+            try:
+                await both.close()
+            except asyncio.CancelledError as error:
+                attach(error, outcome)
+                raise
+    return outcome
 
 
 @contextlib.contextmanager
@@ -149,26 +160,35 @@ class _Way:
             fallback=self._why,
         )
 
+    def progress(self) -> tuple[int, int]:
+        """Changes with every byte that enters the drain's writer, or leaves it."""
+        return self.moved, self._drain.pending
+
     @property
-    def ends_both(self) -> bool:
-        """TLS closes both ways at once: nothing can be sent there any more."""
-        return isinstance(self._source, StreamSide) and self._source.is_tls
+    def is_exhausted(self) -> bool:
+        """Whether nothing more will come to be moved."""
+        return self._source.is_exhausted and not self._ahead
 
     def pass_eof_on(self) -> bool:
-        """False: its drain can't be told."""
+        """Whether the other direction can go on behind it."""
         try:
-            return self._drain.write_eof()
+            goes_on = self._drain.write_eof()
         except (OSError, RuntimeError) as error:  # uvloop's, of one that is closed
             # It has died with bytes in it that its peer may not have got (F16).
             self.reason = Reason.DRAIN_ERROR
             self._error = error if isinstance(error, OSError) else None
             return False
+        # TLS closes both ways at once: at its EOF nothing can be sent there any more.
+        return goes_on and not self._source.is_tls
 
     def is_broken(self) -> bool:
         """Whether an end would tell the drain's peer wrongly that it has got everything."""
         if self._ahead or self.reason is Reason.SOURCE_ERROR:
             return True
         return self.reason is not Reason.EOF and self._source.has_rest()
+
+    async def flush_drain(self, *, broken: bool) -> None:
+        await flush_before_closing(self._drain, looks=_LOOKS_BEFORE_RESET if broken else 1)
 
     def close_drain(self, *, broken: bool) -> None:
         if broken:
@@ -198,11 +218,13 @@ class _Way:
     async def _push(self) -> None:
         """All that has been taken, as far as the limit goes."""
         while self._ahead and self.moved != self._limit:
-            room = len(self._ahead) if self._limit is None else self._limit - self.moved
+            room = _PIECE if self._limit is None else min(_PIECE, self._limit - self.moved)
             sent = await self._drain.send(self._ahead[:room])
             self.moved += sent
             self._ahead = self._ahead[sent:]
             await self._drain.sent()
+            # None of these waits where both ends are fast: the loop's other tasks have their turn.
+            await asyncio.sleep(0)
 
 
 class _Both:
@@ -219,18 +241,26 @@ class _Both:
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
         running = dict(zip(self._tasks, self._ways, strict=True))
         while running:
-            late = await patience.wait(list(running), self._moved, self._was_closed)
+            late = await patience.wait(
+                list(running), self._progress, lambda: self._lost(list(running.values()))
+            )
             if late is not None:
                 await self._stop()
                 return late
             for task in [task for task in running if task.done()]:
-                way = running.pop(task)
-                passed_on = way.reason is Reason.EOF and half_close and way.pass_eof_on()
-                if not passed_on or way.ends_both:
-                    self._decisive = self._decisive or way
+                if self._ends_both(running.pop(task), half_close):
                     await self._stop()
                     return Reason.CANCELLED
         return Reason.EOF
+
+    def _ends_both(self, way: _Way, half_close: bool) -> bool:
+        """Whether the other direction has to end as well."""
+        if way.reason is Reason.EOF and half_close and way.pass_eof_on():
+            return False
+        self._decisive = self._decisive or way
+        # Where the drain has died, the other direction reads from that very one: it delivers what
+        # came before and meets the failure by itself.
+        return way.reason is not Reason.DRAIN_ERROR
 
     async def stop_in_spite_of_cancelling(self) -> None:
         await _stop_in_spite_of_cancelling(self._tasks)
@@ -250,22 +280,42 @@ class _Both:
         seconds = time.monotonic() - self._started
         return RelayOutcome(towards, back, decided.reason, decided.error, seconds)
 
-    def close(self) -> None:
-        broken = [way.is_broken() for way in self._ways]  # before the first of them is closed
-        for way, is_broken in zip(self._ways, broken, strict=True):
-            way.close_drain(broken=is_broken)
+    async def close(self) -> None:
+        """Both sides, behind what their writers hold; at once when it is cancelled."""
+        # Before the first of them is closed.
+        broken = [self._is_broken(way, back) for way, back in self._each_and_back()]
+        drains = list(zip(self._ways, broken, strict=True))
+        try:
+            await asyncio.gather(*(way.flush_drain(broken=is_broken) for way, is_broken in drains))
+        finally:
+            for way, is_broken in drains:
+                way.close_drain(broken=is_broken)
+
+    def _is_broken(self, way: _Way, back: _Way) -> bool:
+        refused = back.reason is Reason.DRAIN_ERROR and way.reason is not Reason.EOF
+        return refused or way.is_broken()
+
+    def _each_and_back(self) -> tuple[tuple[_Way, _Way], tuple[_Way, _Way]]:
+        towards, back = self._ways
+        return (towards, back), (back, towards)
 
     async def _stop(self) -> None:
         await _stop(self._tasks)
         _raise_defects(self._tasks)
 
-    def _moved(self) -> int:
-        return sum(way.moved for way in self._ways)
+    def _progress(self) -> tuple[tuple[int, int], ...]:
+        return tuple(way.progress() for way in self._ways)
 
-    def _was_closed(self) -> Reason | None:
-        lost = [way.is_lost() for way in self._ways]
-        # A drain that is lost is a source, too, and says first what came before.
-        return Reason.CLOSED if Reason.CLOSED in lost else None
+    def _lost(self, running: Sequence[_Way]) -> Reason | None:
+        if Reason.CLOSED in [way.is_lost() for way in self._ways]:
+            return Reason.CLOSED
+        if len(running) > 1:
+            # A drain that is lost is a source, too, and says first what came before.
+            return None
+        if running[0].is_lost():  # and nobody reads from there any more
+            return Reason.DRAIN_ERROR
+        drain_died = any(way.reason is Reason.DRAIN_ERROR for way in self._ways)
+        return Reason.CANCELLED if drain_died and running[0].is_exhausted else None
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:

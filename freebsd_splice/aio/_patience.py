@@ -24,15 +24,20 @@ class Patience:
         self._idle = check_seconds("idle_timeout", idle_timeout) or inf
         self._changed = monotonic()
         self._deadline = self._changed + (check_seconds("timeout", timeout) or inf)
-        self._seen = 0
+        self._seen: object = None
 
     async def wait(
         self,
         tasks: Collection[asyncio.Task[None]],
-        moved: Callable[[], int],
+        moved: Callable[[], object],
         lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:
-        """Wait until one of ``tasks`` is done: None; or for the end of patience, or ``lost()``."""
+        """Wait until one of ``tasks`` is done: None; or for the end of patience, or ``lost()``.
+
+        There is traffic as long as ``moved()`` changes.
+        """
+        if self._seen is None:
+            self._seen = moved()
         while True:
             seconds = min(self._until_the_next_look(), inf if lost is None else _LOST_SECONDS)
             done, _ = await asyncio.wait(
@@ -51,7 +56,7 @@ class Patience:
         step = max(self._idle * _LOOK_SHARE, _LOOK_SECONDS)
         return max(0.0, min(step, self._changed + self._idle - now, self._deadline - now))
 
-    def _look(self, moved: int) -> Reason | None:
+    def _look(self, moved: object) -> Reason | None:
         now = monotonic()
         if moved != self._seen:
             self._seen, self._changed = moved, now

@@ -6,13 +6,20 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import sys
 from asyncio.trsock import TransportSocket
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 from .._port import Source
 from .._reset import reset_on_close
+
+T = TypeVar("T")
+
+#: What a TLS transport that has let go of its connection would say.
+_UNKNOWN: Any = object()
 
 #: A non-blocking socket, or both halves of a stream.
 Side = socket.socket | tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -21,6 +28,11 @@ Side = socket.socket | tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _DEATHS = (
     *(errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT),
     *(errno.EHOSTUNREACH, errno.ENETUNREACH),
+)
+
+#: Windows has no poll(2).
+_POLLOUT, _POLLHUP, _POLLNVAL = (
+    getattr(select, name, 0) for name in ("POLLOUT", "POLLHUP", "POLLNVAL")
 )
 
 #: The most that is asked of a reader at once.
@@ -91,11 +103,15 @@ class StreamSide:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.transport = cast(asyncio.Transport, writer.transport)
+        #: Asked once: it doesn't change, and a transport that has let go couldn't tell.
+        tls = self._asked(lambda: self.transport.get_extra_info("ssl_object"), _UNKNOWN)
+        self.is_tls = tls is not None
+        self._peer_is_server = not getattr(tls, "server_side", True)
         if not self.is_tls:  # which closes at its peer's EOF, and has all that came before
             self.check_open()
-            if self.transport.get_extra_info("socket") is None:
+            if self._socket() is None:
                 raise TypeError(f"{_name(self.transport)} has no socket")
-        self.original: Source = _SocketOfTransport(self.transport)
+        self.original: Source = _SocketOfTransport(self.transport, self._socket())
         self._paused = False
 
     @property
@@ -108,25 +124,27 @@ class StreamSide:
         return None
 
     @property
-    def is_tls(self) -> bool:
-        return self.transport.get_extra_info("ssl_object") is not None
-
-    @property
     def pending(self) -> int:
-        """Bytes that wait to be written to the socket."""
-        return self.transport.get_write_buffer_size()
+        """Bytes that wait to be written to the socket; about as many, with TLS."""
+        held = self._asked(self.transport.get_write_buffer_size, 0)
+        return held + self._pending_below() if self.is_tls else held
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing can be written any more, as far as the loop has noticed."""
-        if self.reader.exception() is not None:
+        """Whether nothing can be written any more.  The error itself is left for who reads."""
+        if self._is_closed():
             return True
-        if self.is_tls and self.reader.at_eof():  # TLS closes both ways at once
-            return True
-        try:
-            return self.transport.is_closing()
-        except AttributeError:  # Python 3.10's, of a TLS connection that is gone
-            return True
+        sock = self._socket()
+        return sock is None or hangs_up(sock)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing will come any more, though the reader may not have been told so yet.
+
+        A TLS transport that was closed gives its reader nothing more, and waits for its peer to
+        close as well: up to 30 s, on Python 3.10 for ever.
+        """
+        return self.is_tls and self._is_closed() and not _inside(self.reader)._buffer
 
     @property
     def was_closed(self) -> bool:
@@ -135,7 +153,7 @@ class StreamSide:
 
     def check_open(self) -> None:
         """Raise what the connection was lost by, or EBADF."""
-        if self.is_lost:
+        if self._is_closed():
             raise self.reader.exception() or OSError(
                 errno.EBADF, f"{os.strerror(errno.EBADF)}: {_name(self.transport)} is closed"
             )
@@ -183,11 +201,28 @@ class StreamSide:
             self.reader.set_exception(error)
 
     async def receive(self, count: int) -> bytes:
-        """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
-        return await self.reader.read(count)
+        """Some bytes, b"" at EOF.  Cancelled, it has taken none.
+
+        Not by the reader's own ``read``: that raises a failure before it gives back what came
+        before the failure, and loses bytes where the transport can't be resumed any more.
+        """
+        inside = _inside(self.reader)
+        if not (inside._buffer or self.reader.at_eof() or self.reader.exception()):
+            try:
+                await inside._wait_for_data("receive")
+            except Exception:
+                self._raise_failure()
+                raise
+        data = bytes(inside._buffer[:count])
+        del inside._buffer[:count]
+        if not data:
+            self._raise_failure()
+        self._asked(inside._maybe_resume_transport, None)
+        return data
 
     async def send(self, data: memoryview) -> int:
         """How many it has taken: the writer holds what the socket doesn't take yet."""
+        # Before the transport meets the failure: it would stop reading, with an answer unread.
         if self.is_lost:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self.writer.write(bytes(data))
@@ -195,31 +230,77 @@ class StreamSide:
 
     async def sent(self) -> None:
         """Wait while the writer holds too much."""
-        await self.writer.drain()
+        try:
+            await self.writer.drain()
+        except Exception:
+            self._raise_failure()
+            raise
 
     def write_eof(self) -> bool:
-        """False: it can't (TLS)."""
-        if not self.writer.can_write_eof():
-            return False
-        self.writer.write_eof()
-        return True
+        """Whether what it sends is worth waiting for.  TLS has no half-close.
+
+        So a TLS server isn't told before it has answered; a TLS client has its answer, and has to
+        be told by a close.
+        """
+        if not self.is_tls:
+            self.writer.write_eof()
+        return self._peer_is_server or not self.is_tls
 
     def has_rest(self) -> bool:
         """Whether something has arrived that nobody has taken, or would have but for a failure."""
-        try:
-            return bool(read_now(self.reader, 1))
-        except OSError:
-            return True
+        return bool(_inside(self.reader)._buffer) or self.reader.exception() is not None
 
     def close(self) -> None:
-        self.transport.close()
+        # A TLS transport that is closed a second time lets go of everything (see ``_asked``).
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def reset(self) -> None:
         """Close it so that its peer is told that something is missing."""
         if not self.is_tls:  # which has an end of its own, that is missing then
-            with contextlib.suppress(OSError):  # it is gone already
-                reset_on_close(self.transport.get_extra_info("socket"))
+            sock = self._socket()
+            if sock is not None:
+                with contextlib.suppress(OSError):  # it is gone already
+                    reset_on_close(sock)
         self.transport.abort()
+
+    def _is_closed(self) -> bool:
+        """As far as the loop has noticed."""
+        if self.is_tls and _inside(self.reader)._eof:  # TLS closes both ways at once
+            return True
+        return self.reader.exception() is not None or self.transport.is_closing()
+
+    def _raise_failure(self) -> None:
+        """What the connection was lost by, as an OSError; asyncio has others too."""
+        error = self.reader.exception()
+        if isinstance(error, OSError):
+            raise error
+        if error is not None:
+            raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
+
+    def _socket(self) -> Any:
+        """None where the transport has closed it (uvloop) or has let go of it."""
+        return self._asked(lambda: self.transport.get_extra_info("socket"), None)
+
+    def _pending_below(self) -> int:
+        """What waits in the transport that TLS writes to; TLS's own doesn't count that."""
+        below = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        if below is not None:
+            return int(below.get_write_buffer_size())
+        sock = self._socket()
+        # uvloop doesn't tell; what it has it writes as soon as the socket takes it.
+        return 0 if sock is None or _is_writable(sock) else 1
+
+    def _asked(self, ask: Callable[[], T], gone: T) -> T:
+        """What the transport says; ``gone`` where it has let go of its connection.
+
+        asyncio's TLS raises AttributeError then: when it was closed twice, the first time perhaps
+        by itself at its peer's EOF; on Python 3.10, when the connection is lost.
+        """
+        try:
+            return ask()
+        except AttributeError:
+            return gone
 
     def _pause(self) -> None:
         if self.transport.is_reading():
@@ -230,10 +311,10 @@ class StreamSide:
 class _SocketOfTransport:
     """A transport's socket, as long as that isn't closed; what the loop gives is no socket."""
 
-    def __init__(self, transport: asyncio.WriteTransport) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, sock: Any) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._socket = transport.get_extra_info("socket")
+        self._socket = sock
 
     def fileno(self) -> int:
         return int(self._socket.fileno())
@@ -245,6 +326,43 @@ class _SocketOfTransport:
 
     def __repr__(self) -> str:
         return _name(self._transport)
+
+
+class _Inside(Protocol):
+    """What a StreamReader has no public names for."""
+
+    _buffer: bytearray
+    _eof: bool
+
+    async def _wait_for_data(self, func_name: str) -> None: ...
+
+    def _maybe_resume_transport(self) -> None: ...
+
+
+def _inside(reader: asyncio.StreamReader) -> _Inside:
+    return cast(_Inside, reader)
+
+
+def hangs_up(sock: Any) -> bool:
+    """Whether a connection is over in both directions.
+
+    POLLERR alone doesn't say so: a socket's error queue may have notices of other things.
+    """
+    return bool(_polled(sock, 0) & (_POLLHUP | _POLLNVAL))
+
+
+def _is_writable(sock: Any) -> bool:
+    return _polled(sock, _POLLOUT) == _POLLOUT
+
+
+def _polled(sock: Any, events: int) -> int:
+    if sys.platform == "win32":  # which can't be asked
+        return events
+    if sock.fileno() < 0:
+        return _POLLNVAL
+    poll = select.poll()
+    poll.register(sock, events)
+    return sum(shown for _, shown in poll.poll(0))
 
 
 def read_now(reader: asyncio.StreamReader, count: int) -> bytes | None:
@@ -264,7 +382,7 @@ def read_now(reader: asyncio.StreamReader, count: int) -> bytes | None:
 
 def _unread(reader: asyncio.StreamReader, data: bytes | bytearray) -> None:
     """Put it before what else the reader has; ``feed_data`` puts it behind, and not after EOF."""
-    reader._buffer[:0] = data  # type: ignore[attr-defined]
+    _inside(reader)._buffer[:0] = data
 
 
 def _belongs_to_transport(given: object) -> bool:

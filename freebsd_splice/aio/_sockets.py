@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
-import sys
 from typing import Any, cast
 
 from .._reset import reset_on_close
 from .._runtime import current
-from ._sides import SocketSide
+from ._sides import SocketSide, hangs_up
 
 #: Windows' usual loop.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
@@ -24,6 +22,9 @@ class CopiedSocket:
     """
 
     is_tls = False
+    #: Nothing waits to be written to the socket, and it says itself what will come.
+    pending = 0
+    is_exhausted = False
 
     def __init__(self, side: SocketSide, *, source: bool, drain: bool) -> None:
         if isinstance(asyncio.get_running_loop(), _PROACTOR):
@@ -53,11 +54,7 @@ class CopiedSocket:
     @property
     def is_lost(self) -> bool:
         """Whether nothing can be written any more.  The error itself is left for who reads."""
-        if sys.platform == "win32":
-            return False
-        poll = select.poll()
-        poll.register(self._socket, 0)
-        return bool(poll.poll(0))
+        return hangs_up(self._socket)
 
     async def receive(self, count: int) -> bytes:
         """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
