@@ -279,8 +279,9 @@ class StreamSide:
             raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
 
     def _socket(self) -> Any:
-        """None where the transport has closed it (uvloop) or has let go of it."""
-        return self._asked(lambda: self.transport.get_extra_info("socket"), None)
+        """None where the transport has closed it, or has let go of it."""
+        sock = self._asked(lambda: self.transport.get_extra_info("socket"), None)
+        return sock if sock is not None and sock.fileno() >= 0 else None
 
     def _pending_below(self) -> int:
         """What waits in the transport that TLS writes to; TLS's own doesn't count that."""
