@@ -163,7 +163,8 @@ async def relay(
     """Deliver what arrives at each side to the other, until both directions have ended.
 
     As ``Relay``, with ``splice``'s care for what readers and writers have buffered.  A TLS side
-    can't half-close: an EOF that it sends, or should be sent, ends the pair.
+    can't half-close: an EOF that it sends ends the pair, as does one that a TLS client should be
+    sent.  A TLS server answers first: give a time limit if it may wait for the EOF.
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """

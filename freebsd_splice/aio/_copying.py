@@ -82,8 +82,7 @@ async def copy_both_ways(
             await both.stop_in_spite_of_cancelling()
             attach(error, both.outcome(Reason.CANCELLED))
             if close:
-                with contextlib.suppress(asyncio.CancelledError):  # a second one: at once
-                    await both.close()
+                await both.close()
             raise
         outcome = both.outcome(reason)
         if close:

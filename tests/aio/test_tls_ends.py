@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -145,15 +146,21 @@ def test_data_for_a_reader_whose_transport_has_let_go_meanwhile(
 
 
 @every_loop
-def test_a_failure_of_asyncios_own_is_one_of_the_connection(name: str, contexts: Contexts) -> None:
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_a_failure_of_asyncios_own_is_one_of_the_connection(
+    name: str, rounds: int, contexts: Contexts
+) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, _ = await net.socket()
         relaying = asyncio.ensure_future(aio.relay(near, right))
-        await asyncio.sleep(0)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
         near[0].set_exception(AttributeError("as asyncio's, of a transport that has let go"))
         outcome = await relaying
         assert outcome.reason is Reason.SOURCE_ERROR
         assert isinstance(outcome.error, ConnectionAbortedError)
+        with pytest.raises(ConnectionAbortedError):  # for whoever writes, too
+            await StreamSide(*near).sent()
 
     play_tls(name, contexts, case)
 
@@ -261,6 +268,77 @@ def test_the_answer_of_a_tls_server_that_has_closed(name: str, contexts: Context
         assert outcome.left_to_right.unsent == b"more"
         assert outcome.right_to_left.reason is Reason.EOF
         assert await client.read(100_000) == PATTERN[:100_000]
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_the_answer_of_a_tls_server_that_has_closed_to_a_slow_client(
+    name: str, more: bytes, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lost is looked at meanwhile, over and over."""
+    monkeypatch.setattr(_patience, "_LOST_SECONDS", 0.01)
+
+    async def case(net: RealNet, server: Stream, right: Stream) -> None:
+        left, client = await net.socket(small=True)
+        right[0]._limit = 100_000  # type: ignore[attr-defined]
+        relaying = asyncio.ensure_future(aio.relay(left, right))
+        server[1].write(PATTERN[:100_000])
+        server[1].close()
+        await net.until(lambda: right[0]._eof)  # type: ignore[attr-defined]
+        await client.write(more)
+        got = b""
+        while len(got) < 100_000:
+            await asyncio.sleep(0.05)
+            got += await client.read(min(30_000, 100_000 - len(got)))
+        assert got == PATTERN[:100_000]
+        outcome = await relaying
+        assert outcome.reason is (Reason.DRAIN_ERROR if more else Reason.EOF)
+        assert outcome.right_to_left.reason is Reason.EOF
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_reset_that_the_loop_has_not_noticed_yet(name: str) -> None:
+    """Nothing is written then: the transport would meet the failure, and stop reading."""
+
+    async def case(net: object) -> None:
+        assert isinstance(net, RealNet)
+        stream, peer = await net.stream()
+        side = StreamSide(*stream)
+        assert not side.is_lost
+        peer.reset()
+        for _ in range(2_000):  # without a turn for the loop
+            if side.is_lost:
+                break
+            time.sleep(0.001)
+        with pytest.raises(BrokenPipeError):
+            await side.send(memoryview(b"more"))
+        assert stream[0].exception() is None
+
+    play(name, case)
+
+
+@every_loop
+def test_a_tls_server_that_is_closed_by_the_program(
+    name: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with an EOF, when its peer has closed as well."""
+    monkeypatch.setattr(_patience, "_LOST_SECONDS", 0.01)
+
+    async def case(net: RealNet, server: Stream, right: Stream) -> None:
+        left, client = await net.socket()
+        client.fin()
+        server[1].transport.pause_reading()  # type: ignore[attr-defined]
+        relaying = asyncio.ensure_future(aio.relay(left, right))
+        await asyncio.sleep(0.02)
+        right[1].close()
+        await asyncio.sleep(0.1)
+        assert not relaying.done()
+        server[1].transport.resume_reading()  # type: ignore[attr-defined]
+        assert (await relaying).reason is Reason.EOF
 
     play_tls(name, contexts, case)
 
@@ -401,6 +479,32 @@ def test_a_whole_answer_comes_before_the_close(name: str, contexts: Contexts) ->
         assert (await relaying).reason is Reason.EOF
 
     play_tls(name, contexts, case)
+
+
+class Side:
+    """A side that holds, at one look after the other, so much."""
+
+    def __init__(self, *held: int, is_lost: bool = False) -> None:
+        self._held = list(held)
+        self.is_lost = is_lost
+        self.looks = 0
+
+    @property
+    def pending(self) -> int:
+        self.looks += 1
+        return self._held.pop(0) if self._held else 0
+
+
+def test_how_often_a_writer_is_looked_at() -> None:
+    """Where a transport doesn't tell exactly what it holds, being empty once isn't enough."""
+    for side, looks, seen in (
+        (Side(), 1, 1),
+        (Side(5, 4), 1, 3),
+        (Side(5, 0, 0, 5), 3, 7),
+        (Side(5, is_lost=True), 1, 0),
+    ):
+        asyncio.run(_closing.flush_before_closing(side, looks=looks))
+        assert side.looks == seen
 
 
 @every_loop
