@@ -74,6 +74,9 @@ class PairPolicy:
             return None
         return end.reason if end.reason in OF_THE_PAIR else Reason.CANCELLED
 
+    def has_ended(self, direction: int) -> bool:
+        return self._ends[direction] is not None
+
     @property
     def is_over(self) -> bool:
         return None not in self._ends
@@ -87,6 +90,11 @@ class PairPolicy:
         decisive = self._decisive or self._ends[0]
         assert decisive is not None
         return decisive
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a time of the caller's has ended it: then nobody is kept waiting any longer."""
+        return self.decisive.reason in (Reason.TIMEOUT, Reason.IDLE)
 
     def may_have_more(self, side: int) -> bool:
         """Whether it matters that something is left at that side: its direction saw no EOF."""
@@ -103,7 +111,8 @@ class PairPolicy:
         """
         towards, back = self._end(1 - side), self._end(side)
         whole = towards.reason is Reason.EOF
-        lost = towards.has_unsent or (rest_at_other and not whole)
+        failed = towards.reason is Reason.SOURCE_ERROR
+        lost = towards.has_unsent or failed or (rest_at_other and not whole)
         refused = back.reason is Reason.DRAIN_ERROR and not whole
         reset = lost or refused or (cut and not whole)
         # With bytes unread, or with more to come, some systems answer a close by a reset of their

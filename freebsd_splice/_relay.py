@@ -58,8 +58,9 @@ class Relay(Waitable[RelayOutcome]):
         before the side is reset, or closed with bytes unread, all the same.  Either would destroy
         what is under way: ``Outcome.undelivered`` says how much of ``bytes`` that may have been.
         A peer that goes on reading, however slowly, is waited for, and the relay is not over until
-        then.  0: nobody is waited for.  Where the system doesn't tell (Windows), the whole time is
-        waited.
+        then; unless it was cancelled or ended by one of the two times: then it is over at once, and
+        the waiting goes on behind it.  0: nobody is waited for.  Where the system doesn't tell
+        (Windows), the whole time is waited.
     initial:
         What the caller has read already: from the left, for the right; from the right, for the
         left.
@@ -139,7 +140,7 @@ class Relay(Waitable[RelayOutcome]):
     def _stop(self) -> None:
         self._hurried = True
         self._stop_both(Reason.CANCELLED)
-        # Whoever cancels doesn't wait for slow readers: those are served behind it.
+        # A caller who cancels doesn't wait for slow readers: those are served behind it.
         with self._state:
             ended = self._policy.is_over and self._closing_has_begun
         if ended:
@@ -198,7 +199,7 @@ class Relay(Waitable[RelayOutcome]):
                 release(0)
         with self._state:
             self._closing_has_begun = True
-        if self._hurried:
+        if self._hurried or self._policy.is_late:
             self._tell()
 
     def _closed(self, side: int, undelivered: int | None) -> None:

@@ -37,6 +37,8 @@ def unacknowledged(sock: socket.socket) -> int | None:
         return _ask(sock)
     except (OSError, ValueError):  # ValueError: it was closed meanwhile, and its number is -1
         return None
+    except NotImplementedError:  # what uvloop gives in place of a socket takes no options
+        return None
 
 
 def _ask(sock: socket.socket) -> int | None:

@@ -39,7 +39,8 @@ class Outcome:
     #: Why userspace served this pair although the kernel has SO_SPLICE; else None.
     fallback: str | None = None
     #: Bytes of ``bytes`` that may not have reached the drain's peer: it had not acknowledged them
-    #: when a ``Relay`` that closes gave up waiting for that (its ``linger``), or was cancelled.
+    #: when a ``Relay`` that closes gave up waiting for that (its ``linger``), was cancelled, or was
+    #: ended by a time limit.
     #: None: this system doesn't tell.
     undelivered: int | None = 0
 

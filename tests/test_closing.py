@@ -128,7 +128,7 @@ CANCELLED = Ended(Reason.CANCELLED, None, False, False)
         (EOF_, EOF_, False, True, Closing(False, False)),
         (EOF_, DEAD, True, True, Closing(False, True)),
         (RESET, EOF_, True, False, Closing(True, True)),
-        (RESET, EOF_, False, False, Closing(False, False)),
+        (RESET, EOF_, False, False, Closing(True, True)),
         (UNSENT, EOF_, False, False, Closing(True, True)),
         (CANCELLED, CANCELLED, False, False, Closing(False, True)),
         (CANCELLED, CANCELLED, True, False, Closing(True, True)),

@@ -17,14 +17,18 @@ carries how far it came; so does whatever it is turned into (``asyncio.timeout``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from .._errors import BackendUnavailable
 from .._flow import Reason
-from .._relay import LINGER, Relay, RelayOutcome
-from .._runtime import current
+from .._pair_policy import Closing
+from .._port import Endpoint
+from .._relay import LINGER, Relay, RelayOutcome, check_linger
+from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_limit
 from ._copying import copy_both_ways, copy_one_way
 from ._ending import attach, end_of, outcome_of
@@ -162,9 +166,10 @@ async def relay(
 ) -> RelayOutcome:
     """Deliver what arrives at each side to the other, until both directions have ended.
 
-    As ``Relay``, with ``splice``'s care for what readers and writers have buffered.  A TLS side
-    can't half-close: an EOF that it sends ends the pair, as does one that a TLS client should be
-    sent.  A TLS server answers first: give a time limit if it may wait for the EOF.
+    As ``Relay``, ``linger`` included, with ``splice``'s care for what readers and writers have
+    buffered.  A TLS side can't half-close: an EOF that it sends ends the pair, as does one that a
+    TLS client should be sent.  A TLS server answers first: give a time limit if it may wait for the
+    EOF.
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """
@@ -178,6 +183,7 @@ async def relay(
             timeout=timeout,
             half_close=half_close,
             close=close,
+            linger=check_linger(linger),
             initial=ahead,
             why=why,
         )
@@ -187,11 +193,11 @@ async def relay(
     except asyncio.CancelledError as error:
         attach(error, _pair_not_begun(Reason.CANCELLED, ahead, started))
         if close:
-            _reset(sides)
+            _reset(sides, check_linger(linger))
         raise
     if late is not None:
         if close:
-            _reset(sides)
+            _reset(sides, check_linger(linger))
         return _pair_not_begun(late, ahead, started)
     taken: list[bytes] = []
     try:
@@ -237,10 +243,21 @@ def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
     return why
 
 
-def _reset(sides: Sequence[SocketSide | StreamSide]) -> None:
-    """What their writers hold will not come."""
+def _reset(sides: Sequence[SocketSide | StreamSide], linger: float) -> None:
+    """What their writers hold will not come; what their sockets hold is delivered first."""
+    runtime = current()
     for each in sides:
+        with contextlib.suppress(OSError):  # no descriptor for it: at once, then
+            endpoint, _ = runtime.port.duplicate(each.original)
+            closing = Closing(reset=True, after_delivery=True)
+            runtime.closer.close(endpoint, closing, linger, partial(_release, runtime, endpoint))
+            each.abandon()
+            continue
         each.reset()
+
+
+def _release(runtime: Runtime, endpoint: Endpoint, undelivered: int | None) -> None:
+    runtime.port.close(endpoint)
 
 
 def _pair_not_begun(reason: Reason, initial: tuple[bytes, bytes], started: float) -> RelayOutcome:

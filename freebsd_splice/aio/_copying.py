@@ -8,11 +8,13 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from .._flow import Reason
+from .._pair_policy import Closing, Ended, PairPolicy
 from .._relay import RelayOutcome
 from .._splice import Outcome
-from ._closing import flush_before_closing
+from ._delivering import deliver, go_on_behind
 from ._ending import attach
 from ._patience import Patience
 from ._sides import SocketSide, StreamSide
@@ -22,9 +24,6 @@ from ._sockets import CopiedSocket
 STREAMS = "streams"
 
 _PIECE = 1 << 16
-
-#: See ``flush_before_closing``: a reset destroys what is left, a close sends it.
-_LOOKS_BEFORE_RESET = 3
 
 
 async def copy_one_way(
@@ -66,6 +65,7 @@ async def copy_both_ways(
     timeout: float | None,
     half_close: bool,
     close: bool,
+    linger: float,
     initial: tuple[bytes, bytes],
     why: str,
 ) -> RelayOutcome:
@@ -74,24 +74,41 @@ async def copy_both_ways(
     with contextlib.ExitStack() as held:
         left, right = (held.enter_context(_taken(each, source=True, drain=True)) for each in sides)
         both = _Both(
-            _Way(left, right, None, initial[0], why), _Way(right, left, None, initial[1], why)
+            _Way(left, right, None, initial[0], why),
+            _Way(right, left, None, initial[1], why),
+            PairPolicy(half_close=half_close),
         )
         try:
-            reason = await both.run(patience, half_close)
+            await both.run(patience)
         except BaseException as error:
             await both.stop_in_spite_of_cancelling()
-            attach(error, both.outcome(Reason.CANCELLED))
+            attach(error, both.outcome(both.undelivered() if close else None))
             if close:
-                await both.close()
+                await go_on_behind(_close(both, linger, held.pop_all()))
             raise
-        outcome = both.outcome(reason)
-        if close:
-            try:
-                await both.close()
-            except asyncio.CancelledError as error:
-                attach(error, outcome)
-                raise
-    return outcome
+        if not close:
+            return both.outcome()
+        if both.is_late:
+            outcome = both.outcome(both.undelivered())
+            await go_on_behind(_close(both, linger, held.pop_all()))
+            return outcome
+        closing = asyncio.ensure_future(_close(both, linger, held.pop_all()))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError as error:
+        attach(error, both.outcome(both.undelivered()))
+        await go_on_behind(_done(closing))
+        raise
+    return both.outcome()
+
+
+async def _done(closing: asyncio.Future[None]) -> None:
+    await closing
+
+
+async def _close(both: _Both, linger: float, held: contextlib.ExitStack) -> None:
+    with held:
+        await both.close(linger)
 
 
 @contextlib.contextmanager
@@ -143,25 +160,35 @@ class _Way:
             return Reason.CLOSED
         return Reason.DRAIN_ERROR if self._drain.is_lost else None
 
-    def outcome(self, reason: Reason) -> Outcome:
-        """What became of it; ``reason`` where it hasn't come to an end by itself."""
-        ended = self.reason or reason
-        if ended is Reason.DRAIN_ERROR and self._error is None:
+    def end(self, reason: Reason) -> None:
+        """It has ended for ``reason``, unless it has come to an end by itself."""
+        self.reason = self.reason or reason
+        if self.reason is Reason.DRAIN_ERROR and self._error is None:
             self._error = OSError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def ended(self, *, passed_on: bool, found_drain_dead: bool = False) -> Ended:
+        assert self.reason is not None
+        return Ended(self.reason, self._error, bool(self._ahead), passed_on, found_drain_dead)
+
+    def outcome(self, reason: Reason, undelivered: int | None = 0) -> Outcome:
+        """What became of it; ``reason`` where it hasn't come to an end by itself."""
+        self.end(reason)
+        assert self.reason is not None
         return Outcome(
             bytes=self.moved,
             unsent=bytes(self._ahead),
-            reason=ended,
+            reason=self.reason,
             error=self._error,
             backend="userspace",
             mover=STREAMS,
             seconds=self._seconds or time.monotonic() - self._started,
             fallback=self._why,
+            undelivered=undelivered,
         )
 
-    def progress(self) -> tuple[int, int]:
-        """Changes with every byte that enters the drain's writer, or leaves it."""
-        return self.moved, self._drain.pending
+    def progress(self) -> tuple[int, int | None]:
+        """Changes with every byte that enters the drain's writer, or leaves for its peer."""
+        return self.moved, self._drain.undelivered()
 
     @property
     def is_exhausted(self) -> bool:
@@ -180,20 +207,22 @@ class _Way:
         # TLS closes both ways at once: at its EOF nothing can be sent there any more.
         return goes_on and not self._source.is_tls
 
-    def is_broken(self) -> bool:
-        """Whether an end would tell the drain's peer wrongly that it has got everything."""
-        if self._ahead or self.reason is Reason.SOURCE_ERROR:
-            return True
-        return self.reason is not Reason.EOF and self._source.has_rest()
+    def has_rest(self) -> bool:
+        """Whether more has arrived at its source, or would have but for a failure."""
+        return self._source.has_rest()
 
-    async def flush_drain(self, *, broken: bool) -> None:
-        await flush_before_closing(self._drain, looks=_LOOKS_BEFORE_RESET if broken else 1)
+    def undelivered(self) -> int | None:
+        return self._drain.undelivered()
 
-    def close_drain(self, *, broken: bool) -> None:
-        if broken:
-            self._drain.reset()
-        else:
-            self._drain.close()
+    async def close_drain(self, how: Closing, linger: float) -> int | None:
+        """Behind what it was sent, or at once when it is cancelled; gives what may not arrive."""
+        try:
+            return await deliver(self._drain, how, linger)
+        finally:
+            if how.reset:
+                self._drain.reset()
+            else:
+                self._drain.close()
 
     async def _move(self) -> Reason:
         while True:
@@ -227,82 +256,94 @@ class _Way:
 
 
 class _Both:
-    """The two directions of a pair."""
+    """The two directions of a pair, by the rules of ``PairPolicy``."""
 
-    def __init__(self, towards: _Way, back: _Way) -> None:
+    def __init__(self, towards: _Way, back: _Way, policy: PairPolicy) -> None:
         self._ways = towards, back
+        self._policy = policy
         self._tasks: list[asyncio.Task[None]] = []
-        self._decisive: _Way | None = None
         self._started = time.monotonic()
+        self._undelivered: tuple[int | None, int | None] = 0, 0
 
-    async def run(self, patience: Patience, half_close: bool) -> Reason:
-        """Until both have ended; gives the reason of what has not ended by itself."""
+    async def run(self, patience: Patience) -> None:
+        """Until both have ended."""
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
-        running = dict(zip(self._tasks, self._ways, strict=True))
+        running = {task: direction for direction, task in enumerate(self._tasks)}
         while running:
-            late = await patience.wait(
-                list(running), self._progress, lambda: self._lost(list(running.values()))
-            )
+            live = [self._ways[direction] for direction in running.values()]
+            late = await patience.wait(list(running), self._progress, partial(self._lost, live))
             if late is not None:
-                await self._stop()
-                return late
+                await self._stop(late)
+                return
             for task in [task for task in running if task.done()]:
-                if self._ends_both(running.pop(task), half_close):
-                    await self._stop()
-                    return Reason.CANCELLED
-        return Reason.EOF
-
-    def _ends_both(self, way: _Way, half_close: bool) -> bool:
-        """Whether the other direction has to end as well."""
-        if way.reason is Reason.EOF and half_close and way.pass_eof_on():
-            return False
-        self._decisive = self._decisive or way
-        # Where the drain has died, the other direction reads from that very one: it delivers what
-        # came before and meets the failure by itself.
-        return way.reason is not Reason.DRAIN_ERROR
+                _raise_defects([task])
+                stop_other = self._ended(running.pop(task))
+                if stop_other is not None:
+                    await self._stop(stop_other)
+                    return
 
     async def stop_in_spite_of_cancelling(self) -> None:
         await _stop_in_spite_of_cancelling(self._tasks)
+        self._end_the_rest(Reason.CANCELLED)
 
-    def outcome(self, reason: Reason) -> RelayOutcome:
-        """``reason``: of what has not ended by itself."""
-        towards, back = (way.outcome(reason) for way in self._ways)
-        decisive = self._decisive
-        decided = next(
-            (
-                outcome
-                for way, outcome in zip(self._ways, (towards, back), strict=True)
-                if way is decisive or (decisive is None and outcome.reason is not Reason.EOF)
-            ),
-            towards,
+    def outcome(self, undelivered: tuple[int | None, int | None] | None = None) -> RelayOutcome:
+        """``undelivered``: each way's, where that isn't known from closing."""
+        each = undelivered or self._undelivered
+        towards, back = (
+            way.outcome(Reason.CANCELLED, count)
+            for way, count in zip(self._ways, each, strict=True)
         )
+        decisive = self._policy.decisive
         seconds = time.monotonic() - self._started
-        return RelayOutcome(towards, back, decided.reason, decided.error, seconds)
+        return RelayOutcome(towards, back, decisive.reason, decisive.error, seconds)
 
-    async def close(self) -> None:
-        """Both sides, behind what their writers hold; at once when it is cancelled."""
-        # Before the first of them is closed.
-        broken = [self._is_broken(way, back) for way, back in self._each_and_back()]
-        drains = list(zip(self._ways, broken, strict=True))
-        try:
-            await asyncio.gather(*(way.flush_drain(broken=is_broken) for way, is_broken in drains))
-        finally:
-            for way, is_broken in drains:
-                way.close_drain(broken=is_broken)
+    @property
+    def is_late(self) -> bool:
+        return self._policy.is_late
 
-    def _is_broken(self, way: _Way, back: _Way) -> bool:
-        refused = back.reason is Reason.DRAIN_ERROR and way.reason is not Reason.EOF
-        return refused or way.is_broken()
-
-    def _each_and_back(self) -> tuple[tuple[_Way, _Way], tuple[_Way, _Way]]:
+    def undelivered(self) -> tuple[int | None, int | None]:
+        """What each way's drain still has to deliver, now."""
         towards, back = self._ways
-        return (towards, back), (back, towards)
+        return towards.undelivered(), back.undelivered()
 
-    async def _stop(self) -> None:
+    async def close(self, linger: float) -> None:
+        """Both sides, each behind what it was sent; at once when it is cancelled."""
+        # Before the first of them is closed.
+        rests = [
+            self._policy.may_have_more(side) and self._ways[side].has_rest() for side in (0, 1)
+        ]
+        towards, back = (
+            self._ways[1 - side].close_drain(
+                self._policy.closing(side, rest_at_other=rests[1 - side]), linger
+            )
+            for side in (1, 0)
+        )
+        self._undelivered = await asyncio.gather(towards, back)
+
+    def _ended(self, direction: int) -> Reason | None:
+        """One has ended; what the other is to be stopped with, if it is."""
+        way = self._ways[direction]
+        assert way.reason is not None
+        if not self._policy.passes_on(way.reason):
+            return self._policy.ended(direction, way.ended(passed_on=False))
+        passed_on = way.pass_eof_on()
+        found_drain_dead = way.reason is Reason.DRAIN_ERROR
+        return self._policy.ended(
+            direction, way.ended(passed_on=passed_on, found_drain_dead=found_drain_dead)
+        )
+
+    async def _stop(self, reason: Reason) -> None:
         await _stop(self._tasks)
+        self._end_the_rest(reason)
         _raise_defects(self._tasks)
 
-    def _progress(self) -> tuple[tuple[int, int], ...]:
+    def _end_the_rest(self, reason: Reason) -> None:
+        for direction, way in enumerate(self._ways):
+            if not self._policy.has_ended(direction):
+                way.end(reason)
+                self._policy.ended(direction, way.ended(passed_on=False))
+
+    def _progress(self) -> tuple[tuple[int, int | None], ...]:
         return tuple(way.progress() for way in self._ways)
 
     def _lost(self, running: Sequence[_Way]) -> Reason | None:

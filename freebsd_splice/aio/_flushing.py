@@ -25,7 +25,7 @@ async def flush(
     while any(each.pending for each in sides):
         task = asyncio.ensure_future(_flush(sides))
         try:
-            late = await patience.wait([task], lambda: -sum(each.pending for each in sides))
+            late = await patience.wait([task], lambda: [each.undelivered() for each in sides])
         finally:
             task.cancel()
             await asyncio.wait([task])

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from .._port import Source
 from .._reset import reset_on_close
+from .._send_queue import unacknowledged
 
 T = TypeVar("T")
 
@@ -79,6 +80,13 @@ class SocketSide:
         """Bytes that wait to be written to the socket."""
         return 0
 
+    @property
+    def is_lost(self) -> bool:
+        return hangs_up(self.socket)
+
+    def undelivered(self) -> int | None:
+        return unacknowledged(self.socket)
+
     def check_open(self) -> None: ...
 
     def take_over(self, limit: int | None) -> bytes:
@@ -94,6 +102,10 @@ class SocketSide:
         """Close it so that its peer is told that something is missing."""
         with contextlib.suppress(OSError):  # it is gone already
             reset_on_close(self.socket)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it, though somebody else may hold a duplicate."""
         self.socket.close()
 
 
@@ -128,6 +140,12 @@ class StreamSide:
         """Bytes that wait to be written to the socket; about as many, with TLS."""
         held = self._asked(self.transport.get_write_buffer_size, 0)
         return held + self._pending_below() if self.is_tls else held
+
+    def undelivered(self) -> int | None:
+        """Bytes that were written and that the peer has not acknowledged; None: can't be told."""
+        sock = self._socket()
+        sent = unacknowledged(sock) if sock is not None else 0
+        return None if sent is None else self.pending + sent
 
     @property
     def is_lost(self) -> bool:
@@ -262,6 +280,10 @@ class StreamSide:
             if sock is not None:
                 with contextlib.suppress(OSError):  # it is gone already
                     reset_on_close(sock)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it with whatever the writer holds, though somebody else may hold a duplicate."""
         self.transport.abort()
 
     def _is_closed(self) -> bool:

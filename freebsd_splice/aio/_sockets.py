@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from .._reset import reset_on_close
 from .._runtime import current
+from .._send_queue import unacknowledged
 from ._sides import SocketSide, hangs_up
 
 #: Windows' usual loop.
@@ -55,6 +56,10 @@ class CopiedSocket:
     def is_lost(self) -> bool:
         """Whether nothing can be written any more.  The error itself is left for who reads."""
         return hangs_up(self._socket)
+
+    def undelivered(self) -> int | None:
+        """Bytes that were sent and that the peer has not acknowledged; None: can't be told."""
+        return unacknowledged(self._socket)
 
     async def receive(self, count: int) -> bytes:
         """Some bytes, b"" at EOF.  Cancelled, it has taken none."""

@@ -327,6 +327,31 @@ def test_a_relay_that_closes_does_so_where_it_never_began(name: str, ended: Reas
 
 
 @pytest.mark.parametrize("name", LOOPS)
+def test_where_it_never_began_what_the_socket_has_taken_is_delivered(name: str) -> None:
+    """Before the reset, which throws away what the peer has not acknowledged (F27)."""
+
+    async def case(net: Net) -> None:
+        left, _client = await net.socket()
+        right, server = await net.stream(small=True)
+        right[1].write(bytes(10_000_000))
+        seen = [0] * 100
+        held = right[1].transport.get_write_buffer_size
+
+        def stands_still() -> bool:
+            seen[:] = [*seen[1:], held()]
+            return seen[0] == seen[-1] > 0
+
+        await net.until(stands_still)
+        await aio.relay(left, right, timeout=SHORT, close=True)
+        got = await server.read(10_000_000 - seen[-1])
+        assert len(got) == 10_000_000 - seen[-1]
+        with pytest.raises(ConnectionResetError):
+            await server.read(1)
+
+    play(name, case)
+
+
+@pytest.mark.parametrize("name", LOOPS)
 def test_cancelled_while_the_writer_is_flushed(name: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.stream()

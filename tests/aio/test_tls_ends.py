@@ -17,7 +17,10 @@ import pytest
 pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
-from freebsd_splice.aio import _closing, _patience
+from freebsd_splice._pair_policy import Closing
+from freebsd_splice._send_queue import unacknowledged
+from freebsd_splice.aio import _patience
+from freebsd_splice.aio._delivering import deliver
 from freebsd_splice.aio._sides import StreamSide
 
 from .nets import SMALL, Peer, RealNet, Stream, play
@@ -443,14 +446,12 @@ def test_what_was_counted_comes_before_the_end_of_a_cut_answer(
 
 
 @every_loop
-def test_a_peer_that_stands_still_is_not_waited_for(
-    name: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_closing, "STANDSTILL_SECONDS", SHORT)
-
+def test_a_peer_that_stands_still_is_not_waited_for(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
-        relaying, _ = await _cut(net, near, far)
-        assert (await relaying).reason is Reason.SOURCE_ERROR
+        relaying, _ = await _cut(net, near, far, linger=SHORT)
+        outcome = await relaying
+        assert outcome.reason is Reason.SOURCE_ERROR
+        assert outcome.right_to_left.undelivered
         assert near[1].is_closing()
 
     play_tls(name, contexts, case)
@@ -481,6 +482,32 @@ def test_a_whole_answer_comes_before_the_close(name: str, contexts: Contexts) ->
     play_tls(name, contexts, case)
 
 
+@every_loop
+def test_what_a_socket_has_taken_comes_before_its_reset(name: str, contexts: Contexts) -> None:
+    """F27: what the peer has not acknowledged is thrown away by a reset."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket(small=True)
+        sent = bytes(PATTERN[: 2 * SMALL - 384])
+        relaying = asyncio.ensure_future(aio.relay(near, right, close=True, linger=1000.0))
+        far[1].write(sent)
+        await net.until(lambda: unacknowledged(right))
+        await net.until(lambda: not len(near[0]._buffer))  # type: ignore[attr-defined]
+        sock = far[1].get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far[1].transport.abort()
+        await asyncio.sleep(0.05)  # longer than closing takes that waits for nothing
+        assert not relaying.done()
+        assert await server.read(len(sent)) == sent
+        with pytest.raises(ConnectionResetError):
+            await server.read(1)
+        outcome = (await relaying).left_to_right
+        assert (outcome.bytes, outcome.undelivered) == (len(sent), 0)
+        assert outcome.reason is Reason.SOURCE_ERROR
+
+    play_tls(name, contexts, case)
+
+
 class Side:
     """A side that holds, at one look after the other, so much."""
 
@@ -494,54 +521,75 @@ class Side:
         self.looks += 1
         return self._held.pop(0) if self._held else 0
 
+    def undelivered(self) -> int:
+        return self.pending
+
 
 def test_how_often_a_writer_is_looked_at() -> None:
     """Where a transport doesn't tell exactly what it holds, being empty once isn't enough."""
-    for side, looks, seen in (
-        (Side(), 1, 1),
-        (Side(5, 4), 1, 3),
-        (Side(5, 0, 0, 5), 3, 7),
-        (Side(5, is_lost=True), 1, 0),
+    for side, reset, seen in (
+        (Side(), False, 1),
+        (Side(5, 4), False, 3),
+        (Side(5, 0, 0, 5), True, 7),
+        (Side(5, is_lost=True), False, 1),
     ):
-        asyncio.run(_closing.flush_before_closing(side, looks=looks))
+        asyncio.run(deliver(side, Closing(reset, after_delivery=True), 10.0))
         assert side.looks == seen
 
 
 @every_loop
-def test_cancelling_while_it_closes(name: str, contexts: Contexts) -> None:
+def test_cancelling_while_it_closes_keeps_nobody_waiting_and_delivers_all(
+    name: str, contexts: Contexts
+) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
-        relaying, _ = await _answered(net, near, far)
+        relaying, held = await _answered(net, near, far)
         relaying.cancel()
         with pytest.raises(asyncio.CancelledError) as raised:
             await relaying
         outcome = aio.outcome_of(raised.value)
         assert isinstance(outcome, RelayOutcome)
         assert outcome.reason is Reason.EOF
-        assert near[1].is_closing()
+        assert outcome.right_to_left.undelivered
+        assert len(await _all(far)) == held
 
     play_tls(name, contexts, case)
 
 
 @every_loop
-def test_cancelling_sends_what_was_counted_and_cancelling_twice_does_not(
+def test_cancelling_keeps_nobody_waiting_and_delivers_what_was_counted(
     name: str, contexts: Contexts
 ) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, _ = await net.socket()
         _narrow(near, far)
-        await _hold(near)
+        held = await _hold(near)
         relaying = asyncio.ensure_future(aio.relay(near, right, close=True))
         await asyncio.sleep(0)
-        relaying.cancel()
-        await asyncio.sleep(0.05)
-        assert not near[1].is_closing()
         relaying.cancel()
         with pytest.raises(asyncio.CancelledError) as raised:
             await relaying
         outcome = aio.outcome_of(raised.value)
         assert isinstance(outcome, RelayOutcome)
         assert outcome.reason is Reason.CANCELLED
+        assert not near[1].is_closing()
+        assert len(await _all(far)) == held
         assert near[1].is_closing()
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_time_limit_keeps_nobody_waiting_and_delivers_what_was_counted(
+    name: str, contexts: Contexts
+) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        _narrow(near, far)
+        held = await _hold(near)
+        outcome = await aio.relay(near, right, close=True, timeout=SHORT, linger=1000.0)
+        assert outcome.reason is Reason.TIMEOUT
+        assert outcome.right_to_left.undelivered
+        assert len(await _all(far)) == held
 
     play_tls(name, contexts, case)
 
@@ -572,10 +620,12 @@ def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(
     play_tls("asyncio", contexts, case)
 
 
-async def _cut(net: RealNet, near: Stream, far: Stream) -> tuple[asyncio.Task[RelayOutcome], int]:
+async def _cut(
+    net: RealNet, near: Stream, far: Stream, linger: float = 1000.0
+) -> tuple[asyncio.Task[RelayOutcome], int]:
     """A relay whose server resets, after so many bytes that its client hasn't read yet."""
     right, server = await net.socket()
-    relaying, held = await _relayed(net, near, far, right, server)
+    relaying, held = await _relayed(net, near, far, right, server, linger)
     server.reset()
     return relaying, held
 
@@ -593,11 +643,16 @@ async def _answered(
 
 
 async def _relayed(
-    net: RealNet, near: Stream, far: Stream, right: socket.socket, server: Peer
+    net: RealNet,
+    near: Stream,
+    far: Stream,
+    right: socket.socket,
+    server: Peer,
+    linger: float = 1000.0,
 ) -> tuple[asyncio.Task[RelayOutcome], int]:
     _narrow(near, far)
     held = await _hold(near)
-    relaying = asyncio.ensure_future(aio.relay(near, right, close=True))
+    relaying = asyncio.ensure_future(aio.relay(near, right, close=True, linger=linger))
     await server.write(b"the beginning of an answ")
     await net.until(lambda: not _peek(right))
     return relaying, held + 24
