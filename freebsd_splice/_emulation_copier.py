@@ -15,6 +15,13 @@ from typing import TypeVar
 
 from . import _emulation_readiness
 from ._borrow import Borrowed
+from ._callers_options import (
+    lower_read_mark,
+    peek_offset,
+    restore_read_mark,
+    set_peek_offset,
+    unread,
+)
 from ._emulation_sockets import (
     HAS_INODES,
     PEEK,
@@ -30,7 +37,6 @@ from ._emulation_sockets import (
     own_sockets,
     refuse_to_end,
     tcp_state,
-    waiting_bytes,
 )
 from ._errors import refusal
 
@@ -63,6 +69,8 @@ class _Splice:
     error: OSError | None = None  # why it could not be waited for
     armed_at: int | None = None  # the descriptor whose readiness it waits for
     waits_for_drain: bool = False
+    noticed: Hashable = None  # the socket it waits for, if there is something in its error queue
+    owes_mark: int = 0  # what SO_RCVLOWAT of the source was
 
     def allowed(self) -> int:
         """How many bytes may be moved at once."""
@@ -152,6 +160,8 @@ class Copier:
                         errno.EBUSY, "spliced already; unsplice(source) ends the splice there is"
                     )
         made = _Splice(held_source, held_drain, max_bytes, started + idle if idle else float("inf"))
+        with self._borrow(self._source, source) as borrowed:
+            made.owes_mark = lower_read_mark(borrowed)
         former = self._find(held_source)
         if former is not None:
             del self._by_source[former.source.socket]
@@ -282,21 +292,36 @@ class Copier:
             self._drain.give_back()
 
     def _move_pieces(self, splice: _Splice, stop_at: int) -> bool:
+        """Bytes are peeked at from the first on, wherever the caller peeks (SO_PEEK_OFF)."""
+        source, before = self._source.socket, splice.moved
+        offset = peek_offset(source)
+        if offset < 0:
+            return self._move_from_start(splice, stop_at)
+        set_peek_offset(source, -1)
+        try:
+            return self._move_from_start(splice, stop_at)
+        finally:  # as if the bytes had been read
+            set_peek_offset(source, max(0, offset - (splice.moved - before)))
+
+    def _move_from_start(self, splice: _Splice, stop_at: int) -> bool:
         source, drain = self._source.socket, self._drain.socket
         splice.waits_for_drain = False
+        splice.noticed = None
         if tcp_state(drain) is not State.OPEN:
             return False
         while splice.moved < stop_at:
             seen = look(source, drain)
-            if seen.drain_broken or (seen.source_broken and not waiting_bytes(source)):
+            if seen.drain_broken or (seen.source_broken and not unread(source)):
                 return False
             if not (seen.readable or seen.source_broken):
+                splice.noticed = splice.source.socket if seen.source_notices else None
                 return True
             size = source.recv_into(self._buffer[: splice.allowed()], 0, PEEK)
             if size == 0:
                 return False
             if not seen.writable:
                 splice.waits_for_drain = True
+                splice.noticed = splice.drain.socket if seen.drain_notices else None
                 return True
             sent = drain.send(self._buffer[:size], SEND)
             splice.moved += sent
@@ -315,8 +340,15 @@ class Copier:
     def _end(self, splice: _Splice) -> None:
         splice.over = True
         self._disarm(splice)
+        self._give_mark_back(splice)
         if self._by_drain.get(splice.drain.socket) is splice:
             del self._by_drain[splice.drain.socket]
+
+    def _give_mark_back(self, splice: _Splice) -> None:
+        if splice.owes_mark and self._hold(self._source, splice.source):
+            restore_read_mark(self._source.socket, splice.owes_mark)
+            self._source.give_back()
+        splice.owes_mark = 0
 
     # How it waits
 
@@ -344,10 +376,13 @@ class Copier:
     def _arm_all(self, number: int) -> None:
         """One registration a descriptor serves the splices that read there or write there."""
         waiting = self._waiting[number]
+        noticed = {splice.noticed for splice in waiting}
         self._readiness.arm(
             number,
             any(not splice.waits_for_drain for splice in waiting),
             any(splice.waits_for_drain for splice in waiting),
+            # One that has more to move, or was changed in between, is to be served at once.
+            next(iter(noticed)) if None not in noticed else None,
         )
 
     # The thread
@@ -359,6 +394,8 @@ class Copier:
                     self._serve(number)
                     self._answer_questions()
         finally:
+            for splice in self._by_source.values():
+                self._give_mark_back(splice)
             with self._waking:
                 self.ended = True
                 self._close()

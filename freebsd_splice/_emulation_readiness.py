@@ -12,7 +12,10 @@ import errno
 import os
 import select
 import sys
+from collections.abc import Hashable
 from typing import Any, ClassVar, Protocol
+
+from ._backoff import Backoff
 
 __all__ = ["Readiness", "best"]
 
@@ -23,10 +26,15 @@ LONGEST_HOLD = 0.5  # seconds
 class Readiness(Protocol):
     """Reports descriptors once each, for whoever arms them."""
 
-    def arm(self, descriptor: int, readable: bool, writable: bool) -> None:
+    def arm(
+        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+    ) -> None:
         """Report the descriptor once, when it has become one of the two or is broken.
 
         It may be reported once for what was armed before. OSError: it can't be watched.
+
+        ``noticed`` is which socket it is, where that is neither and has something in its error
+        queue: then it is reported again when that changes, or else ever more seldom.
         """
 
     def disarm(self, descriptor: int) -> None:
@@ -46,14 +54,33 @@ if sys.platform.startswith("linux"):
 
         def __init__(self) -> None:
             self._epoll = select.epoll()
+            self._by_edges: dict[int, Hashable] = {}
+            self._unclaimed: set[int] = set()  # of those, the ones reported and not armed since
 
-        def arm(self, descriptor: int, readable: bool, writable: bool) -> None:
-            """Report once."""
+        def arm(
+            self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+        ) -> None:
+            """Report once; or each change, where an error queue is reported all the time.
+
+            The second kind of registration is made once, for to make it again reports it again.
+            Outliving its descriptor, it reports a number at which nobody waits.
+            """
+            self._unclaimed.discard(descriptor)
+            if noticed is not None and self._by_edges.get(descriptor) == noticed:
+                return
             events = select.EPOLLONESHOT
             if readable:
                 events |= select.EPOLLIN
             if writable:
                 events |= select.EPOLLOUT
+            if noticed is not None:
+                events = select.EPOLLET | select.EPOLLIN | select.EPOLLOUT
+            self._by_edges.pop(descriptor, None)
+            self._set(descriptor, events)
+            if noticed is not None:
+                self._by_edges[descriptor] = noticed
+
+        def _set(self, descriptor: int, events: int) -> None:
             try:
                 self._epoll.modify(descriptor, events)
             except FileNotFoundError:
@@ -61,12 +88,18 @@ if sys.platform.startswith("linux"):
 
         def disarm(self, descriptor: int) -> None:
             """Don't report."""
+            self._by_edges.pop(descriptor, None)
+            self._unclaimed.discard(descriptor)
             with contextlib.suppress(OSError):  # it was closed, or now is somebody else's
                 self._epoll.unregister(descriptor)
 
         def wait(self) -> list[int]:
             """Wait for reports."""
-            return [descriptor for descriptor, _ in self._epoll.poll()]
+            for descriptor in list(self._unclaimed):
+                self.disarm(descriptor)
+            ready = [descriptor for descriptor, _ in self._epoll.poll()]
+            self._unclaimed.update(self._by_edges.keys() & ready)
+            return ready
 
         def close(self, in_child: bool = False) -> None:
             """Release everything."""
@@ -74,7 +107,7 @@ if sys.platform.startswith("linux"):
 
 
 class KqueueReadiness:
-    """kqueue with EV_ONESHOT."""
+    """kqueue with EV_ONESHOT. Its systems have no error queues."""
 
     _never_closed: ClassVar[list[object]] = []
 
@@ -82,7 +115,9 @@ class KqueueReadiness:
         self._select: Any = select  # its names exist for mypy on some platforms only
         self._kqueue = self._select.kqueue()
 
-    def arm(self, descriptor: int, readable: bool, writable: bool) -> None:
+    def arm(
+        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+    ) -> None:
         """Report once."""
         flags = self._select.KQ_EV_ADD | self._select.KQ_EV_ONESHOT
         if readable:
@@ -117,28 +152,36 @@ if sys.platform != "win32":
         """poll(2)."""
 
         def __init__(self) -> None:
-            self._poll = select.poll()
-            self._armed: set[int] = set()
+            self._armed: dict[int, int] = {}
+            self._backoff = Backoff()
 
-        def arm(self, descriptor: int, readable: bool, writable: bool) -> None:
+        def arm(
+            self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+        ) -> None:
             """Report once."""
             events = (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0)
-            self._poll.register(descriptor, events)
-            self._armed.add(descriptor)
+            self._armed[descriptor] = events
+            if noticed is not None:
+                self._backoff.was_useless(descriptor)
 
         def disarm(self, descriptor: int) -> None:
             """Don't report."""
-            self._armed.discard(descriptor)
-            self._poll.unregister(descriptor)
+            self._armed.pop(descriptor, None)
+            self._backoff.forget(descriptor)
 
         def wait(self) -> list[int]:
             """Wait for reports. A closed descriptor is one (POLLNVAL)."""
+            left_out = self._backoff.left_out()
+            poll = select.poll()
+            for descriptor, events in self._armed.items():
+                if descriptor not in left_out:
+                    poll.register(descriptor, events)
             only_its_own = len(self._armed) == 1  # of the thread, to be woken by
-            timeout = None if only_its_own else LONGEST_HOLD * 1000
-            ready = [descriptor for descriptor, _ in self._poll.poll(timeout)]
-            for descriptor in ready:
-                self.disarm(descriptor)
-            return ready
+            seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
+            ready = poll.poll(None if seconds is None else -int(-seconds * 1000 // 1))
+            for descriptor, _ in ready:
+                del self._armed[descriptor]
+            return [descriptor for descriptor, _ in ready]
 
         def close(self, in_child: bool = False) -> None:
             """Nothing to release."""
@@ -153,10 +196,13 @@ class SelectReadiness:
     def __init__(self) -> None:
         self._read: set[int] = set()
         self._write: set[int] = set()
+        self._backoff = Backoff()
 
-    def arm(self, descriptor: int, readable: bool, writable: bool) -> None:
+    def arm(
+        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+    ) -> None:
         """Report once."""
-        self.disarm(descriptor)
+        self._remove(descriptor)
         used = len(self._read | self._write)
         if used >= self.MOST if sys.platform == "win32" else descriptor > self.HIGHEST:
             raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}: select(2) takes no more")
@@ -164,21 +210,29 @@ class SelectReadiness:
             self._read.add(descriptor)
         if writable:
             self._write.add(descriptor)
+        if noticed is not None:
+            self._backoff.was_useless(descriptor)
 
     def disarm(self, descriptor: int) -> None:
         """Don't report."""
+        self._remove(descriptor)
+        self._backoff.forget(descriptor)
+
+    def _remove(self, descriptor: int) -> None:
         self._read.discard(descriptor)
         self._write.discard(descriptor)
 
     def wait(self) -> list[int]:
         """Wait for reports. A closed descriptor is one."""
+        left_out = self._backoff.left_out()
         only_its_own = len(self._read | self._write) == 1  # of the thread, to be woken by
+        seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
         try:
-            ready = self._ask(self._read, self._write, None if only_its_own else LONGEST_HOLD)
+            ready = self._ask(self._read - left_out, self._write - left_out, seconds)
         except (OSError, ValueError):
             ready = [number for number in self._read | self._write if self._is_closed(number)]
         for descriptor in ready:
-            self.disarm(descriptor)
+            self._remove(descriptor)
         return ready
 
     def close(self, in_child: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import enum
 import errno
@@ -17,6 +16,7 @@ from ._errors import refusal
 
 # Linux tells two sockets apart by inode. Elsewhere only a connection's two addresses do.
 HAS_INODES = sys.platform.startswith("linux")
+_HAS_ERROR_QUEUES = sys.platform.startswith("linux")
 OWN_DESCRIPTORS = "/proc/self/fd"
 MOST_TRIED = 65536
 
@@ -146,39 +146,32 @@ class Look(NamedTuple):
 
     readable: bool
     source_broken: bool
+    source_notices: bool  # its error queue holds something that is the caller's to read
     writable: bool
     drain_broken: bool
+    drain_notices: bool
 
 
 def look(source: socket.socket, drain: socket.socket) -> Look:
     """Ask both. A broken socket is seen here, before a call would take its SO_ERROR (F16, F18)."""
     if sys.platform == "win32":
         readable, writable, _ = select.select([source], [drain], [], 0)
-        return Look(bool(readable), False, bool(writable), False)
+        return Look(bool(readable), False, False, bool(writable), False, False)
     poll = select.poll()
     poll.register(source, select.POLLIN)
     poll.register(drain, select.POLLOUT)
     events = dict(poll.poll(0))
     at_source, at_drain = events.get(source.fileno(), 0), events.get(drain.fileno(), 0)
-    broken = select.POLLERR | select.POLLHUP | select.POLLNVAL
+    # Linux: a connection that is broken hangs up as well; only there are there error queues.
+    broken = select.POLLHUP | select.POLLNVAL | (0 if _HAS_ERROR_QUEUES else select.POLLERR)
     return Look(
         bool(at_source & select.POLLIN),
         bool(at_source & broken),
+        bool(at_source & select.POLLERR & ~broken),
         bool(at_drain & select.POLLOUT),
         bool(at_drain & broken),
+        bool(at_drain & select.POLLERR & ~broken),
     )
-
-
-def waiting_bytes(source: socket.socket) -> int:
-    """How many bytes could be read at once (FIONREAD)."""
-    if sys.platform == "win32":
-        return 0
-    import fcntl
-    import termios
-
-    count = array.array("i", [0])
-    fcntl.ioctl(source, termios.FIONREAD, count)
-    return count[0]
 
 
 def check_socket(asked: socket.socket) -> None:

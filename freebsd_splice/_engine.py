@@ -124,6 +124,12 @@ class Worker:
             self._apply(source)
             self._apply(drain)
 
+    def quieten(self, endpoint: Endpoint) -> None:
+        """What the poller has reported of it has led to nothing."""
+        with self._lock:
+            if endpoint.fileno() in self._watched:
+                self._poller.quieten(endpoint)
+
     def release(self, flow: EngineFlow) -> None:
         """Watch neither of its sockets for it any more, so that they can be closed."""
         with self._lock:
@@ -169,13 +175,11 @@ class Worker:
             reader, writer, guard = watched.reader, watched.writer, watched.guard
         failed = bool(ready & (Readiness.HANGUP | Readiness.ERROR))
         if failed and not ready & Readiness.HANGUP and not _has_failed(reader, writer, guard):
-            # A time stamp in the error queue, for instance: it would be reported for ever.
+            # A time stamp in the error queue, for instance: it would be reported for ever.  It is
+            # its owner's to read.
             failed = False
-            with self._lock:
-                if self._watched.get(descriptor) is watched:
-                    self._poller.quieten(watched.endpoint)
-                    watched.applied = None
-                    self._apply(watched)
+            if not ready & (Readiness.READ | Readiness.WRITE):
+                self.quieten(watched.endpoint)
         if reader and (failed or ready & Readiness.READ):
             self._queue(reader)
         if writer and (failed or ready & Readiness.WRITE):

@@ -138,6 +138,7 @@ class EngineFlow:
             return self._end is None and self._source_socket.failure() is not None
 
     def _advance(self) -> End | None:
+        before = self._moved
         try:
             for _ in range(MOVES_A_TURN):
                 try:
@@ -150,6 +151,9 @@ class EngineFlow:
                     return end
         except _NotNow as wanted:
             self._mover.rest()
+            if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
+                # It was told that it can, and can't: an error queue looks so to select(2).
+                self._worker.quieten(self.source if wanted.read else self.drain)
             try:
                 self._wait(read=wanted.read, write=not wanted.read)
             except OSError as error:  # the poller has no room

@@ -102,6 +102,7 @@ class SpliceMover:
         self.held = 0
 
     def fill(self, source: Endpoint, count: int) -> int:
+        told = self._pipe is None  # the first of a turn, which the poller may have asked for
         if self._pipe is None:
             try:
                 self._pipe = self._supplies.take()
@@ -109,7 +110,7 @@ class SpliceMover:
                 if error.errno in _SHORTAGES:
                     raise MoverRefusedError("no pipe") from error
                 raise
-        if self._port.peek(source) == 0:
+        if self._port.peek(source, told=told) == 0:
             return 0
         # Something is there, so that this doesn't block whatever the socket's flags are, and that
         # "nothing" and "EOF" mean: os.splice doesn't get past TCP's urgent mark.

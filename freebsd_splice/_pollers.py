@@ -8,11 +8,15 @@ import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from ._backoff import Backoff
 from ._port import Endpoint, Readiness
 
+_Call = Callable[[float | None], list[tuple[int, Readiness]]]
 _select: Any = select  # each system's has other names, and a type checker knows that
 READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
 
@@ -74,8 +78,8 @@ class BasePoller(ABC):
     @abstractmethod
     def forget(self, endpoint: Endpoint) -> None: ...
 
-    def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - most need not do anything
-        """Report an ERROR of it no more while it lasts."""
+    def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - a kqueue has nothing to do
+        """What was reported of it last has led to nothing: see ``_port.Poller``."""
 
     @abstractmethod
     def _open(self, wake_descriptor: int) -> None: ...
@@ -90,31 +94,32 @@ class EpollPoller(BasePoller):
     def _open(self, wake_descriptor: int) -> None:
         self._epoll = _select.epoll()
         self._epoll.register(wake_descriptor, _EPOLL_MASK[READ])
-        self._known: set[int] = set()
-        self._quiet: set[int] = set()
+        self._masks: dict[int, int] = {}
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        descriptor, mask = endpoint.fileno(), _EPOLL_MASK[interest]
-        if descriptor in self._quiet:
-            mask |= _select.EPOLLET
-        if descriptor in self._known:
-            self._epoll.modify(descriptor, mask)
+        descriptor, before = endpoint.fileno(), self._masks.get(endpoint.fileno())
+        if before is None:
+            self._masks[descriptor] = _EPOLL_MASK[interest]
+            self._epoll.register(descriptor, _EPOLL_MASK[interest])
         else:
-            self._epoll.register(descriptor, mask)
-            self._known.add(descriptor)
+            self._modify(descriptor, _EPOLL_MASK[interest] | before & _select.EPOLLET)
 
     def forget(self, endpoint: Endpoint) -> None:
         # Closing would not do: epoll goes on watching as long as the caller's own descriptor
         # keeps the socket open.
-        if endpoint.fileno() in self._known:
-            self._known.discard(endpoint.fileno())
-            self._quiet.discard(endpoint.fileno())
+        if self._masks.pop(endpoint.fileno(), None) is not None:
             self._epoll.unregister(endpoint.fileno())
 
     def quieten(self, endpoint: Endpoint) -> None:
         # Reported at each change from now on, which serves as well: who is told that it can read
-        # or write does so until it can't.
-        self._quiet.add(endpoint.fileno())
+        # or write does so until it can't. Only once: each change of a mask is reported too.
+        mask = self._masks.get(endpoint.fileno())
+        if mask is not None and not mask & _select.EPOLLET:
+            self._modify(endpoint.fileno(), mask | _select.EPOLLET)
+
+    def _modify(self, descriptor: int, mask: int) -> None:
+        self._masks[descriptor] = mask
+        self._epoll.modify(descriptor, mask)
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]
@@ -142,7 +147,8 @@ _EPOLL_MASK = {
 
 
 class KqueuePoller(BasePoller):
-    """FreeBSD, OpenBSD, macOS.
+    """FreeBSD, OpenBSD, macOS.  They have no error queues: an error that was read is gone, so
+    that there is nothing to quieten.
 
     HANGUP without WRITE is watched for by EVFILT_WRITE with a low-water mark that no send buffer
     reaches: it then fires for nothing but the end of the connection (kqueue(2), NOTE_LOWAT).
@@ -219,54 +225,81 @@ class KqueuePoller(BasePoller):
         super().close()
 
 
-class PollPoller(BasePoller):
-    """Any POSIX system."""
+class _RepeatingPoller(BasePoller):
+    """One that is given all descriptors at each call, and reports the same as long as it is so."""
 
     def _open(self, wake_descriptor: int) -> None:
         self._lock = threading.Lock()
-        self._masks: dict[int, int] = {wake_descriptor: _EPOLL_MASK[READ]}
-        self._poll: Any = None
-
-    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        with self._lock:
-            self._masks[endpoint.fileno()] = _EPOLL_MASK[interest]
-            self._poll = None
-        self.wake()
-
-    def forget(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            self._masks.pop(endpoint.fileno(), None)
-            self._poll = None
-        self.wake()
-
-    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
-        with self._lock:
-            if self._poll is None:
-                self._poll = _select.poll()
-                for descriptor, mask in self._masks.items():
-                    self._poll.register(descriptor, mask)
-            poll = self._poll
-        milliseconds = None if timeout is None else -int(-timeout * 1000 // 1)
-        return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in poll.poll(milliseconds)]
-
-
-class SelectPoller(BasePoller):
-    """Windows.  It cannot see HANGUP: a dead drain is noticed by the next bytes sent to it."""
-
-    _LIMIT = 1024
-
-    def _open(self, wake_descriptor: int) -> None:
-        self._lock = threading.Lock()
+        self._backoff = Backoff()
         self._interest: dict[int, Readiness] = {}
         self._check_room(wake_descriptor)
         self._interest[wake_descriptor] = READ
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        descriptor = endpoint.fileno()
         with self._lock:
-            self._check_room(descriptor)
-            self._interest[descriptor] = interest
+            self._check_room(endpoint.fileno())
+            self._interest[endpoint.fileno()] = interest
+            self._changed(endpoint.fileno())
         self.wake()
+
+    def forget(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            self._interest.pop(endpoint.fileno(), None)
+            self._changed(endpoint.fileno())
+        self.wake()
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            self._backoff.was_useless(endpoint.fileno())
+
+    def _changed(self, descriptor: int) -> None:
+        self._backoff.forget(descriptor)
+
+    def _check_room(self, descriptor: int) -> None:
+        """OSError, if it can't take that one as well."""
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        with self._lock:
+            left_out = self._backoff.left_out()
+            timeout = self._backoff.bounded(timeout)
+            call = self._call(left_out)
+        return call(timeout)
+
+    @abstractmethod
+    def _call(self, left_out: set[int]) -> _Call: ...
+
+
+class PollPoller(_RepeatingPoller):
+    """Any POSIX system."""
+
+    def _open(self, wake_descriptor: int) -> None:
+        super()._open(wake_descriptor)
+        self._poll: Any = None
+        self._left_out: set[int] = set()
+
+    def _changed(self, descriptor: int) -> None:
+        super()._changed(descriptor)
+        self._poll = None
+
+    def _call(self, left_out: set[int]) -> _Call:
+        if self._poll is None or left_out != self._left_out:
+            self._left_out = left_out
+            self._poll = _select.poll()
+            for descriptor, interest in self._interest.items():
+                if descriptor not in left_out:
+                    self._poll.register(descriptor, _EPOLL_MASK[interest])
+        return partial(self._ask, self._poll)
+
+    @staticmethod
+    def _ask(poll: Any, timeout: float | None) -> list[tuple[int, Readiness]]:
+        milliseconds = None if timeout is None else -int(-timeout * 1000 // 1)
+        return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in poll.poll(milliseconds)]
+
+
+class SelectPoller(_RepeatingPoller):
+    """Windows.  It cannot see HANGUP: a dead drain is noticed by the next bytes sent to it."""
+
+    _LIMIT = 1024
 
     def _check_room(self, descriptor: int) -> None:
         # Past its bounds select() would raise at each wait, for all sockets.
@@ -277,15 +310,16 @@ class SelectPoller(BasePoller):
         if full:
             raise OSError(errno.EMFILE, "select() can watch no further socket")
 
-    def forget(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            self._interest.pop(endpoint.fileno(), None)
-        self.wake()
+    def _call(self, left_out: set[int]) -> _Call:
+        looked_at = [(fd, which) for fd, which in self._interest.items() if fd not in left_out]
+        readers = [fd for fd, interest in looked_at if interest & READ]
+        writers = [fd for fd, interest in looked_at if interest & WRITE]
+        return partial(self._ask, readers, writers)
 
-    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
-        with self._lock:
-            readers = [fd for fd, interest in self._interest.items() if interest & READ]
-            writers = [fd for fd, interest in self._interest.items() if interest & WRITE]
+    @staticmethod
+    def _ask(
+        readers: list[int], writers: list[int], timeout: float | None
+    ) -> list[tuple[int, Readiness]]:
         try:
             # Windows reports a connection that failed in the third set alone.
             readable, writable, failed = select.select(readers, writers, writers, timeout)

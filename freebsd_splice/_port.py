@@ -66,7 +66,11 @@ class Poller(Protocol):
         ...
 
     def quieten(self, endpoint: Endpoint) -> None:
-        """Report an ERROR of it no more while it lasts: it is no failure of the connection."""
+        """What was reported of it last has led to nothing: a mere notice in its error queue.
+
+        While that lasts, report it only when something has changed, or else ever more seldom.
+        Called by the thread that waits.
+        """
         ...
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
@@ -149,10 +153,22 @@ class Port(Protocol):
         """Clear O_NONBLOCK, unless the caller has closed the socket or given it a timeout."""
         ...
 
+    def lower_read_mark(self, endpoint: Endpoint) -> int:
+        """Have a single byte make it readable (SO_RCVLOWAT); the mark before, 0 if unchanged."""
+        ...
+
+    def restore_read_mark(self, endpoint: Endpoint, mark: int) -> None:
+        """The reverse, unless the caller has set another one meanwhile."""
+        ...
+
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int: ...
 
-    def peek(self, endpoint: Endpoint) -> int:
-        """1 where there is something to read, 0 at EOF."""
+    def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
+        """1 where there is something to read, 0 at EOF.
+
+        With SO_PEEK_OFF the system's "nothing there" can be wrong. Without ``told``, i.e. where
+        no poller has said that there is something, it is believed all the same.
+        """
         ...
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int: ...
@@ -170,7 +186,10 @@ class Port(Protocol):
         ...
 
     def take_error(self, endpoint: Endpoint) -> OSError | None:
-        """The error pending on the socket (SO_ERROR), which is thereby taken off it."""
+        """The error pending on the socket (SO_ERROR), which is thereby taken off it.
+
+        What a connection survives is left out, unless the caller has asked for it (IP_RECVERR).
+        """
         ...
 
     # os.splice; only called where ``can_splice`` says so

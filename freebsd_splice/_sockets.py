@@ -2,7 +2,8 @@
 
 A flow works on a duplicate of a socket, never on the caller's descriptor: that number can be
 closed at any moment and be a stranger's the next.  There is one duplicate a socket, shared by the
-flows on it, and non-blocking until the last of them has ended (F24).
+flows on it, and non-blocking until the last of them has ended (F24).  As long as it is a source,
+a single byte makes it readable (SO_RCVLOWAT).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class _Connection:
         self.users = 0
         self.is_source = False
         self.is_drain = False
+        #: What SO_RCVLOWAT was before it was lowered, and so is owed back; 0: it wasn't.
+        self.owes_mark = 0
         #: On OpenBSD the cause of a splice's end is left in its source's SO_ERROR.
         self.keeps_causes = False
         self.lock = threading.Lock()
@@ -171,6 +174,8 @@ class Sockets:
         if shared not in connection.objects:
             connection.objects.append(shared)
         connection.users += 1
+        if source:  # which the system may report only once there is more
+            connection.owes_mark = self._port.lower_read_mark(connection.endpoint)
         connection.is_source |= source
         connection.is_drain |= drain
 
@@ -183,6 +188,9 @@ class Sockets:
             shared.users -= 1
             shared.on_closed.remove(on_closed)
             connection.users -= 1
+            if source and connection.owes_mark:
+                self._port.restore_read_mark(connection.endpoint, connection.owes_mark)
+                connection.owes_mark = 0
             connection.is_source &= not source
             connection.is_drain &= not drain
             if not shared.users:

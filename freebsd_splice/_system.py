@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from ._backend import VARIABLE, backend
+from ._callers_options import is_survived, lower_read_mark, restore_read_mark, unread
 from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
@@ -110,11 +111,24 @@ class SystemPort:
         else:
             os.set_blocking(endpoint.fileno(), True)
 
+    def lower_read_mark(self, endpoint: Endpoint) -> int:
+        return lower_read_mark(_socket(endpoint))
+
+    def restore_read_mark(self, endpoint: Endpoint, mark: int) -> None:
+        restore_read_mark(_socket(endpoint), mark)
+
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
         return _socket(endpoint).recv_into(buffer, 0, _DONT_WAIT)
 
-    def peek(self, endpoint: Endpoint) -> int:
-        return len(_socket(endpoint).recv(1, socket.MSG_PEEK | _DONT_WAIT))
+    def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
+        asked = _socket(endpoint)
+        try:
+            # FIONREAD, for MSG_PEEK looks past what the caller has peeked at (SO_PEEK_OFF).
+            return len(asked.recv(1, socket.MSG_PEEK | _DONT_WAIT)) or _has_unread(asked)
+        except BlockingIOError:
+            if told and _has_unread(asked):
+                return 1
+            raise
 
     def is_connected(self, endpoint: Endpoint) -> bool:
         try:
@@ -140,7 +154,9 @@ class SystemPort:
             number = _socket(endpoint).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except OSError as error:  # FreeBSD answers so on a connection that is gone (F21)
             return error
-        return OSError(number, os.strerror(number)) if number else None
+        if not number or is_survived(_socket(endpoint), number):
+            return None
+        return OSError(number, os.strerror(number))
 
     # os.splice
 
@@ -348,6 +364,10 @@ def _check_stream(duplicate: socket.socket) -> None:
         accepting = bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     if accepting:
         raise OSError(errno.EINVAL, f"a listening socket can't be spliced: {duplicate}")
+
+
+def _has_unread(asked: socket.socket) -> bool:
+    return sys.platform == "linux" and unread(asked) > 0
 
 
 def _socket(endpoint: Any) -> socket.socket:

@@ -12,8 +12,17 @@ PACKAGE = Path(freebsd_splice.__file__).parent
 #: From the lowest.  A module may import from its own layer and from those before it.
 LAYERS: list[set[str]] = [
     {
-        *("_backlog", "_borrow", "_errors", "_port", "_kernel_port", "_reset", "_send_queue"),
-        *("_so_splice", "_splice_checks"),
+        "_backlog",
+        "_backoff",
+        "_borrow",
+        "_callers_options",
+        "_errors",
+        "_kernel_port",
+        "_port",
+        "_reset",
+        "_send_queue",
+        "_so_splice",
+        "_splice_checks",
     },
     {"_abi", "_pollers", "_kernel_events", "_movers"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
@@ -30,8 +39,17 @@ LAYERS: list[set[str]] = [
 ]
 #: Beside ``Splice``, not under it: the thin functions, and an emulation that they alone know.
 THIN = {"_thin", "_thin_kernel", "_emulation"}
-UNDER_THIN = {"_abi", "_backend", "_borrow", "_errors", "_kernel_calls", "_kernel_port"}
-UNDER_THIN |= {"_splice_checks"}
+UNDER_THIN = {
+    "_abi",
+    "_backend",
+    "_backoff",
+    "_borrow",
+    "_callers_options",
+    "_errors",
+    "_kernel_calls",
+    "_kernel_port",
+    "_splice_checks",
+}
 
 
 def test_a_lower_layer_never_imports_a_higher_one() -> None:

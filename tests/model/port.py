@@ -149,7 +149,13 @@ class ModelPort:
         buffer[: len(data)] = data
         return len(data)
 
-    def peek(self, endpoint: Endpoint) -> int:
+    def lower_read_mark(self, endpoint: Endpoint) -> int:
+        return 0
+
+    def restore_read_mark(self, endpoint: Endpoint, mark: int) -> None:
+        raise NotImplementedError
+
+    def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
         self._world.counts["peek"] += 1
         return len(self._endpoint(endpoint).receive(1, peek=True))
 
