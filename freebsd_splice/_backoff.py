@@ -21,9 +21,9 @@ class Backoff:
         # Seconds, and when they are over; None: the descriptor is looked at once more now.
         self._waits: dict[int, tuple[float, float | None]] = {}
 
-    def was_useless(self, descriptor: int) -> None:
-        """Leave it out for a while: what was reported of it has led to nothing."""
-        seconds, until = self._waits.get(descriptor, (0.0, None))
+    def was_useless(self, descriptor: int, *, anew: bool = False) -> None:
+        """Leave it out for a while: what is reported of it leads to nothing."""
+        seconds, until = (0.0, None) if anew else self._waits.get(descriptor, (0.0, None))
         if until is None:
             seconds = min(max(2 * seconds, FIRST_SECONDS), LONGEST_SECONDS)
             self._waits[descriptor] = seconds, time.monotonic() + seconds

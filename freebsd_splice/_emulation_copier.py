@@ -69,6 +69,7 @@ class _Splice:
     error: OSError | None = None  # why it could not be waited for
     armed_at: int | None = None  # the descriptor whose readiness it waits for
     waits_for_drain: bool = False
+    moved_now: bool = False  # something, in its last turn
     noticed: Hashable = None  # the socket it waits for, if there is something in its error queue
     owes_mark: int = 0  # what SO_RCVLOWAT of the source was
 
@@ -295,13 +296,15 @@ class Copier:
         """Bytes are peeked at from the first on, wherever the caller peeks (SO_PEEK_OFF)."""
         source, before = self._source.socket, splice.moved
         offset = peek_offset(source)
-        if offset < 0:
-            return self._move_from_start(splice, stop_at)
-        set_peek_offset(source, -1)
+        if offset >= 0:
+            set_peek_offset(source, -1)
         try:
             return self._move_from_start(splice, stop_at)
-        finally:  # as if the bytes had been read
-            set_peek_offset(source, max(0, offset - (splice.moved - before)))
+        finally:
+            moved = splice.moved - before
+            splice.moved_now = moved > 0
+            if offset >= 0:  # as if the bytes had been read
+                set_peek_offset(source, max(0, offset - moved))
 
     def _move_from_start(self, splice: _Splice, stop_at: int) -> bool:
         source, drain = self._source.socket, self._drain.socket
@@ -383,6 +386,7 @@ class Copier:
             any(splice.waits_for_drain for splice in waiting),
             # One that has more to move, or was changed in between, is to be served at once.
             next(iter(noticed)) if None not in noticed else None,
+            any(splice.moved_now for splice in waiting),
         )
 
     # The thread

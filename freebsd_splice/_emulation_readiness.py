@@ -27,14 +27,20 @@ class Readiness(Protocol):
     """Reports descriptors once each, for whoever arms them."""
 
     def arm(
-        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+        self,
+        descriptor: int,
+        readable: bool,
+        writable: bool,
+        noticed: Hashable = None,
+        moved: bool = False,
     ) -> None:
         """Report the descriptor once, when it has become one of the two or is broken.
 
         It may be reported once for what was armed before. OSError: it can't be watched.
 
         ``noticed`` is which socket it is, where that is neither and has something in its error
-        queue: then it is reported again when that changes, or else ever more seldom.
+        queue: then it is reported again when that changes, or else ever more seldom, beginning
+        anew when ``moved`` says that the last report was of use.
         """
 
     def disarm(self, descriptor: int) -> None:
@@ -58,7 +64,12 @@ if sys.platform.startswith("linux"):
             self._unclaimed: set[int] = set()  # of those, the ones reported and not armed since
 
         def arm(
-            self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+            self,
+            descriptor: int,
+            readable: bool,
+            writable: bool,
+            noticed: Hashable = None,
+            moved: bool = False,
         ) -> None:
             """Report once; or each change, where an error queue is reported all the time.
 
@@ -116,7 +127,12 @@ class KqueueReadiness:
         self._kqueue = self._select.kqueue()
 
     def arm(
-        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+        self,
+        descriptor: int,
+        readable: bool,
+        writable: bool,
+        noticed: Hashable = None,
+        moved: bool = False,
     ) -> None:
         """Report once."""
         flags = self._select.KQ_EV_ADD | self._select.KQ_EV_ONESHOT
@@ -156,13 +172,18 @@ if sys.platform != "win32":
             self._backoff = Backoff()
 
         def arm(
-            self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+            self,
+            descriptor: int,
+            readable: bool,
+            writable: bool,
+            noticed: Hashable = None,
+            moved: bool = False,
         ) -> None:
             """Report once."""
             events = (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0)
             self._armed[descriptor] = events
             if noticed is not None:
-                self._backoff.was_useless(descriptor)
+                self._backoff.was_useless(descriptor, anew=moved)
 
         def disarm(self, descriptor: int) -> None:
             """Don't report."""
@@ -199,7 +220,12 @@ class SelectReadiness:
         self._backoff = Backoff()
 
     def arm(
-        self, descriptor: int, readable: bool, writable: bool, noticed: Hashable = None
+        self,
+        descriptor: int,
+        readable: bool,
+        writable: bool,
+        noticed: Hashable = None,
+        moved: bool = False,
     ) -> None:
         """Report once."""
         self._remove(descriptor)
@@ -211,7 +237,7 @@ class SelectReadiness:
         if writable:
             self._write.add(descriptor)
         if noticed is not None:
-            self._backoff.was_useless(descriptor)
+            self._backoff.was_useless(descriptor, anew=moved)
 
     def disarm(self, descriptor: int) -> None:
         """Don't report."""

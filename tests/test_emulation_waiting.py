@@ -250,10 +250,12 @@ def test_what_cannot_be_watched_is_not_spliced(way: Way, monkeypatch: pytest.Mon
     unsplice(drain)
     arm = running()._readiness.arm
 
-    def full(descriptor: int, readable: bool, writable: bool, noticed: object = None) -> None:
+    def full(
+        descriptor: int, readable: bool, writable: bool, noticed: object = None, moved: bool = False
+    ) -> None:
         if descriptor == source.fileno():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        arm(descriptor, readable, writable, noticed)
+        arm(descriptor, readable, writable, noticed, moved)
 
     with monkeypatch.context() as patch:
         patch.setattr(running()._readiness, "arm", full)
@@ -274,10 +276,12 @@ def test_what_can_be_watched_at_the_second_try_is_spliced(
     unsplice(drain)
     arm, failures = running()._readiness.arm, [errno.EBADF]
 
-    def closed(descriptor: int, readable: bool, writable: bool, noticed: object = None) -> None:
+    def closed(
+        descriptor: int, readable: bool, writable: bool, noticed: object = None, moved: bool = False
+    ) -> None:
         if descriptor == source.fileno() and failures:
             raise OSError(failures.pop(), "closed")
-        arm(descriptor, readable, writable, noticed)
+        arm(descriptor, readable, writable, noticed, moved)
 
     monkeypatch.setattr(running()._readiness, "arm", closed)
     splice(source, drain)
