@@ -123,8 +123,19 @@ class SteppedPort(RecordingPort):
         self.step()
 
 
-class _NeverSleeping:
-    """A poller that reports what is ready and does not wait for more."""
+class WakeUpsPort(RecordingPort):
+    """Counts how often its pollers' ``wait`` has returned."""
+
+    def __init__(self, readiness: str | None = None) -> None:
+        super().__init__(readiness)
+        self.wake_ups = 0
+
+    def poller(self, *, few: bool = False) -> Poller:
+        return _Counting(super().poller(few=few), self)
+
+
+class _Passing:
+    """A poller that passes everything on to another one."""
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
@@ -139,13 +150,31 @@ class _NeverSleeping:
         self._poller.quieten(endpoint)
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
-        return self._poller.wait(0)
+        return self._poller.wait(timeout)
 
     def wake(self) -> None:
         self._poller.wake()
 
     def close(self) -> None:
         self._poller.close()
+
+
+class _NeverSleeping(_Passing):
+    """A poller that reports what is ready and does not wait for more."""
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        return super().wait(0)
+
+
+class _Counting(_Passing):
+    def __init__(self, poller: Poller, port: WakeUpsPort) -> None:
+        super().__init__(poller)
+        self._port = port
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        ready = super().wait(timeout)
+        self._port.wake_ups += 1
+        return ready
 
 
 class _NoThread:

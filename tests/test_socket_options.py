@@ -1,0 +1,582 @@
+"""The caller's socket options: no byte is held back by one, and nobody spins (docs/socket_options).
+
+With every poller and mover of the engine, and with every way to wait of the thin emulation.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from conformance.backends import MOVERS
+from conformance.harness import DEADLINE, Harness, Peer
+from freebsd_splice import (
+    Reason,
+    Relay,
+    Splice,
+    _emulation,
+    _emulation_readiness,
+    splice,
+    spliced_bytes,
+    unsplice,
+)
+from freebsd_splice._backoff import Backoff
+from freebsd_splice._callers_options import lower_read_mark, restore_read_mark
+from freebsd_splice._pollers import kinds
+from ports import SteppedPort, WakeUpsPort, runtime
+
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="error queues, SO_PEEK_OFF and TCP_CORK are Linux's"
+)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SO_RCVLOWAT")
+
+#: Linux's numbers, which the socket module doesn't have.
+SO_PEEK_OFF = 42
+SO_TIMESTAMPING, SOFTWARE, ON_TRANSMISSION, ON_ACKNOWLEDGEMENT, WITHOUT_PAYLOAD = (
+    37,
+    16,
+    2,
+    512,
+    2048,
+)
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
+TCP_NOTSENT_LOWAT = 25
+
+#: How long nobody may wake up, and how often it may happen all the same: a hundred times less
+#: than a loop that spins.
+SILENCE, FEW = 0.1, 40
+
+Way = tuple[socket.socket, Peer, socket.socket, Peer]
+
+
+@pytest.fixture(autouse=True)
+def in_userspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+    _emulation.shutdown()
+    yield
+    _emulation.shutdown()
+
+
+@pytest.fixture
+def way(harness: Harness) -> Way:
+    """A source with its peer, a drain with its peer."""
+    return *harness.pair(), *harness.pair()
+
+
+# A message in an error queue that nobody reads
+
+
+def stamp(noticed: socket.socket) -> None:
+    """Have the system report when what is sent has left, and when it was acknowledged."""
+    wanted = SOFTWARE | ON_TRANSMISSION | ON_ACKNOWLEDGEMENT | WITHOUT_PAYLOAD
+    noticed.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, wanted)
+    noticed.send(b"notice")
+
+
+def send_without_copy(noticed: socket.socket) -> None:
+    """Have the system report when a buffer is free again."""
+    noticed.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    noticed.send(b"notice", MSG_ZEROCOPY)
+
+
+NOTICES: dict[str, Callable[[socket.socket], None]] = {
+    "time stamp": stamp,
+    "zero copy": send_without_copy,
+}
+
+
+def put_notice(harness: Harness, how: str, noticed: socket.socket, peer: Peer) -> None:
+    NOTICES[how](noticed)
+    assert peer.read(6) == b"notice"
+    poll = select.poll()
+    poll.register(noticed, 0)
+    harness.until(lambda: poll.poll(0), "something in the error queue")
+
+
+def read_notice(noticed: socket.socket) -> None:
+    """State that nobody else has taken it."""
+    assert noticed.recvmsg(100, 1000, socket.MSG_ERRQUEUE)[1]
+
+
+@linux
+@pytest.mark.parametrize(
+    ("how", "where"), [("time stamp", "source"), ("zero copy", "drain"), ("time stamp", "both")]
+)
+@pytest.mark.parametrize("mover", MOVERS)
+@pytest.mark.parametrize("kind", kinds())
+def test_a_notice_wakes_nobody_and_holds_nothing_up(
+    harness: Harness, way: Way, kind: str, mover: str, how: str, where: str
+) -> None:
+    port = WakeUpsPort(kind)
+    with runtime(port, mover):
+        left, client, right, server = way
+        relay = Relay(left, right)
+        if where != "drain":
+            put_notice(harness, how, left, client)
+        if where != "source":
+            put_notice(harness, how, right, server)
+        for _ in range(3):
+            client.write(b"question")
+            assert server.read(8) == b"question"
+            server.write(b"answer")
+            assert client.read(6) == b"answer"
+        before = port.wake_ups
+        time.sleep(SILENCE)
+        assert port.wake_ups - before <= FEW
+        client.write(b"more")
+        assert server.read(4) == b"more"
+        data = os.urandom(400_000)
+        writing = harness.in_background(client.finish, data)
+        assert server.read_to_end() == data
+        writing.join()
+        server.finish(b"the end")
+        assert client.read_to_end() == b"the end"
+        assert relay.wait(DEADLINE).reason is Reason.EOF
+        for noticed in {"source": [left], "drain": [right], "both": [left, right]}[where]:
+            read_notice(noticed)
+
+
+@linux
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "select"])
+def test_a_reset_behind_a_notice_is_seen(harness: Harness, way: Way, kind: str) -> None:
+    with runtime(WakeUpsPort(kind)):
+        source, sender, drain, receiver = way
+        made = Splice(source, drain)
+        put_notice(harness, "time stamp", drain, receiver)
+        sender.write(b"x")
+        assert receiver.read(1) == b"x"
+        receiver.reset()
+        assert made.wait(DEADLINE).reason is Reason.DRAIN_ERROR
+
+
+@linux
+@pytest.mark.parametrize("kind", kinds())
+def test_a_full_drain_with_a_notice_is_waited_for(harness: Harness, kind: str) -> None:
+    port = WakeUpsPort(kind)
+    with runtime(port):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair(small_buffers=True)
+        put_notice(harness, "time stamp", drain, receiver)
+        data = os.urandom(300_000)
+        with Splice(source, drain) as made:
+            writing = harness.in_background(sender.write, data)
+            harness.until(lambda: made.bytes > 4096, "the drain filling up")
+            time.sleep(SILENCE)
+            before = port.wake_ups
+            time.sleep(SILENCE)
+            assert port.wake_ups - before <= FEW
+            assert receiver.read(len(data)) == data
+            writing.join()
+
+
+def test_what_is_reported_for_nothing_is_looked_at_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    backoff = Backoff()
+    waited = []
+    for _ in range(10):
+        backoff.was_useless(7)
+        backoff.was_useless(7)  # by both of its flows
+        assert backoff.left_out() == {7}
+        seconds = backoff.bounded(None)
+        assert seconds is not None
+        waited.append(seconds)
+        now[0] += seconds
+        assert backoff.left_out() == set()
+    assert waited[:3] == pytest.approx([0.001, 0.002, 0.004])
+    assert waited[-2:] == pytest.approx([0.25, 0.25])
+    assert backoff.bounded(None) is None
+    assert backoff.left_out() == set()  # it was of use, for nobody has said otherwise
+    backoff.was_useless(7)
+    assert backoff.bounded(3) == pytest.approx(0.001)
+    assert backoff.bounded(0.0005) == 0.0005
+    backoff.forget(7)
+    assert backoff.left_out() == set()
+
+
+# The same in the thin emulation
+
+
+WAYS_TO_WAIT: dict[str, Callable[[], _emulation_readiness.Readiness]] = {
+    "select": _emulation_readiness.SelectReadiness
+}
+if sys.platform != "win32":
+    WAYS_TO_WAIT["poll"] = _emulation_readiness.PollReadiness
+if sys.platform.startswith("linux"):
+    WAYS_TO_WAIT["epoll"] = _emulation_readiness.EpollReadiness
+
+
+@pytest.fixture(params=sorted(WAYS_TO_WAIT))
+def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_emulation_readiness, "best", WAYS_TO_WAIT[request.param])
+    return str(request.param)
+
+
+def count_serves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The descriptors that the emulation's thread is woken for from now on."""
+    copier = _emulation._running
+    assert copier is not None
+    served: list[int] = []
+    serve = copier._serve
+
+    def noted(number: int) -> None:
+        served.append(number)
+        serve(number)
+
+    monkeypatch.setattr(copier, "_serve", noted)
+    return served
+
+
+@linux
+@pytest.mark.parametrize("where", ["source", "drain", "both"])
+def test_a_notice_neither_ends_nor_spins_a_thin_splice(
+    harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch, waiting_with: str, where: str
+) -> None:
+    left, client, right, server = way
+    if where != "drain":
+        put_notice(harness, "time stamp", left, client)
+    if where != "source":
+        put_notice(harness, "zero copy", right, server)
+    splice(left, right)
+    splice(right, left)
+    for _ in range(3):
+        client.write(b"question")
+        assert server.read(8) == b"question"
+        server.write(b"answer")
+        assert client.read(6) == b"answer"
+    served = count_serves(monkeypatch)
+    time.sleep(SILENCE)
+    assert len(served) <= FEW
+    data = os.urandom(1_000_000)
+    writing = harness.in_background(client.write, data)
+    assert server.read(len(data)) == data
+    writing.join()
+    assert spliced_bytes(left) == len(data) + 24
+    unsplice(right)
+    unsplice(left)
+    for noticed in {"source": [left], "drain": [right], "both": [left, right]}[where]:
+        read_notice(noticed)
+
+
+@linux
+def test_a_thin_splice_goes_on_behind_a_notice_without_being_woken_again(
+    harness: Harness, way: Way
+) -> None:
+    """One change is reported once; what is more than a turn's worth must not wait for another."""
+    source, sender, drain, receiver = way
+    for buffered in (source, drain):
+        option = socket.SO_RCVBUF if buffered is source else socket.SO_SNDBUF
+        buffered.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+    put_notice(harness, "time stamp", source, sender)
+    splice(source, drain)
+    sender.write(b"x")
+    assert receiver.read(1) == b"x"
+    copier = _emulation._running
+    assert copier is not None
+    written = copier.ask(lambda copier: sender.write_what_fits())  # it stands still meanwhile
+    assert len(receiver.read(written)) == written
+
+
+@linux
+def test_an_ended_thin_splice_with_a_notice_is_watched_no_more(
+    harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch, waiting_with: str
+) -> None:
+    source, sender = harness.pair()
+    drain, receiver = harness.pair(small_buffers=True)
+    put_notice(harness, "time stamp", source, sender)
+    splice(source, drain)
+    data = os.urandom(300_000)
+    writing = harness.in_background(sender.write, data)
+    harness.until(lambda: spliced_bytes(source) > 4096, "the drain filling up")
+    assert receiver.read(len(data)) == data
+    writing.join()
+    sender.write(b"and")
+    assert receiver.read(3) == b"and"
+    unsplice(source)
+    spliced_bytes(source)
+    served = count_serves(monkeypatch)
+    for _ in range(3):
+        sender.write(b"left")
+        spliced_bytes(source)
+    copier = _emulation._running
+    assert copier is not None
+    assert set(served) <= {copier._wakened.fileno()}
+
+
+@linux
+def test_a_reset_behind_a_notice_ends_a_thin_splice(
+    harness: Harness, way: Way, waiting_with: str
+) -> None:
+    source, sender, drain, _ = way
+    put_notice(harness, "time stamp", source, sender)
+    splice(source, drain)
+    copier = _emulation._running
+    assert copier is not None
+    sender.reset()
+    harness.until(lambda: not copier._by_drain, "the end")
+    assert harness.error(source)
+
+
+# SO_RCVLOWAT: how many bytes make a socket readable
+
+
+@posix
+@pytest.mark.parametrize("mover", MOVERS)
+@pytest.mark.parametrize("kind", kinds())
+def test_bytes_below_the_low_water_mark_are_delivered(
+    harness: Harness, way: Way, kind: str, mover: str
+) -> None:
+    left, client, right, server = way
+    for marked, mark in ((left, 100), (right, 1000)):
+        marked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+    with runtime(WakeUpsPort(kind), mover):
+        relay = Relay(left, right)
+        for _ in range(3):  # the first may be there before it is waited for
+            client.write(b"x" * 50)
+            assert server.read(50) == b"x" * 50
+            server.write(b"short")
+            assert client.read(5) == b"short"
+        client.finish(b"last")
+        assert server.read_to_end() == b"last"
+        server.fin()
+        assert relay.wait(DEADLINE).reason is Reason.EOF
+    assert mark_of(left) == 100
+    assert mark_of(right) == 1000
+
+
+@posix
+def test_the_low_water_mark_comes_back_as_it_was(harness: Harness, way: Way) -> None:
+    left, _, right, _ = way
+    port = SteppedPort()
+    with runtime(port):
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
+        right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
+        there = Splice(left, right)
+        back = Splice(right, left)
+        assert (mark_of(left), mark_of(right)) == (1, 1)
+        there.cancel()
+        assert (mark_of(left), mark_of(right)) == (100, 1)
+        right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 7)  # meanwhile
+        back.cancel()
+        assert mark_of(right) == 7
+
+
+@posix
+def test_bytes_below_the_low_water_mark_pass_a_thin_splice(
+    harness: Harness, way: Way, waiting_with: str
+) -> None:
+    source, sender, drain, receiver = way
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
+    splice(source, drain)
+    assert mark_of(source) == 1
+    for _ in range(3):
+        sender.write(b"x" * 50)
+        assert receiver.read(50) == b"x" * 50
+    unsplice(source)
+    assert mark_of(source) == 100
+    splice(source, drain)
+    sender.finish(b"last")
+    assert receiver.read(4) == b"last"
+    harness.until(lambda: mark_of(source) == 100, "the mark given back at the end")
+    other, _ = harness.pair()
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
+    splice(other, drain)
+    assert mark_of(other) == 1
+    _emulation.shutdown()
+    assert mark_of(other) == 100
+
+
+def test_a_system_without_low_water_marks_is_left_alone() -> None:
+    class Windows:
+        def getsockopt(self, level: int, option: int) -> int:
+            raise OSError(10042, "no such option")
+
+    asked: Any = Windows()
+    assert lower_read_mark(asked) == 0
+    restore_read_mark(asked, 5)
+
+
+def mark_of(asked: socket.socket) -> int:
+    return asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+# SO_PEEK_OFF: where MSG_PEEK begins
+
+
+def peek_from(asked: socket.socket, offset: int) -> None:
+    try:
+        asked.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+    except OSError:
+        pytest.skip("Linux before 6.9: no SO_PEEK_OFF for TCP")
+
+
+@linux
+@pytest.mark.parametrize("family", ["TCP", "Unix"])
+@pytest.mark.parametrize("mover", MOVERS)
+@pytest.mark.parametrize("kind", kinds())
+def test_bytes_before_the_peek_offset_are_delivered(
+    harness: Harness, kind: str, mover: str, family: str
+) -> None:
+    """MSG_PEEK says "nothing" in front of them, and then EOF."""
+    if family == "TCP":
+        source, sender = harness.pair()
+    else:
+        source, far = socket.socketpair()
+        source, sender = harness.keep(source), Peer(harness.keep(far))
+    drain, receiver = harness.pair()
+    peek_from(source, 100)
+    port = WakeUpsPort(kind)
+    with runtime(port, mover):
+        made = Splice(source, drain)
+        for number in range(3):
+            sender.write(b"%d" % number * 50)
+            assert receiver.read(50) == b"%d" % number * 50
+            peek_from(source, 100)  # each byte that was read counts it down
+        before = port.wake_ups
+        time.sleep(0.05)
+        assert port.wake_ups - before <= FEW
+        sender.finish(b"last")
+        assert receiver.read(4) == b"last"
+        outcome = made.wait(DEADLINE)
+        assert (outcome.reason, outcome.bytes) == (Reason.EOF, 154)
+
+
+@linux
+def test_bytes_before_the_peek_offset_are_not_taken_for_an_eof(harness: Harness, way: Way) -> None:
+    source, sender, drain, receiver = way
+    peek_from(source, 100)
+    sender.finish(b"x" * 50)
+    harness.until(lambda: harness.hangs_up(source), "the FIN")
+    port = SteppedPort()
+    with runtime(port):
+        made = Splice(source, drain)
+        port.until(lambda: made.done, "the end")
+        assert receiver.read(50) == b"x" * 50
+        assert (made.wait(0).reason, made.wait(0).bytes) == (Reason.EOF, 50)
+
+
+@linux
+def test_a_thin_splice_moves_the_bytes_in_their_order_whatever_the_peek_offset(
+    harness: Harness, way: Way, waiting_with: str
+) -> None:
+    source, sender, drain, receiver = way
+    peek_from(source, 100)
+    splice(source, drain)
+    data = os.urandom(80)
+    sender.write(data[:50])
+    assert receiver.read(50) == data[:50]
+    sender.write(data[50:])
+    assert receiver.read(30) == data[50:]
+    unsplice(source)  # behind its turn
+    assert source.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF) == 20
+
+
+# ICMP messages that a connection survives, which SO_ERROR tells of all the same
+
+MESSAGES = """
+import errno, fcntl, select, socket, struct, sys
+from freebsd_splice import Splice
+
+def control(name):  # lo is down in a new network
+    return struct.pack("16sh14x", name, 1)
+
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, control(b"lo"))
+
+def pair():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        return near, listener.accept()[0]
+
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+def tell_unreachable(told, sniffer):
+    '''ICMP, "host unreachable", about the last byte that the socket has sent.'''
+    told.send(b"sent")
+    while True:
+        packet = sniffer.recv(65535)
+        start = (packet[0] & 15) * 4
+        source, _, sequence = struct.unpack("!HHI", packet[start : start + 8])
+        if source == told.getsockname()[1] and packet.endswith(b"sent"):
+            break
+    about = packet[:start] + packet[start : start + 4] + struct.pack("!I", sequence + 4)
+    message = bytearray(struct.pack("!BBHI", 3, 1, 0, 0) + about)
+    message[2:4] = struct.pack("!H", checksum(bytes(message)))
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as router:
+        router.sendto(bytes(message), ("127.0.0.1", 0))
+
+sniffer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for wanted in (False, True):
+    sender, source = pair()
+    drain, receiver = pair()
+    if wanted:
+        drain.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    splice = Splice(source, drain)
+    tell_unreachable(drain, sniffer)
+    if wanted:
+        outcome = splice.wait(25)
+        print(outcome.reason.name, outcome.error.errno == errno.EHOSTUNREACH)
+    sender.sendall(b"bytes")
+    sender.shutdown(socket.SHUT_WR)
+    if not wanted:
+        print(splice.wait(25).reason.name, receiver.recv(9, socket.MSG_WAITALL))
+"""
+
+
+@linux
+def test_an_unreachable_host_ends_a_splice_only_if_the_caller_has_asked_for_it() -> None:
+    """IP_RECVERR"""
+    path = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", MESSAGES],
+        capture_output=True,
+        text=True,
+        timeout=4 * DEADLINE,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    if "unshare" in run.stderr:
+        pytest.skip(f"an ordinary user can make no network of its own here: {run.stderr}")
+    assert run.stdout.split("\n") == ["EOF b'sentbytes'", "DRAIN_ERROR True", ""], run.stderr
+
+
+# Options that change nothing but the pace
+
+
+@linux
+@pytest.mark.parametrize(
+    ("level", "option", "value"),
+    [
+        (socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1),
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, 1),
+        (socket.IPPROTO_TCP, 3, 1),
+    ],
+    ids=["TCP_NOTSENT_LOWAT", "SO_SNDBUF", "TCP_CORK"],
+)
+@pytest.mark.parametrize("mover", MOVERS)
+def test_a_drain_that_takes_little_at_once_gets_all(
+    harness: Harness, way: Way, mover: str, level: int, option: int, value: int
+) -> None:
+    source, sender, drain, receiver = way
+    drain.setsockopt(level, option, value)
+    data = os.urandom(199_999)
+    port = WakeUpsPort()
+    with runtime(port, mover):
+        made = Splice(source, drain)
+        writing = harness.in_background(sender.finish, data)
+        assert receiver.read(len(data)) == data
+        writing.join()
+        assert made.wait(DEADLINE).reason is Reason.EOF
+        assert port.wake_ups < 2000
