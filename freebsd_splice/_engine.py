@@ -184,7 +184,7 @@ class Worker:
             self._queue(reader)
         if writer and (failed or ready & Readiness.WRITE):
             self._queue(writer)
-        elif guard and failed:
+        if guard and failed:
             return [guard]
         return []
 

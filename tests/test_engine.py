@@ -352,6 +352,43 @@ def test_an_error_that_is_none_does_not_make_it_blind_for_a_real_one(harness: Ha
         port.until(lambda: splice.done, "the end")
 
 
+def test_an_error_without_an_end_is_told_although_there_is_nothing_to_write(
+    harness: Harness,
+) -> None:
+    """At its start a flow waits to write as well: its turn finds nothing that could fail."""
+
+    class Unreachable(SteppedPort):
+        def take_error(self, endpoint: Endpoint) -> OSError | None:
+            return OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    with runtime(Unreachable()) as made:
+        source, _ = harness.pair()
+        drain, _ = harness.pair()
+        splice = Splice(source, drain)
+        [worker] = made._engine._workers
+        ready = Readiness.WRITE | Readiness.ERROR
+        [failed] = worker._report(splice._drain.endpoint.fileno(), ready)
+        failed.drain_failed()
+        assert splice.wait(0).reason is Reason.DRAIN_ERROR
+
+
+def test_a_notice_beside_readiness_silences_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runtime(SteppedPort()) as made:
+        source, _ = harness.pair()
+        drain, _ = harness.pair()
+        with Splice(source, drain) as splice:
+            [worker] = made._engine._workers
+            descriptor = splice._source.endpoint.fileno()
+            silenced: list[Endpoint] = []
+            monkeypatch.setattr(worker._poller, "quieten", silenced.append)
+            worker._report(descriptor, Readiness.READ | Readiness.ERROR)
+            assert silenced == []
+            worker._report(descriptor, Readiness.ERROR)
+            assert [endpoint.fileno() for endpoint in silenced] == [descriptor]
+
+
 def test_a_drain_that_is_not_connected_needs_no_event(harness: Harness) -> None:
     """kqueue and select may never say anything of such a socket."""
     with runtime(RecordingPort("select")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -117,6 +118,36 @@ def test_readiness_is_reported_as_asked(
     poller.forget(ours)
     assert seen(0) == Readiness.NONE
     poller.forget(ours)  # twice is once
+    poller.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="error queues are Linux's")
+@pytest.mark.parametrize("kind", kinds())
+def test_what_leads_to_nothing_is_reported_seldom(harness: Harness, kind: str) -> None:
+    poller = make_poller(kind)
+    ours, peer = harness.pair()
+    so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
+    ours.setsockopt(socket.SOL_SOCKET, so_timestamping, on_acknowledgement)
+    ours.send(b"x")
+    poller.watch(ours, READ)
+    reported = _seen(poller, ours)
+    harness.until(lambda: reported(0), "the notice")
+    reports = 0
+    for _ in range(200):
+        poller.quieten(ours)
+        reports += bool(reported(0))
+    assert reports < 20
+    peer.write(b"y")
+    harness.until(lambda: reported(0) & READ, "the data, which isn't kept back")
+    assert ours.recv(1) == b"y"
+    poller.quieten(ours)
+    reported(0)
+    poller.quieten(ours)
+    poller.watch(ours, READ | WRITE)
+    assert reported(0) & WRITE  # at once: a new question
+    if kind == "epoll":
+        assert not reported(0)  # it is still reported at a change alone
+    poller.forget(ours)
     poller.close()
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from freebsd_splice import (
     Relay,
     Splice,
     _emulation,
+    _emulation_copier,
     _emulation_readiness,
     splice,
     spliced_bytes,
@@ -222,10 +224,14 @@ def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return str(request.param)
 
 
+def running() -> _emulation_copier.Copier:
+    assert _emulation._running is not None
+    return _emulation._running
+
+
 def count_serves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The descriptors that the emulation's thread is woken for from now on."""
-    copier = _emulation._running
-    assert copier is not None
+    copier = running()
     served: list[int] = []
     serve = copier._serve
 
@@ -281,8 +287,7 @@ def test_a_thin_splice_goes_on_behind_a_notice_without_being_woken_again(
     splice(source, drain)
     sender.write(b"x")
     assert receiver.read(1) == b"x"
-    copier = _emulation._running
-    assert copier is not None
+    copier = running()
     written = copier.ask(lambda copier: sender.write_what_fits())  # it stands still meanwhile
     assert len(receiver.read(written)) == written
 
@@ -295,22 +300,117 @@ def test_an_ended_thin_splice_with_a_notice_is_watched_no_more(
     drain, receiver = harness.pair(small_buffers=True)
     put_notice(harness, "time stamp", source, sender)
     splice(source, drain)
-    data = os.urandom(300_000)
-    writing = harness.in_background(sender.write, data)
-    harness.until(lambda: spliced_bytes(source) > 4096, "the drain filling up")
-    assert receiver.read(len(data)) == data
-    writing.join()
-    sender.write(b"and")
-    assert receiver.read(3) == b"and"
+    sender.write(b"x")
+    assert receiver.read(1) == b"x"
+    written = sender.write_what_fits()
+    copier = running()
+    harness.until(lambda: copier.ask(_waits_for_drain), "the drain full, and waited for")
     unsplice(source)
-    spliced_bytes(source)
+    read_what_arrives(harness, source, written - spliced_bytes(source) + 1)
     served = count_serves(monkeypatch)
     for _ in range(3):
         sender.write(b"left")
+        read_what_arrives(harness, source, 4)
         spliced_bytes(source)
-    copier = _emulation._running
-    assert copier is not None
     assert set(served) <= {copier._wakened.fileno()}
+
+
+def read_what_arrives(harness: Harness, ours: socket.socket, size: int) -> None:
+    """For select(2), a socket with a notice is always readable."""
+    left = [size]
+
+    def complete() -> bool:
+        with suppress(BlockingIOError):
+            left[0] -= len(ours.recv(left[0]))
+        return not left[0]
+
+    harness.until(complete, f"{size} bytes")
+
+
+def _waits_for_drain(copier: _emulation_copier.Copier) -> bool:
+    return any(splice.waits_for_drain for splice in copier._by_drain.values())
+
+
+@linux
+def test_a_full_drain_with_a_notice_spins_no_thin_splice(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, waiting_with: str
+) -> None:
+    source, sender = harness.pair()
+    drain, receiver = harness.pair(small_buffers=True)
+    put_notice(harness, "time stamp", drain, receiver)
+    splice(source, drain)
+    data = os.urandom(300_000)
+    writing = harness.in_background(sender.write, data)
+    copier = running()
+    harness.until(lambda: copier.ask(_waits_for_drain), "the drain full, and waited for")
+    time.sleep(SILENCE)
+    served = count_serves(monkeypatch)
+    time.sleep(SILENCE)
+    assert len(served) <= FEW
+    assert receiver.read(len(data)) == data
+    writing.join()
+
+
+@linux
+def test_what_a_thin_splice_moves_starts_the_short_waits_anew(
+    harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_emulation_readiness, "best", _emulation_readiness.PollReadiness)
+    source, sender, drain, receiver = way
+    put_notice(harness, "time stamp", source, sender)
+    splice(source, drain)
+    anew: list[bool] = []
+    was_useless = Backoff.was_useless
+
+    def noted(self: Backoff, descriptor: int, **given: bool) -> None:
+        anew.append(given["anew"])
+        was_useless(self, descriptor, **given)
+
+    monkeypatch.setattr(Backoff, "was_useless", noted)
+    sender.write(b"x")
+    assert receiver.read(1) == b"x"
+    harness.until(lambda: anew[-2:] == [True, False], "a wait begun anew, and one that is longer")
+
+
+def test_one_of_two_splices_at_a_descriptor_that_goes_on_is_served_at_once(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, drain, _ = way
+    splice(source, drain)
+    splice(drain, source)
+    copier = running()
+    armed: list[tuple[object, ...]] = []
+
+    def arm(*given: object) -> None:
+        armed.append(given)
+
+    def ask(copier: _emulation_copier.Copier) -> None:
+        [one] = copier._waiting[source.fileno()]
+        [other] = copier._waiting[drain.fileno()]
+        copier._waiting[source.fileno()].add(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(copier._readiness, "arm", arm)
+            one.noticed, other.noticed = None, other.source.socket
+            copier._arm_all(source.fileno())
+            one.noticed = other.noticed
+            copier._arm_all(source.fileno())
+        copier._waiting[source.fileno()].discard(other)
+
+    copier.ask(ask)
+    assert [noticed is None for _, _, _, noticed, _ in armed] == [True, False]
+
+
+@pytest.mark.parametrize("way_to_wait", [way for way in WAYS_TO_WAIT if way != "epoll"])
+def test_what_is_armed_for_another_socket_is_looked_at_at_once(
+    harness: Harness, way_to_wait: str
+) -> None:
+    readiness: Any = WAYS_TO_WAIT[way_to_wait]()
+    ours, _ = harness.pair()
+    readiness.arm(ours.fileno(), True, False, "one socket")
+    assert readiness._backoff.left_out() == {ours.fileno()}
+    readiness.disarm(ours.fileno())
+    readiness.arm(ours.fileno(), True, False)
+    assert readiness._backoff.left_out() == set()
 
 
 @linux
@@ -320,8 +420,7 @@ def test_a_reset_behind_a_notice_ends_a_thin_splice(
     source, sender, drain, _ = way
     put_notice(harness, "time stamp", source, sender)
     splice(source, drain)
-    copier = _emulation._running
-    assert copier is not None
+    copier = running()
     sender.reset()
     harness.until(lambda: not copier._by_drain, "the end")
     assert harness.error(source)
