@@ -5,6 +5,7 @@ With every poller and mover of the engine, and with every way to wait of the thi
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -31,7 +32,7 @@ from freebsd_splice import (
     unsplice,
 )
 from freebsd_splice._backoff import Backoff
-from freebsd_splice._callers_options import lower_read_mark, restore_read_mark
+from freebsd_splice._callers_options import is_survived, lower_read_mark, restore_read_mark
 from freebsd_splice._pollers import kinds
 from ports import SteppedPort, WakeUpsPort, runtime
 
@@ -649,6 +650,22 @@ def test_an_unreachable_host_ends_a_splice_only_if_the_caller_has_asked_for_it()
     if "unshare" in run.stderr:
         pytest.skip(f"an ordinary user can make no network of its own here: {run.stderr}")
     assert run.stdout.split("\n") == ["EOF b'sentbytes'", "DRAIN_ERROR True", ""], run.stderr
+
+
+@linux
+@pytest.mark.parametrize(
+    ("state", "error", "survived"),
+    [(1, errno.EHOSTUNREACH, True), (7, errno.EHOSTUNREACH, False), (1, errno.EBADMSG, False)],
+)
+def test_an_error_is_survived_if_a_message_told_it_and_the_connection_lives(
+    state: int, error: int, survived: bool
+) -> None:
+    class Asked:
+        def getsockopt(self, level: int, option: int, size: int = 0) -> bytes | int:
+            return bytes([state]) if size else 0
+
+    asked: Any = Asked()
+    assert is_survived(asked, error) is survived
 
 
 # Options that change nothing but the pace
