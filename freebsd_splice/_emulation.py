@@ -25,7 +25,8 @@ What can't be kept:
 - Windows and other systems without TCP_INFO: a drain that was shut down for writing isn't refused,
   it ends the splice with the first byte, which stays at the source.
 - ``select(2)``, ``poll(2)`` (systems without epoll and kqueue): a close takes up to half a second.
-- SO_RCVLOWAT of the source is honoured: fewer bytes wait until there are as many.
+- SO_RCVLOWAT of the source reads 1 while it is spliced, so that no byte waits for others, and is
+  given back at the end; where by then no descriptor of the socket is left here, it isn't.
 
 FreeBSD's early end and lost EOF (F13, F14) are not imitated.
 """
