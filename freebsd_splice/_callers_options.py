@@ -10,6 +10,10 @@ import socket
 import sys
 from contextlib import suppress
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 __all__ = [
     "is_survived",
     "lower_read_mark",
@@ -19,6 +23,7 @@ __all__ = [
     "unread",
 ]
 
+_NO_COUNT = bytes(4)
 #: Linux's numbers, which the socket module doesn't have.
 _SO_PEEK_OFF = 42
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -44,11 +49,13 @@ _MESSAGES = {
 
 def lower_read_mark(asked: socket.socket) -> int:
     """Have a single byte make it readable; what the mark was, or 0 where it was that already."""
-    with suppress(OSError):  # Windows has none, a connection that is over may have none
+    try:
         mark = asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         if mark > 1:
             asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             return mark
+    except OSError:  # Windows has none, a connection that is over may have none
+        pass
     return 0
 
 
@@ -63,12 +70,10 @@ def unread(asked: socket.socket) -> int:
     """How many bytes could be read at once (FIONREAD), whatever MSG_PEEK says; 0 if unknown."""
     if sys.platform == "win32":
         return 0
-    import fcntl
-    import termios
-
-    with suppress(OSError):  # not every family of sockets can tell
-        return int.from_bytes(fcntl.ioctl(asked, termios.FIONREAD, bytes(4)), sys.byteorder)
-    return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(asked, termios.FIONREAD, _NO_COUNT), sys.byteorder)
+    except OSError:  # not every family of sockets can tell
+        return 0
 
 
 def peek_offset(asked: socket.socket) -> int:

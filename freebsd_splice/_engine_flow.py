@@ -139,10 +139,11 @@ class EngineFlow:
 
     def _advance(self) -> End | None:
         before = self._moved
+        told = self._waiting == (True, False)
         try:
             for _ in range(MOVES_A_TURN):
                 try:
-                    end = self._push() or self._pull()
+                    end = self._push() or self._pull(told=told and self._moved == before)
                 except MoverRefusedError:
                     self._ahead = memoryview(self._mover.take_back())
                     self._mover = self._worker.mover(copy=True)
@@ -189,14 +190,14 @@ class EngineFlow:
             return self._finish(Reason.DRAIN_ERROR, error)
         return None
 
-    def _pull(self) -> End | None:
+    def _pull(self, *, told: bool) -> End | None:
         """Take from the source; nothing is held before."""
         room = _NO_LIMIT if self._limit is None else self._limit - self._moved
         if room == 0:
             return self._finish(Reason.LIMIT)
         with self._source_socket.lock:
             try:
-                if self._mover.fill(self.source, room):
+                if self._mover.fill(self.source, room, told=told):
                     return None
                 failure = self._source_socket.failure()
             except BlockingIOError:

@@ -41,8 +41,11 @@ class Mover(Protocol):
         """Bytes taken from the source that the drain has not taken yet."""
         ...
 
-    def fill(self, source: Endpoint, count: int) -> int:
-        """Take up to ``count`` bytes; 0 at EOF.  Only called while nothing is held."""
+    def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
+        """Take up to ``count`` bytes; 0 at EOF.  Only called while nothing is held.
+
+        ``told``: a poller has said that it can.
+        """
         ...
 
     def pour(self, drain: Endpoint) -> int:
@@ -101,8 +104,7 @@ class SpliceMover:
         self._pipe: Pipe | None = None
         self.held = 0
 
-    def fill(self, source: Endpoint, count: int) -> int:
-        told = self._pipe is None  # the first of a turn, which the poller may have asked for
+    def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
         if self._pipe is None:
             try:
                 self._pipe = self._supplies.take()
@@ -163,7 +165,7 @@ class CopyMover:
     def held(self) -> int:
         return len(self._view)
 
-    def fill(self, source: Endpoint, count: int) -> int:
+    def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
         taken = self._port.receive_into(source, self._scratch[: min(count, self._size)])
         self._view = self._scratch[:taken]
         return taken

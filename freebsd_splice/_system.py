@@ -17,7 +17,13 @@ from contextlib import suppress
 from typing import Any, cast
 
 from ._backend import VARIABLE, backend
-from ._callers_options import is_survived, lower_read_mark, restore_read_mark, unread
+from ._callers_options import (
+    is_survived,
+    lower_read_mark,
+    peek_offset,
+    restore_read_mark,
+    unread,
+)
 from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
@@ -123,10 +129,9 @@ class SystemPort:
     def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
         asked = _socket(endpoint)
         try:
-            # FIONREAD, for MSG_PEEK looks past what the caller has peeked at (SO_PEEK_OFF).
-            return len(asked.recv(1, socket.MSG_PEEK | _DONT_WAIT)) or _has_unread(asked)
+            return len(asked.recv(1, socket.MSG_PEEK | _DONT_WAIT)) or _begins_before(asked)
         except BlockingIOError:
-            if told and _has_unread(asked):
+            if told and _begins_before(asked):
                 return 1
             raise
 
@@ -366,8 +371,9 @@ def _check_stream(duplicate: socket.socket) -> None:
         raise OSError(errno.EINVAL, f"a listening socket can't be spliced: {duplicate}")
 
 
-def _has_unread(asked: socket.socket) -> bool:
-    return sys.platform == "linux" and unread(asked) > 0
+def _begins_before(asked: socket.socket) -> bool:
+    """Whether bytes wait in front of where MSG_PEEK begins (SO_PEEK_OFF)."""
+    return peek_offset(asked) >= 0 and unread(asked) > 0
 
 
 def _socket(endpoint: Any) -> socket.socket:
