@@ -23,7 +23,6 @@ __all__ = [
     "unread",
 ]
 
-_NO_COUNT = bytes(4)
 #: Linux's numbers, which the socket module doesn't have.
 _SO_PEEK_OFF = 42
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -68,12 +67,10 @@ def restore_read_mark(asked: socket.socket, mark: int) -> None:
 
 def unread(asked: socket.socket) -> int:
     """How many bytes could be read at once (FIONREAD), whatever MSG_PEEK says; 0 if unknown."""
-    if sys.platform == "win32":
-        return 0
-    try:
-        return int.from_bytes(fcntl.ioctl(asked, termios.FIONREAD, _NO_COUNT), sys.byteorder)
-    except OSError:  # not every family of sockets can tell
-        return 0
+    if sys.platform != "win32":
+        with suppress(OSError):  # not every family of sockets can tell
+            return int.from_bytes(fcntl.ioctl(asked, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return 0
 
 
 def peek_offset(asked: socket.socket) -> int:

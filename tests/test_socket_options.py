@@ -51,7 +51,7 @@ SO_TIMESTAMPING, SOFTWARE, ON_TRANSMISSION, ON_ACKNOWLEDGEMENT, WITHOUT_PAYLOAD 
     512,
     2048,
 )
-SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
+SO_ZEROCOPY, MSG_ZEROCOPY, MSG_ERRQUEUE = 60, 0x4000000, 0x2000
 TCP_NOTSENT_LOWAT = 25
 
 #: How long nobody may wake up, and how often it may happen all the same: a hundred times less
@@ -107,7 +107,7 @@ def put_notice(harness: Harness, how: str, noticed: socket.socket, peer: Peer) -
 
 def read_notice(noticed: socket.socket) -> None:
     """State that nobody else has taken it."""
-    assert noticed.recvmsg(100, 1000, socket.MSG_ERRQUEUE)[1]
+    assert noticed.recvmsg(100, 1000, MSG_ERRQUEUE)[1]
 
 
 @linux
