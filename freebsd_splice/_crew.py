@@ -2,7 +2,8 @@
 
 Ending a splice in the kernel sleeps until its worker has let go, and reading its count waits for
 the socket's lock (F24, F34).  Where somebody holds that lock for long, the call hangs, and only
-the flow that it was made for may hang with it.
+the flow that it was made for may hang with it.  Done callbacks, which may do what they like, have
+a crew of their own.
 """
 
 from __future__ import annotations
@@ -28,54 +29,82 @@ IDLE_SECONDS = 10.0
 class Crew:
     """A few threads, started when there is something to do, more of them while some hang."""
 
-    def __init__(self, port: Port, watcher: Watcher) -> None:
+    def __init__(self, port: Port, watcher: Watcher, name: str = "crew") -> None:
         self._port = port
         self._watcher = watcher
+        self._name = f"freebsd-splice-{name}"
         self._lock = threading.Lock()
         self._mailbox = port.mailbox()
         self._runners: dict[int, Runner] = {}
         self._started = 0
         self._waiting = 0  # calls that no thread has taken yet
-        self._busy = 0
+        self._busy: list[tuple[int, int]] = []  # (thread, runner's number) of each call being made
         self._taken = 0
         self._watching = False
+        self._refused = False  # the last thread that was asked for
         self._closing = False
+        self._inherited = False
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Have ``call`` made soon, by some thread of the crew's."""
+        """Have ``call`` made soon, by some thread of the crew's.  Never raises."""
         self._mailbox.put(call)
         with self._lock:
             self._waiting += 1
-            if self._waiting > len(self._runners) - self._busy and not self._closing:
+            if self._waiting > len(self._runners) - len(self._busy) and not self._closing:
                 if len(self._runners) < USUAL:
                     self._start_one()
                 elif not self._watching:
                     self._watch()
 
+    def is_calling(self) -> bool:
+        """Whether this thread is making one of the calls."""
+        this_thread = threading.get_ident()
+        with self._lock:
+            return any(thread == this_thread for thread, _ in self._busy)
+
     def close(self) -> None:
-        """Make the calls that are waiting, then end the threads."""
+        """Have the calls made that are waiting, then end the threads.
+
+        Within one of the calls it doesn't wait for that call's own thread, which ends by itself.
+        """
+        this_thread = threading.get_ident()
         with self._lock:
             self._closing = True
-            runners = list(self._runners.values())
+            runners = dict(self._runners)
+            own = [number for thread, number in self._busy if thread == this_thread]
         for _ in runners:
             self._mailbox.put(_last)
-        for runner in runners:
-            runner.join()
+        for number, runner in runners.items():
+            if number not in own:
+                runner.join()
+        if not own:  # where no thread was to be had for them
+            while (call := self._mailbox.take(0)) is not None:
+                self._make(call)
+
+    def abandon(self) -> None:
+        """In a forked child, which may be within one of the calls: it makes no more of them."""
+        self._lock = threading.Lock()  # a thread that isn't here may have held it
+        self._inherited = True
 
     def _start_one(self) -> None:
         number = self._started
         self._started += 1
         try:
             self._runners[number] = self._port.run(
-                partial(self._step, number), f"freebsd-splice-crew-{number}"
+                partial(self._step, number), f"{self._name}-{number}"
             )
-        except RuntimeError:  # no thread is to be had now: the calls wait, and this is tried again
-            logger.exception("a thread of the crew can't be started")
+        except RuntimeError as error:  # none is to be had now: the calls wait, it is tried again
+            if not self._refused:
+                logger.error("%s can't be started, and calls wait for it: %s", self._name, error)
+            self._refused = True
             if not self._watching:
                 self._watch()
+        else:
+            self._refused = False
 
     def _step(self, number: int) -> bool:
         call = self._mailbox.take(IDLE_SECONDS)
+        making = threading.get_ident(), number
         with self._lock:
             if call is None and self._waiting:
                 return True  # it was put there in this very moment
@@ -84,19 +113,27 @@ class Crew:
                 return False
             self._waiting -= 1
             self._taken += 1
-            self._busy += 1
+            self._busy.append(making)
         try:
-            call()
-        except BaseException:  # a callback of the program's, ``sys.exit()`` even, ends no thread
-            logger.exception("ending a splice failed")
+            self._make(call)
         finally:
             with self._lock:
-                self._busy -= 1
-        return True
+                self._busy.remove(making)
+        return not self._inherited
+
+    def _make(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException:  # ``sys.exit()`` in the close of a caller's socket ends no thread
+            logger.exception("ending a splice failed")
 
     def _watch(self) -> None:
-        self._watching = True
-        self._watcher.after(STUCK_SECONDS, partial(self._look, self._taken))
+        try:
+            self._watcher.after(STUCK_SECONDS, partial(self._look, self._taken))
+        except (OSError, RuntimeError) as error:  # no descriptor: the next call tries it again
+            logger.error("the next call to %s is waited for: %s", self._name, error)
+        else:
+            self._watching = True
 
     def _look(self, taken: int) -> None:
         """Nobody has taken a call since?  Then all of the threads hang."""

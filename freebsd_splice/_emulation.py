@@ -34,15 +34,14 @@ FreeBSD's early end and lost EOF (F13, F14) are not imitated.
 from __future__ import annotations
 
 import atexit
-import os
 import socket
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from ._borrow import Borrowed
 from ._emulation_copier import Copier
 from ._emulation_sockets import check_socket, refuse_to_end
+from ._process import PerProcess
 
 __all__ = ["shutdown", "splice", "spliced_bytes", "unsplice"]
 
@@ -51,7 +50,7 @@ T = TypeVar("T")
 
 def splice(source: int, drain: int, max_bytes: int, idle: float) -> None:
     """Splice the descriptor source to drain; 0 bytes and 0 seconds mean no limit."""
-    _copier().ask(lambda copier: copier.splice(source, drain, max_bytes, idle))
+    _running.get().ask(lambda copier: copier.splice(source, drain, max_bytes, idle))
 
 
 def unsplice(source: int) -> None:
@@ -66,30 +65,20 @@ def spliced_bytes(source: int) -> int:
 
 def shutdown() -> None:
     """End all splices and the thread, and close every descriptor the emulation has."""
-    global _running
-    with _starting:
-        copier, _running = _running, None
+    copier = _running.replace(None)
     if copier is not None:
         copier.stop()
 
 
-_running: Copier | None = None
-_starting = threading.Lock()
-
-
-def _copier() -> Copier:
-    global _running
-    with _starting:
-        if _running is None or _running.ended:
-            _running = Copier()
-        return _running
+_running = PerProcess(Copier, leave=Copier.drop, alive=lambda copier: not copier.ended)
+atexit.register(shutdown)
 
 
 def _ask_or_answer(
     source: int, question: Callable[[Copier], T], answer: Callable[[socket.socket], T]
 ) -> T:
     """Ask the thread; where none runs there is no splice, and no need for one."""
-    copier = _running
+    copier = _running.made
     if copier is not None and not copier.ended:
         return copier.ask(question)
     borrowed = Borrowed()
@@ -99,17 +88,3 @@ def _ask_or_answer(
         return answer(borrowed.socket)
     finally:
         borrowed.close()
-
-
-def _forget_in_child() -> None:
-    """A forked child has no splices: it closes its copies and starts afresh."""
-    global _running, _starting
-    copier, _running = _running, None
-    _starting = threading.Lock()
-    if copier is not None:
-        copier.drop()
-
-
-atexit.register(shutdown)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

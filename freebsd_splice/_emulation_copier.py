@@ -39,6 +39,7 @@ from ._emulation_sockets import (
     tcp_state,
 )
 from ._errors import refusal
+from ._threads import start as start_thread
 
 __all__ = ["Copier"]
 
@@ -104,10 +105,7 @@ class Copier:
             self._by_drain: dict[Hashable, _Splice] = {}
             self._waiting: dict[int, set[_Splice]] = {}  # by the descriptor they are armed at
             self._sweep_at = SWEEP
-            self._thread = threading.Thread(
-                target=self._run, name="freebsd_splice emulation", daemon=True
-            )
-            self._thread.start()
+            self._thread = start_thread(self._run, "freebsd_splice emulation")
             undo.pop_all()
 
     def ask(self, question: Callable[[Copier], T]) -> T:

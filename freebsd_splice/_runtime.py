@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from ._backend import backend
@@ -20,12 +20,10 @@ from ._kernel import Kernel
 from ._kernel_port import KernelCalls
 from ._movers import COPY, OS_SPLICE
 from ._port import Port
+from ._process import PerProcess, in_forked_child
 from ._sockets import Sockets
 from ._system import SystemPort
 from ._watcher import Watcher
-
-#: Modules that have to be the standard library's own.
-_NOT_TO_PATCH = ("threading", "select", "queue")
 
 
 class _Endable(Protocol):
@@ -44,6 +42,7 @@ class Runtime:
         self.closer = Closer(port, self.watcher, self.errand)
         self._engine = Engine(port, mover)
         self._crew = Crew(port, self.watcher)
+        self._callbacks = Crew(port, self.watcher, "callbacks")
         self._kernel: Kernel | None = None
         self._lock = threading.Lock()
         self._live: set[_Endable] = set()
@@ -71,6 +70,10 @@ class Runtime:
         else:
             self._crew.submit(call)
 
+    def call_back(self, call: Callable[[], object]) -> None:
+        """Make ``call``, which is the caller's own code, where it holds up nothing of ours."""
+        self._callbacks.submit(call)
+
     def _kernel_for(self, calls: KernelCalls) -> Kernel:
         with self._lock:
             if self._closing:
@@ -91,7 +94,7 @@ class Runtime:
             self._live.discard(splice)
 
     def close(self) -> None:
-        """Cancel what is live, then end the threads and close all that they had open."""
+        """Cancel what is live, make the done callbacks, end all threads, close what they have."""
         with self._lock:
             self._closing = True
             live = list(self._live)
@@ -100,13 +103,23 @@ class Runtime:
         self.closer.finish()
         self._engine.close()
         self._crew.close()
+        self.finish_callbacks()  # before the watcher, which sees to those that hold up others
         self.watcher.close()
         if self._kernel is not None:
             self._kernel.close()
 
+    def finish_callbacks(self) -> None:
+        """Wait until all have returned but the one that this is called from, if it is."""
+        self._callbacks.close()
+
+    def is_in_callback(self) -> bool:
+        """Whether this thread is making a done callback."""
+        return self._callbacks.is_calling()
+
     def abandon(self) -> None:
         """In a forked child: this process has no part in it."""
         self.inherited = True
+        self._callbacks.abandon()
         self.port.abandon()
         if self._kernel is not None:
             self._kernel.abandon()
@@ -117,50 +130,33 @@ def current() -> Runtime:
 
     Raises RuntimeError where gevent has taken from the standard library what it is made of.
     """
-    global _current
-    with _lock:
-        if _current is None:
-            _check_real_threads()
-            _current = Runtime(SystemPort(), _mover_from_environment())
-        return _current
+    return _own.get()
 
 
 def install(runtime: Runtime | None) -> Runtime | None:
     """Use ``runtime`` from now on; the one before it is returned, not closed."""
-    global _current
-    with _lock:
-        before, _current = _current, runtime
-        return before
+    return _own.replace(runtime)
 
 
 def shutdown() -> None:
     """Cancel every ``Splice`` and ``Relay``, and end the package's threads.
 
-    What is made afterwards starts new ones.  Happens by itself when the interpreter exits.  Not to
-    be called from a done callback, which runs on one of those threads (RuntimeError).
+    Done callbacks are called first, and waited for.  What is made afterwards starts new threads.
+    Happens by itself when the interpreter exits.  A done callback may call it: then it waits for
+    all but that callback, whose thread ends after it.
     """
-    if _current is not None and _current.port.is_own_thread():
+    runtime = _own.made
+    if runtime is not None and runtime.port.is_own_thread() and not runtime.is_in_callback():
         raise RuntimeError("shutdown() was called on a thread that it would have to wait for")
     runtime = install(None)
     if runtime is not None:
+        _closing.append(runtime)
         runtime.close()
-
-
-def _check_real_threads() -> None:
-    """As greenlets of the main thread, the package's threads would hold up all of it, signals too;
-    and gevent's ``poll`` aborts the process when another thread closes what it watches."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return
-    patched = [name for name in _NOT_TO_PATCH if monkey.is_module_patched(name)]
-    if patched:
-        without = ", ".join(
-            f"{'thread' if name == 'threading' else name}=False" for name in patched
-        )
-        raise RuntimeError(
-            f"gevent has patched {', '.join(patched)}, which freebsd_splice's own threads need as "
-            f"it was: call monkey.patch_all({without})"
-        )
+    for closed in list(_closing):
+        if not closed.is_in_callback():
+            closed.finish_callbacks()  # that of the thread which closed it may still run
+            with suppress(ValueError):
+                _closing.remove(closed)
 
 
 def _mover_from_environment() -> str | None:
@@ -172,17 +168,10 @@ def _mover_from_environment() -> str | None:
     return None if wanted == "auto" else wanted
 
 
-def _forget_after_fork() -> None:
-    """A forked child closes its copies and has no flows; the parent's go on."""
-    global _current, _lock
-    _lock = threading.Lock()  # a thread of the parent's may have held it
-    if _current is not None:
-        _current.abandon()
-        _current = None
-
-
-_lock = threading.Lock()
-_current: Runtime | None = None
+_own = PerProcess(
+    lambda: Runtime(SystemPort(), _mover_from_environment()), leave=lambda made: made.abandon()
+)
+#: Those whose threads may not all have ended.
+_closing: list[Runtime] = []
+in_forked_child(_closing.clear)
 atexit.register(shutdown)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

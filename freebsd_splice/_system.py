@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -29,6 +28,7 @@ from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
 from ._reset import reset_on_close
 from ._send_queue import unacknowledged
+from ._threads import start as start_thread
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -253,11 +253,6 @@ class SystemPort:
 _SPLICE_FLAGS: int = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
-_OF_THE_THREAD = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-if sys.platform != "win32":
-    _OF_THE_THREAD.add(signal.SIGBUS)
-
-
 class _Closable:
     def close(self) -> None:
         raise NotImplementedError
@@ -319,12 +314,11 @@ class _SystemMailbox:
 
 
 class _Thread:
-    """A loop in a daemon thread; the runtime ends it at exit."""
+    """A loop in a thread; the runtime ends it at exit."""
 
     def __init__(self, step: Callable[[], bool], name: str) -> None:
         self._step = step
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, name)
 
     def join(self) -> None:
         self._thread.join()
@@ -333,12 +327,6 @@ class _Thread:
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        if sys.platform != "win32":
-            # Signals belong to the program's threads: one that landed here would not interrupt
-            # the call that the main thread sits in.  It also keeps a dead drain's SIGPIPE, which
-            # os.splice can't be told to leave out, from ending a program that has its default.
-            # Those that say what is wrong with this very thread stay: faulthandler wants them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OF_THE_THREAD)
         while self._step():
             pass
 

@@ -6,12 +6,14 @@ import logging
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ._port import Notice
 from ._runtime import Runtime
+from ._threads import SignalMask, signal_mask, with_signal_mask
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -27,7 +29,10 @@ class Waitable(ABC, Generic[OutcomeT]):
         self._over = runtime.port.event()
         self._state = threading.Lock()
         self._outcome: OutcomeT | None = None
-        self._callbacks: list[Callable[[Any], object]] = []
+        self._listeners: list[Callable[[], object]] = []
+        #: Each with what the thread blocked that added it.
+        self._callbacks: deque[tuple[Callable[[Any], object], SignalMask]] = deque()
+        self._calling = False  # some thread is to call them, until none is left
         self._notice: Notice | None = None
 
     @property
@@ -71,14 +76,37 @@ class Waitable(ABC, Generic[OutcomeT]):
             return self._notice.fileno()
 
     def add_done_callback(self: Self, callback: Callable[[Self], object]) -> None:
-        """Call ``callback(self)`` when it is over: on a thread of the package's, where it must be
-        quick and must not wait for other splices, or here and now where it is over already."""
+        """Call ``callback(self)`` when it is over.
+
+        The callbacks of one splice or relay are called one after another, in the order in which
+        they were added, on a thread that the package keeps for callbacks alone: they may wait, for
+        other splices as well, make new ones, start processes, and call ``shutdown``; what they
+        raise is logged.  That thread takes the signals that the thread took which added the
+        callback.  While one callback takes long, those of other splices are called on further
+        threads.
+
+        Where it is over already, and no callback is left to be called, it is called here and now.
+        """
         self._check_process()
         with self._state:
-            if self._outcome is None:
-                self._callbacks.append(callback)
+            if self._outcome is None or self._calling:
+                self._callbacks.append((callback, signal_mask()))
                 return
-        self._call(callback)
+        try:
+            callback(self)
+        except Exception:
+            self._log_failure()
+
+    def when_over(self, tell: Callable[[], object]) -> None:
+        """Call ``tell()`` when it is over, here and now or on whichever thread comes upon the end.
+
+        For the package's own code, that doesn't wait and doesn't raise.
+        """
+        with self._state:
+            if self._outcome is None:
+                self._listeners.append(tell)
+                return
+        tell()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -115,20 +143,36 @@ class Waitable(ABC, Generic[OutcomeT]):
         """It is over: tell everybody.  All that was borrowed has been given back."""
         with self._state:
             self._outcome = outcome
-            callbacks, self._callbacks = self._callbacks, []
-            # First: who is told by the notice finds it over.
+            listeners, self._listeners = self._listeners, []
+            if self._callbacks:
+                self._calling = True
+                # First: a shutdown that has waited for this end then waits for the callbacks too.
+                self._runtime.call_back(self._make_callbacks)
+            # Before the notice: who is told by it finds it over.
             self._over.set()
             if self._notice is not None:
                 self._notice.give()
         self._runtime.discard(self)
-        for callback in callbacks:
-            self._call(callback)
+        for tell in listeners:
+            tell()
 
-    def _call(self, callback: Callable[[Any], object]) -> None:
-        try:
-            callback(self)
-        except Exception:  # the thread that came upon the end has other splices to serve
-            logger.exception("a done callback of %r failed", self)
+    def _make_callbacks(self) -> None:
+        """On a thread for callbacks."""
+        self._over.wait()
+        while True:
+            with self._state:
+                if not self._callbacks:
+                    self._calling = False
+                    return
+                callback, mask = self._callbacks.popleft()
+            try:
+                with with_signal_mask(mask):
+                    callback(self)
+            except BaseException:  # ``sys.exit()`` even: others are to be called on this thread
+                self._log_failure()
+
+    def _log_failure(self) -> None:
+        logger.exception("a done callback of %r failed", self)
 
     def _check_process(self) -> None:
         if self._runtime.inherited:

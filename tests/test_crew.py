@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -100,6 +103,35 @@ def test_a_thread_that_cannot_be_started_is_tried_again(crew: Crew, port: Counti
     made = threading.Event()
     crew.submit(made.set)
     assert made.wait(DEADLINE)
+
+
+def test_without_a_thread_and_a_descriptor_the_next_call_tries_again(
+    crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first one goes on: it is made by whoever ends a splice, in the middle of that."""
+
+    def refuse(**_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(port, "poller", refuse)
+    port.refuses = 1
+    made = [threading.Event() for _ in range(2)]
+    crew.submit(made[0].set)
+    assert not made[0].is_set()
+    crew.submit(made[1].set)
+    assert made[0].wait(DEADLINE)
+    assert made[1].wait(DEADLINE)
+
+
+def test_what_no_thread_was_to_be_had_for_is_done_by_the_close(port: CountingPort) -> None:
+    watcher = Watcher(port)
+    crew = Crew(port, watcher)
+    port.refuses = 1_000_000
+    made: list[int] = []
+    crew.submit(lambda: made.append(1))
+    crew.close()
+    watcher.close()
+    assert made == [1]
 
 
 def test_what_waits_is_done_before_the_close(port: CountingPort) -> None:

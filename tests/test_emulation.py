@@ -73,8 +73,8 @@ def descriptors() -> dict[int, str]:
 
 
 def running() -> _emulation_copier.Copier:
-    assert _emulation._running is not None
-    return _emulation._running
+    assert _emulation._running.made is not None
+    return _emulation._running.made
 
 
 # What it holds

@@ -60,8 +60,8 @@ def over(source: socket.socket | int) -> None:
 
 
 def running() -> _emulation_copier.Copier:
-    assert _emulation._running is not None
-    return _emulation._running
+    assert _emulation._running.made is not None
+    return _emulation._running.made
 
 
 # How it waits

@@ -19,10 +19,12 @@ LAYERS: list[set[str]] = [
         "_errors",
         "_kernel_port",
         "_port",
+        "_process",
         "_reset",
         "_send_queue",
         "_so_splice",
         "_splice_checks",
+        "_threads",
     },
     {"_abi", "_pollers", "_kernel_events", "_movers"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
@@ -48,7 +50,9 @@ UNDER_THIN = {
     "_errors",
     "_kernel_calls",
     "_kernel_port",
+    "_process",
     "_splice_checks",
+    "_threads",
 }
 
 

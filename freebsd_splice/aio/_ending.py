@@ -18,11 +18,11 @@ async def end_of(made: Waitable[OutcomeT]) -> OutcomeT:
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
 
-    def tell(_: object) -> None:
+    def tell() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_set, over)
 
-    made.add_done_callback(tell)
+    made.when_over(tell)
     try:
         # Not the future itself: a cancelled task cancels what it awaits.
         await asyncio.wait([over])

@@ -9,13 +9,14 @@ import logging
 import os
 import re
 import secrets
+import threading
 import unicodedata
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from .._threads import start as start_thread
 from ._turns import Turns
 
 logger = logging.getLogger("freebsd_splice.proxies")
@@ -69,8 +70,8 @@ class Passwords:
         self._key = secrets.token_bytes(32)
         # The thread alone writes to it.
         self._remembered: dict[bytes, None] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="passwords")
-        self._turns: Turns[bytes, bool] = Turns(1, 1, self._thread.submit)
+        self._thread: threading.Thread | None = None
+        self._turns: Turns[bytes, bool] = Turns(1, 1, self._start_thread)
 
     async def verify(self, user: str, password: str, client: str = "") -> bool:
         """Whether this is the user's password, as UTF-8.  ``client`` is whose turn it takes.
@@ -92,7 +93,8 @@ class Passwords:
     def close(self) -> None:
         """End the thread, after the hash it is at.  What waits to be verified is cancelled."""
         self._turns.close()
-        self._thread.shutdown(wait=True)
+        if self._thread is not None:
+            self._thread.join()
 
     def refresh(self) -> None:
         """Read the file again if it has changed; where it can't be read, a warning is logged."""
@@ -111,6 +113,11 @@ class Passwords:
         if entries is not self._entries:
             self._nobody = _nobody(entries.values())
         self._state, self._entries = state, entries
+
+    def _start_thread(self, run: Callable[[], None]) -> None:
+        """One for each hash, which takes a hundred times as long: there is one at a time."""
+        # Waited for at the exit, where OpenSSL is taken down.
+        self._thread = start_thread(run, "passwords", daemon=False)
 
     def _warn(self, complaint: str) -> None:
         logger.warning("%s; the passwords read before still hold", complaint)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-from collections.abc import Callable
+from functools import partial
 
+from .._threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
 from ._turns import Turns
 
@@ -27,7 +27,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._turns: Turns[Address, list[Resolved]] = Turns(
-            MOST_LOOK_UPS, MOST_OF_ONE_CLIENT, _start_thread
+            MOST_LOOK_UPS, MOST_OF_ONE_CLIENT, partial(start_thread, name="look up")
         )
 
     async def look_up(self, address: Address, seconds: float, client: str = "") -> list[Resolved]:
@@ -38,7 +38,3 @@ class Resolver:
         with contextlib.suppress(socket.gaierror, UnicodeError):
             return look_up(address, socket.AI_NUMERICHOST)
         return await self._turns.do(address, client, lambda: look_up(address), seconds)
-
-
-def _start_thread(run: Callable[[], None]) -> None:
-    threading.Thread(target=run, name="look up", daemon=True).start()

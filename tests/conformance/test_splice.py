@@ -528,6 +528,7 @@ def test_done_callbacks_are_called_once(harness: Harness) -> None:
     splice.wait(DEADLINE)
     harness.until(lambda: called, "the callback")
     splice.add_done_callback(called.append)
+    harness.until(lambda: len(called) > 1, "the second one")
     assert called == [splice, splice]
 
 
