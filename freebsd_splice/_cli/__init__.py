@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from ._forward import add_forward
 from ._options import CannotStartError, add_command, count, positive
 from ._password import add_password
 from ._sni import add_sni
+from ._stderr import complain
 
 _SELFTEST = """\
 Find out whether the package keeps its promises on this machine, with the backend in use: play the
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except CannotStartError as error:
-        print(f"freebsd-splice: {error}", file=sys.stderr)
+        complain(f"freebsd-splice: {error}")
         return 1
 
 

@@ -11,16 +11,19 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
-from ..proxies._log import JsonFormatter, TextFormatter
+from ..proxies._log import JsonFormatter, TextFormatter, logger
 from ..proxies._server import say_listening
 from ._inherited import inherited_listeners
 from ._options import CannotStartError, limits_of
+from ._signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from ._stderr import StderrHandler, stderr_lines
 
 #: The function that opens targets, made of the options; OSError and ValueError end the program.
 Make = Callable[[argparse.Namespace], OpenTarget]
@@ -155,15 +158,21 @@ async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) ->
 
 def _obey_signals(server: ProxyServer) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, server.stop)
+    calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
+    for number, call in calls.items():
         try:
-            loop.add_signal_handler(number, server.stop)
+            loop.add_signal_handler(number, call)
         except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.stop))
+            signal.signal(number, lambda *_, call=call: loop.call_soon_threadsafe(call))
+    if sys.platform != "win32":
+        # Whoever has started it may have had them blocked, and that is inherited.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, calls)
 
 
 def _start_log(options: argparse.Namespace) -> None:
-    handler = logging.StreamHandler()
+    lines = stderr_lines()
+    handler = logging.NullHandler() if lines is None else StderrHandler(lines)
     if options.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
@@ -171,6 +180,18 @@ def _start_log(options: argparse.Namespace) -> None:
         handler.setFormatter(TextFormatter(f"%(asctime)s{worker} %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("freebsd_splice").setLevel(options.log_level.upper())
+    # What Python itself prints, in the middle of the loop's work, is logged in place of that.
+    logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_unraisable(unraisable: Any) -> None:
+    logger.error(
+        "%s: %r",
+        unraisable.err_msg or "Exception ignored in",
+        unraisable.object,
+        exc_info=(unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback),
+    )
 
 
 def _raise_descriptor_limit() -> None:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from ..proxies._log import fields, logger
+from ._signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 
 assert sys.platform != "win32"  # which has no fork(2)
 
-#: Serves as the worker of that number, until the descriptor of the parent can be read.
+#: Serves as the worker of that number, and hears of the parent from that descriptor.
 Work = Callable[[int, int], object]
 
-#: What the parent tells its workers to stop with.  SIGINT and SIGTERM are for the parent alone, and
-#: workers ignore them: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
-#: with the parent's that would be two, which cuts connections.
-STOP = signal.SIGUSR1
-
 #: What the parent waits for.
-_WATCHED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset({*STOPPING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+
+#: What it writes to each worker at each signal that stops.  Workers themselves ignore all of these
+#: signals: Ctrl-C in a terminal and systemd send theirs to all processes at once, and with the
+#: parent's word that would be two, which cuts connections.
+_STOP = b"!"
 
 #: A worker that has died sooner than that is started again only then, seconds after its start.
 _SHORT_LIFE = 1.0
@@ -57,28 +60,35 @@ def supervise(
 ) -> None:
     """Run so many workers until they have ended; one that dies before a signal is replaced.
 
-    At each SIGINT or SIGTERM they are sent STOP, which a worker begins with blocked.  ``ready`` is
-    called once that is so, ``stopping`` at every signal, before they hear of it, and
-    ``before_fork`` before each worker's start, as it begins with what this process knows.
+    At each SIGINT or SIGTERM they are told to stop.  ``ready`` is called once that is so,
+    ``stopping`` at every such signal, before they hear of it, and ``before_fork`` before each
+    worker's start, as it begins with what this process knows.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*_WATCHED, STOP})
-    # SIGCHLD is discarded, blocked or not, where nobody has asked for it.
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    for number in _WATCHED:
+        # A signal that is ignored, as SIGCHLD is by default, is discarded, blocked or not.
+        signal.signal(number, lambda *_: None)
     ready()
     _Supervisor(count, work, stopping, before_fork).run()
 
 
 def obey(parent: int, stop: Callable[[], object]) -> None:
-    """In a worker's loop: ``stop`` at every STOP, and at the parent's end."""
+    """In a worker's loop: ``stop`` whenever the parent says so, and once it has ended."""
     loop = asyncio.get_running_loop()
+    stopped = False
 
-    def orphaned() -> None:
-        loop.remove_reader(parent)
-        stop()
+    def hear() -> None:
+        nonlocal stopped
+        said = os.read(parent, 64)
+        for _ in said:
+            stop()
+        if not said:
+            loop.remove_reader(parent)
+            if not stopped:  # a second time would cut what is live
+                stop()
+        stopped = True
 
-    loop.add_reader(parent, orphaned)
-    loop.add_signal_handler(STOP, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP,))
+    loop.add_reader(parent, hear)
 
 
 class _Supervisor:
@@ -96,8 +106,8 @@ class _Supervisor:
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
         self._stopping = False
-        # Nobody writes to it: that it can be read means that its other end is gone.
-        self._parent, self._held = os.pipe()
+        #: By the worker's number; that they are closed is how a worker knows of this one's end.
+        self._pipes: dict[int, int] = {}
 
     def run(self) -> None:
         self._start_missing()
@@ -105,16 +115,19 @@ class _Supervisor:
             number = signal.sigwait(_WATCHED)
             if number == signal.SIGCHLD:
                 self._reap()
-            elif number in (signal.SIGINT, signal.SIGTERM):
+            elif number in STOPPING:
                 self._stop()
+            elif number in WITHOUT_EFFECT:
+                say_without_effect(number)
             self._start_missing()
 
     def _stop(self) -> None:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
-        for process in self._live:
-            os.kill(process, STOP)
+        for pipe in self._pipes.values():
+            with contextlib.suppress(OSError):  # it has just ended, or has not read the last 65,536
+                os.write(pipe, _STOP)
 
     def _reap(self) -> None:
         while self._live:
@@ -123,7 +136,10 @@ class _Supervisor:
                 return
             # Others' children become ours where we were exec'ed by their parent, or are process 1.
             number = self._live.pop(process, None)
-            if number is not None and not self._stopping:
+            if number is None:
+                continue
+            os.close(self._pipes.pop(number))
+            if not self._stopping:
                 ended = os.waitstatus_to_exitcode(status)
                 logger.error(
                     "worker %d (process %d) has died: %s",
@@ -151,31 +167,41 @@ class _Supervisor:
         self._started[number] = time.monotonic()
         self._before_fork()
         try:
-            process = os.fork()
-        except OSError as error:  # too many processes, too little memory: it may pass
+            hears, says = os.pipe()
+            try:
+                process = os.fork()
+            except OSError:
+                os.close(hears)
+                os.close(says)
+                raise
+        except OSError as error:  # too many processes or descriptors, too little memory: may pass
             cannot = fields("worker not started", worker=number, error=error.strerror)
             logger.error("cannot start worker %d: %s", number, error.strerror, extra=cannot)
             self._missing.append(number)
             return
-        if process:
-            self._live[process] = number
-        else:
-            self._be_worker(number)
+        self._pipes[number] = says
+        if not process:
+            self._be_worker(number, hears)
+        os.close(hears)
+        os.set_blocking(says, False)
+        self._live[process] = number
 
-    def _be_worker(self, number: int) -> None:
+    def _be_worker(self, number: int, hears: int) -> NoReturn:
         status = 1
         try:
-            os.close(self._held)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for meant_for_parent in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(meant_for_parent, signal.SIG_IGN)
+            for says in self._pipes.values():
+                os.close(says)  # or the others' workers would not hear of the parent's end
+            for handled in _WATCHED - {signal.SIGCHLD, signal.SIGALRM}:
+                signal.signal(handled, signal.SIG_IGN)
+            for handled in (signal.SIGCHLD, signal.SIGALRM):
+                signal.signal(handled, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-            self._work(number, self._parent)
+            self._work(number, hears)
             status = 0
         except BaseException:
             failed = fields("worker failed", worker=number)
             logger.exception("worker %d has failed", number, extra=failed)
         finally:
             with contextlib.suppress(Exception):
-                sys.stderr.flush()
+                logging.shutdown()  # what is logged is on its way
             os._exit(status)  # what is registered to run at the end is the parent's

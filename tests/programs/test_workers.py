@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice._cli import _choosing, _serving, _workers
+from freebsd_splice._cli import _choosing, _serving, _signals, _workers
 from freebsd_splice.proxies import Address, Passwords
 from freebsd_splice.proxies._listening import listen_on
 from freebsd_splice.proxies._passwords import make_entry
@@ -93,14 +93,13 @@ forward.serve = partial(forward.serve, before_fork=lambda: print("another worker
 
 #: Whoever stops the program does so when its workers have not yet said what to do then.
 STOPPED_AT_THE_START = """
-import os, signal, time
+import os, select, signal
 import freebsd_splice._cli._workers as workers
 obey = workers.obey
-def obey_late(*arguments):
+def obey_late(parent, stop):
     os.kill(os.getppid(), signal.SIGTERM)
-    while workers.STOP not in signal.sigpending():
-        time.sleep(0.01)
-    obey(*arguments)
+    select.select([parent], [], [])
+    obey(parent, stop)
 workers.obey = obey_late
 """
 
@@ -181,7 +180,7 @@ def test_one_signal_lets_live_connections_end_and_a_second_one_cuts_them(
     assert not front.find("ERROR|Traceback")
 
 
-def test_a_signal_that_comes_before_its_handler_is_kept_for_it(
+def test_a_word_to_stop_that_comes_early_is_kept(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
     front = forwarder(echo_server.address, "--workers", "2", patch=STOPPED_AT_THE_START)
@@ -193,13 +192,14 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     front = forwarder(echo_server.address, "--workers", "2")
     connect_until(front, lambda: len(workers_of(front)) == 2)
     for worker in workers_of(front):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (*_signals.STOPPING, *_signals.WITHOUT_EFFECT):
             os.kill(worker, number)
     with closing_all() as clients:
         for _ in range(10):
             serve_one(front, clients)
     assert front.stop() == 0
     assert len(front.find("stopping: ")) == 2, front.text
+    assert not front.find("SIG|has died")
 
 
 def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(
@@ -251,7 +251,8 @@ def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_
     )
     with closing(_Pipe(supervisor)):
         supervisor._start_missing()
-        supervisor._missing.append(1)  # it has died
+        os.close(supervisor._pipes.pop(1))  # it has died
+        supervisor._missing.append(1)
         supervisor._start_missing()
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
@@ -365,6 +366,26 @@ def test_workers_end_with_their_parent(
         assert exchange(clients[0], b"still here") == b"still here"
     front.end()  # all hold the pipe that it reads to the end
     until(lambda: not any(map(_exists, workers_of(front))))
+
+
+def test_their_parents_end_cuts_nothing_while_they_are_stopping(
+    echo_server: Server, forwarder: StartForwarder, opened: ExitStack
+) -> None:
+    front = forwarder(echo_server.address, "--workers", "2", "--grace", "1000")
+    connect_until(front, lambda: len(workers_of(front)) == 2)
+    for worker in workers_of(front):
+        opened.callback(_kill, worker)
+    with closing_all() as clients:
+        serve_one(front, clients)
+        front.signal(signal.SIGTERM)
+        front.expect("stopping: ", 2)
+        front.process.kill()
+        front.process.wait()
+        # The other one, which serves nobody, has nothing to wait for.
+        until(lambda: sum(map(_exists, workers_of(front))) == 1)
+        assert exchange(clients[0], b"still here") == b"still here"
+    front.end()
+    assert not front.find("cutting")
 
 
 def _kill(process: int) -> None:
@@ -511,8 +532,8 @@ def test_the_alarm_for_the_next_start_is_never_switched_off(
 
 class _Pipe:
     def __init__(self, supervisor: _workers._Supervisor) -> None:
-        self._ends = supervisor._parent, supervisor._held
+        self._supervisor = supervisor
 
     def close(self) -> None:
-        for end in self._ends:
+        for end in self._supervisor._pipes.values():
             os.close(end)
