@@ -158,9 +158,8 @@ class Waitable(ABC, Generic[OutcomeT]):
 
     def _make_callbacks(self) -> None:
         """On a thread for callbacks."""
-        self._over.wait()
         while True:
-            with self._state:
+            with self._state:  # which is held until it is over
                 if not self._callbacks:
                     self._calling = False
                     return

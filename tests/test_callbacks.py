@@ -333,6 +333,43 @@ def test_a_child_that_is_forked_in_one_calls_no_other(
         assert written.read() == f"{parent} "
 
 
+@posix
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_after_shutdown_calls_none_of_those_to_come(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sys.platform != "win32"
+    monkeypatch.setattr(_crew, "USUAL", 1)
+    begun, go_on, closed, end = (threading.Event() for _ in range(4))
+    mine, theirs = os.pipe()
+    parent = os.getpid()
+
+    def stop(_: object) -> None:
+        begun.set()
+        assert go_on.wait(DEADLINE)
+        freebsd_splice.shutdown()
+        closed.set()
+        assert end.wait(DEADLINE)
+
+    called = Called(stop)
+    end_one(harness, called)
+    assert begun.wait(DEADLINE)
+    last = Called(lambda _: os.write(theirs, b"%d " % os.getpid()))
+    end_one(harness, last)
+    go_on.set()
+    assert closed.wait(DEADLINE)
+    child = os.fork()
+    if not child:
+        freebsd_splice.shutdown()
+        os._exit(0)
+    os.waitpid(child, 0)
+    end.set()
+    last.result()
+    os.close(theirs)
+    with os.fdopen(mine) as written:
+        assert written.read() == f"{parent} "
+
+
 def test_the_program_ends_only_after_a_callback_that_has_called_shutdown() -> None:
     program = """
 import socket, threading, time
@@ -360,14 +397,19 @@ def test_without_a_thread_to_be_had_they_are_called_at_the_latest_by_shutdown(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     class NoThreads(RecordingPort):
+        refused = 0
+
         def run(self, step: Any, name: str) -> Any:
             if "callbacks" in name:
+                self.refused += 1
                 raise RuntimeError("can't start new thread")
             return super().run(step, name)
 
     called = Called()
-    with runtime(NoThreads()):
+    port = NoThreads()
+    with runtime(port):
         end_one(harness, called)
-        harness.until(lambda: "calls wait for it" in caplog.text, "a line that says so")
+        harness.until(lambda: port.refused > 2, "more tries")
     called.result()
+    assert "calls wait for it" in caplog.text
     assert len(caplog.records) == 1

@@ -123,6 +123,25 @@ def test_without_a_thread_and_a_descriptor_the_next_call_tries_again(
     assert made[1].wait(DEADLINE)
 
 
+def test_without_a_descriptor_to_watch_by_the_next_call_tries_again(
+    crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    let_go = threading.Event()
+    made = [threading.Event() for _ in range(2)]
+    for _ in range(USUAL):
+        crew.submit(lambda: let_go.wait(DEADLINE))
+    with monkeypatch.context() as patch:
+        patch.setattr(port, "poller", refuse)
+        crew.submit(made[0].set)
+    crew.submit(made[1].set)
+    assert made[0].wait(DEADLINE)
+    assert made[1].wait(DEADLINE)
+    let_go.set()
+
+
 def test_what_no_thread_was_to_be_had_for_is_done_by_the_close(port: CountingPort) -> None:
     watcher = Watcher(port)
     crew = Crew(port, watcher)

@@ -191,10 +191,7 @@ class _Supervisor:
         try:
             for says in self._pipes.values():
                 os.close(says)  # or the others' workers would not hear of the parent's end
-            for handled in _WATCHED - {signal.SIGCHLD, signal.SIGALRM}:
-                signal.signal(handled, signal.SIG_IGN)
-            for handled in (signal.SIGCHLD, signal.SIGALRM):
-                signal.signal(handled, signal.SIG_DFL)
+            # Their handlers do nothing, here as in the parent.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             self._work(number, hears)
             status = 0

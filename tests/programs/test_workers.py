@@ -254,6 +254,9 @@ def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_
         os.close(supervisor._pipes.pop(1))  # it has died
         supervisor._missing.append(1)
         supervisor._start_missing()
+        # A worker that reads nothing holds up nobody, however many signals come.
+        assert not any(os.get_blocking(pipe) for pipe in supervisor._pipes.values())
+        supervisor._stop()  # nor does one that has just died: these have no reader
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
 
@@ -310,6 +313,9 @@ def test_workers_that_die_at_once_are_started_again_only_after_a_while(
     assert time.monotonic() - start > 0.6  # less what this process slept on of the first 0.4
     for number in (0, 1):
         assert front.find(f"ERROR worker {number} ")
+    if sys.platform == "linux":
+        front.expect("has died", 8)
+        assert front.descriptors()["pipe"] <= 2 + 2  # its output, and one for each of them
     assert front.stop() == 0
     # Two at the beginning, and two after each 0.4 s.
     assert len(front.find("has died")) <= 2 + 2 * (time.monotonic() - start + 1) / 0.4
