@@ -131,14 +131,17 @@ class Lines:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                item = self._waiting.popleft()
-            self._deliver(item)
-            with self._changed:
-                self._undone -= 1
-                self._size -= 0 if isinstance(item, int) else len(item)
-                self._changed.notify_all()
+            self._write_next()
+
+    def _write_next(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            item = self._waiting.popleft()
+        self._deliver(item)
+        with self._changed:
+            self._undone -= 1
+            self._size -= 0 if isinstance(item, int) else len(item)
+            self._changed.notify_all()
 
     def _deliver(self, item: str | int) -> None:
         lines = 1

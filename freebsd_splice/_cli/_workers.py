@@ -24,9 +24,9 @@ Work = Callable[[int, int], object]
 #: What the parent waits for.
 _WATCHED = frozenset({*STOPPING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
 
-#: What it writes to each worker at each signal that stops.  Workers themselves ignore all of these
-#: signals: Ctrl-C in a terminal and systemd send theirs to all processes at once, and with the
-#: parent's word that would be two, which cuts connections.
+#: What it writes to each worker at each signal that stops.  Workers themselves have all of these
+#: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and with
+#: the parent's word that would be two, which cuts connections.
 _STOP = b"!"
 
 #: A worker that has died sooner than that is started again only then, seconds after its start.
@@ -191,8 +191,7 @@ class _Supervisor:
         try:
             for says in self._pipes.values():
                 os.close(says)  # or the others' workers would not hear of the parent's end
-            # Their handlers do nothing, here as in the parent.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+            # What the parent waits for stays blocked here: it is for the parent alone.
             self._work(number, hears)
             status = 0
         except BaseException:

@@ -270,14 +270,49 @@ def test_a_pipe_that_was_made_non_blocking_is_waited_for() -> None:
     """Its open file is shared: by a terminal's other programs, for instance."""
     assert (
         run("""
+import threading
+write, full = os.write, threading.Event()
+def write_and_tell(descriptor, data):
+    try:
+        return write(descriptor, data)
+    except BlockingIOError:
+        full.set()
+        raise
 filled = fill()
 os.set_blocking(far, False)
+os.write = write_and_tell
 lines.put("first")
 lines.put("second")
+full.wait()
 read(filled)
 print(read(13), end="")
 """)
         == "first\nsecond\n"
+    )
+
+
+def test_it_is_filled_again_only_once_half_is_written() -> None:
+    """Else every other line would say how many were dropped."""
+    assert (
+        run("""
+def refuse(*arguments):
+    raise RuntimeError("can't start new thread")
+stderr.start_thread = refuse
+stderr.MOST_WAITING = 100
+for number in range(12):
+    lines.put(f"number {number:3}")  # 10 characters
+lines._write_next()
+lines.put("dropped too")
+for _ in range(5):
+    lines._write_next()
+lines.put("the next")
+for _ in range(5 + 2):
+    lines._write_next()
+os.close(far)
+print(os.read(near, 1000).decode(), end="")
+""")
+        == "".join(f"number {number:3}\n" for number in range(11))
+        + "2 lines were dropped\nthe next\n"
     )
 
 
@@ -387,6 +422,22 @@ serving._listen = fail
     assert run.end() == 1
     assert len(run.lines) == 101
     assert run.lines[-1] == "freebsd-splice: at last"
+
+
+def test_a_command_without_a_log_says_what_is_wrong_before_it_ends(
+    program: Callable[..., Program],
+) -> None:
+    patch = """
+import os, time
+write = os.write
+def write_late(*arguments):
+    time.sleep(0.2)
+    return write(*arguments)
+os.write = write_late
+"""
+    run = program("-c", f"{patch}\n{RUN_MAIN}", "password", "alice")
+    assert run.end() == 1
+    assert run.lines == ["freebsd-splice: the password is empty"]
 
 
 def test_why_it_cannot_start_is_waited_for_with_a_bound(
