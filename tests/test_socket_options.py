@@ -227,8 +227,8 @@ def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def running() -> _emulation_copier.Copier:
-    assert _emulation._running is not None
-    return _emulation._running
+    assert _emulation._running.made is not None
+    return _emulation._running.made
 
 
 def count_serves(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from functools import partial
 
@@ -13,6 +14,10 @@ from ._turns import Turns
 #: Look-ups under way at a time.  Clients choose the names, and those whose name servers don't
 #: answer keep a thread for as long as the system tries.
 MOST_LOOK_UPS = 64
+
+#: Free descriptors with which a look-up that fails has not lacked any: it takes some four, and for
+#: each client that is accepted some eleven are taken for a moment.
+_ENOUGH = 20
 
 #: Of these, those of one client.
 MOST_OF_ONE_CLIENT = 8
@@ -33,8 +38,32 @@ class Resolver:
     async def look_up(self, address: Address, seconds: float, client: str = "") -> list[Resolved]:
         """All that it stands for.  ``client`` is whose turn it takes.
 
-        Raises asyncio.TimeoutError, and what ``_addresses.look_up`` raises.
+        Raises asyncio.TimeoutError, OSError for lack of descriptors, and what
+        ``_addresses.look_up`` raises.
         """
         with contextlib.suppress(socket.gaierror, UnicodeError):
             return look_up(address, socket.AI_NUMERICHOST)
-        return await self._turns.do(address, client, lambda: look_up(address), seconds)
+        return await self._turns.do(address, client, partial(_look_up, address), seconds)
+
+
+def _look_up(address: Address) -> list[Resolved]:
+    """In a thread.  Raises OSError (EMFILE, ENFILE) where there were no descriptors to do it with.
+
+    The C library says then that there is no such name: it can't read its files, or ask anybody.
+    """
+    try:
+        return look_up(address)
+    except socket.gaierror:
+        _check_descriptors()
+        raise
+
+
+def _check_descriptors() -> None:
+    """Whether so many are free that a look-up can't have lacked any while others took theirs."""
+    held: list[int] = list(os.pipe())
+    try:
+        while len(held) < _ENOUGH:
+            held.append(os.dup(held[0]))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)

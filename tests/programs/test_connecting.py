@@ -236,6 +236,25 @@ def test_a_look_up_that_lacks_memory_is_a_shortage(slow_names: SlowNames) -> Non
     assert not isinstance(caught.value, TargetError)
 
 
+def test_a_name_that_is_unknown_for_lack_of_descriptors_is_a_shortage(
+    slow_names: SlowNames,
+) -> None:
+    """The C library can't read its files then, and says that there is no such name."""
+    slow_names.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    slow_names.answer.set()
+
+    async def dial() -> None:
+        dialer = Dialer(PATIENCE)
+        with pytest.raises(TargetError):
+            await dialer.dial(Address("some.name", 80))
+        with descriptors_left(12), pytest.raises(OSError) as caught:
+            await dialer.dial(Address("other.name", 80))
+        assert caught.value.errno == errno.EMFILE
+        assert not isinstance(caught.value, TargetError)
+
+    asyncio.run(dial())
+
+
 def test_one_client_leaves_threads_to_the_others(
     slow_names: SlowNames, echo_server: Server
 ) -> None:

@@ -30,7 +30,8 @@ def test_with_too_few_descriptors_every_client_is_served_in_the_end(
             assert client.recv(2) == f"{number:02}".encode()
             client.close()
     front.expect(r"2 bytes up, 2 bytes down, eof", 60)
-    assert len(front.find("WARNING")) == 1, front.text
+    # A look-up can begin another shortage behind the first.
+    assert len(front.find("WARNING")) == len(front.find("accepting pauses")), front.text
     assert not front.find("ERROR")
 
 
