@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from .._errors import BackendUnavailable
+from .._errors import BackendUnavailable, why
 from .._flow import Reason
 from .._pair_policy import Closing
 from .._port import Endpoint
@@ -285,4 +285,4 @@ def _left(timeout: float | None, started: float) -> float | None:
 
 def _why(outcome: Outcome) -> str:
     reason = outcome.reason.value
-    return f"{reason} ({outcome.error.strerror})" if outcome.error is not None else reason
+    return f"{reason} ({why(outcome.error)})" if outcome.error is not None else reason

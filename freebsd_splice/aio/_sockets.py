@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Any, cast
 
 from .._reset import reset_on_close
 from .._runtime import current
 from .._send_queue import unacknowledged
 from ._sides import SocketSide, hangs_up
+
+#: Keeps a call from blocking the loop whatever the program has done to the socket's flags.
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
 #: Windows' usual loop.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
@@ -63,19 +67,23 @@ class CopiedSocket:
 
     async def receive(self, count: int) -> bytes:
         """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
+        pauses = _pauses()
         while True:
             try:
-                return self._socket.recv(count)
+                return self._socket.recv(count, _DONT_WAIT)
             except BlockingIOError:
                 await self._ready(to_read=True)
+                await asyncio.sleep(next(pauses))
 
     async def send(self, data: memoryview) -> int:
         """How many it has taken.  Cancelled, it has taken none."""
+        pauses = _pauses()
         while True:
             try:
-                return self._socket.send(data)
+                return self._socket.send(data, _DONT_WAIT)
             except BlockingIOError:
                 await self._ready(to_read=False)
+                await asyncio.sleep(next(pauses))
 
     async def sent(self) -> None:
         """``send`` has waited already."""
@@ -116,6 +124,19 @@ class CopiedSocket:
             await ready
         finally:
             forget(self._socket)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait before a call is made again that was told it could be made.
+
+    None at first; ever more where it could not: a message in the socket's error queue, which is its
+    owner's to read, is reported as readiness for as long as it is there.
+    """
+    yield 0.0
+    seconds = 0.001
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, 0.25)
 
 
 def _nobody() -> None:

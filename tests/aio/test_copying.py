@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple, cast
 
@@ -554,3 +555,46 @@ def test_a_defect_is_no_outcome(contexts: Contexts) -> None:
         reading.cancel()
 
     play_tls("asyncio", contexts, case)
+
+
+@every_loop
+@pytest.mark.skipif(sys.platform != "linux", reason="error queues are Linux's")
+@pytest.mark.parametrize("noticed", ["source", "drain"])
+def test_a_message_in_the_error_queue_spins_no_copying(
+    name: str, noticed: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported as readiness for as long as its owner leaves it there."""
+    told = 0
+    ready = CopiedSocket._ready
+
+    async def counting(self: CopiedSocket, *, to_read: bool) -> None:
+        nonlocal told
+        await ready(self, to_read=to_read)
+        told += 1
+
+    monkeypatch.setattr(CopiedSocket, "_ready", counting)
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        plain, peer = await net.socket(small=True)
+        # SO_TIMESTAMPING: of what is sent, when it has left, without its bytes.
+        plain.setsockopt(socket.SOL_SOCKET, 37, 2 | 16 | 2048)
+        plain.send(b"notice")
+        assert await peer.read(6) == b"notice"
+        if noticed == "source":
+            splicing = asyncio.ensure_future(aio.splice(plain, near))
+        else:
+            splicing = asyncio.ensure_future(aio.splice(near, plain))
+            far[1].write(bytes(1_000_000))  # more than it takes
+            await net.until(lambda: told)
+        await asyncio.sleep(0.2)
+        assert told < 100
+        if noticed == "source":
+            await peer.write(b"behind the notice")
+            assert await far[0].readexactly(17) == b"behind the notice"
+        else:
+            assert len(await peer.read(1_000_000)) == 1_000_000
+        splicing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await splicing
+
+    play_tls(name, contexts, case)
