@@ -10,6 +10,8 @@ import socket
 import sys
 from contextlib import suppress
 
+from ._tcp import State, linux_state
+
 if sys.platform != "win32":
     import fcntl
     import termios
@@ -26,7 +28,6 @@ __all__ = [
 #: Linux's numbers, which the socket module doesn't have.
 _SO_PEEK_OFF = 42
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-_TCP_CLOSE = 7  # the first byte of TCP_INFO, on a connection that is over
 
 #: What a router, or a missing route, says of a connection.
 _MESSAGES = {
@@ -95,8 +96,8 @@ def is_survived(asked: socket.socket, error: int) -> bool:
     if sys.platform != "linux" or error not in _MESSAGES:
         return False
     with suppress(OSError):
-        state = asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        return state != _TCP_CLOSE and not _wants_messages(asked)
+        state = linux_state(asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+        return state is not State.CLOSED and not _wants_messages(asked)
     return False
 
 

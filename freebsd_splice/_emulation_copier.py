@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from . import _emulation_readiness
+from . import _emulation_readiness, _tcp
 from ._borrow import Borrowed
 from ._callers_options import (
     lower_read_mark,
@@ -23,7 +23,6 @@ from ._callers_options import (
     unread,
 )
 from ._emulation_sockets import (
-    HAS_INODES,
     PEEK,
     RECEIVE,
     SEND,
@@ -208,7 +207,7 @@ class Copier:
     def _find(self, wanted: _Held) -> _Splice | None:
         """The splice of a source. Without inodes a broken connection is known by its number."""
         found = self._by_source.get(wanted.socket)
-        if found is None and not HAS_INODES:
+        if found is None and not _tcp.HAS_INODES:
             for other in self._by_source.values():
                 held = other.source
                 if held.number == wanted.number and is_same(held.socket, wanted.socket):

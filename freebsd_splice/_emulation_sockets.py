@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import os
 import select
@@ -12,10 +11,12 @@ import sys
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
+from . import _tcp
 from ._errors import refusal
+from ._tcp import KERNEL_TLS, State, bsd_state, identity, linux_state, peer_of
 
-# Linux tells two sockets apart by inode. Elsewhere only a connection's two addresses do.
-HAS_INODES = sys.platform.startswith("linux")
+__all__ = ["State", "identity"]
+
 _HAS_ERROR_QUEUES = sys.platform.startswith("linux")
 OWN_DESCRIPTORS = "/proc/self/fd"
 MOST_TRIED = 65536
@@ -23,36 +24,6 @@ MOST_TRIED = 65536
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
 RECEIVE = getattr(socket, "MSG_DONTWAIT", 0)
 SEND = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
-
-
-_TLS = {  # the options that tell of KTLS, by system and direction
-    ("linux", True): (282, 1),  # SOL_TLS, TLS_TX
-    ("linux", False): (282, 2),  # SOL_TLS, TLS_RX
-    ("freebsd", True): (socket.IPPROTO_TCP, 40),  # TCP_TXTLS_MODE
-    ("freebsd", False): (socket.IPPROTO_TCP, 42),  # TCP_RXTLS_MODE
-}
-
-
-class State(enum.Enum):
-    """What splicing needs to know of a connection's state."""
-
-    CLOSED = enum.auto()  # never connected, or broken, or over in both directions
-    LISTENING = enum.auto()
-    CONNECTING = enum.auto()
-    OPEN = enum.auto()
-    SHUT_DOWN = enum.auto()  # we have said that no more will be written
-
-
-_OPTION: int | None
-if sys.platform.startswith("linux"):
-    _OPTION = socket.TCP_INFO
-    _SHUT_DOWN, _OPEN, _CONNECTING, _LISTENING = {4, 5, 9, 11}, {1, 8}, {2, 3, 12}, {10}
-else:
-    # The BSDs' tcp_fsm.h. macOS gives the state in TCP_CONNECTION_INFO; Windows doesn't tell.
-    _OPTION = (
-        0x106 if sys.platform == "darwin" else 32 if sys.platform.startswith("freebsd") else None
-    )
-    _SHUT_DOWN, _OPEN, _CONNECTING, _LISTENING = {6, 7, 8, 9}, {4, 5}, {2, 3}, {1}
 
 
 def tcp_state(asked: socket.socket) -> State:
@@ -65,21 +36,13 @@ def tcp_state(asked: socket.socket) -> State:
         if error.errno in (errno.ECONNRESET, errno.EINVAL) and _is_stream(asked):
             return State.CLOSED  # how the BSDs speak of a broken connection
         raise refusal(errno.EPROTONOSUPPORT, "only TCP sockets can be spliced") from None
-    if _OPTION is None:
+    if _tcp.STATE_OPTION is None:
         return _guessed_state(asked)
     try:
-        number = asked.getsockopt(socket.IPPROTO_TCP, _OPTION, 1)[0]
+        number = asked.getsockopt(socket.IPPROTO_TCP, _tcp.STATE_OPTION, 1)[0]
     except OSError:
         return State.CLOSED
-    for state, numbers in (
-        (State.OPEN, _OPEN),
-        (State.SHUT_DOWN, _SHUT_DOWN),
-        (State.CONNECTING, _CONNECTING),
-        (State.LISTENING, _LISTENING),
-    ):
-        if number in numbers:
-            return state
-    return State.CLOSED
+    return linux_state(number) if sys.platform == "linux" else bsd_state(number)
 
 
 def _is_stream(asked: socket.socket) -> bool:
@@ -92,43 +55,30 @@ def _guessed_state(asked: socket.socket) -> State:
     """Without TCP_INFO a shut down socket looks open until send says otherwise."""
     if asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return State.LISTENING
-    return State.CLOSED if _peer(asked) is None else State.OPEN
+    return State.CLOSED if peer_of(asked) is None else State.OPEN
 
 
 def does_tls(asked: socket.socket, *, sending: bool) -> bool:
     """Does the kernel encrypt what is sent, or decrypt what is received (KTLS)?"""
-    level, option = _TLS.get((sys.platform.rstrip("0123456789"), sending), (0, 0))
+    options = KERNEL_TLS.get(sys.platform.rstrip("0123456789"))
+    if options is None:
+        return False
     try:
-        return level != 0 and any(asked.getsockopt(level, option, 4))
+        return any(asked.getsockopt(*options[0 if sending else 1], 4))
     except OSError:
         return False
 
 
-def identity(asked: socket.socket) -> Hashable:
-    """Equal for two descriptors of one socket, different for two sockets."""
-    if HAS_INODES:
-        status = os.fstat(asked.fileno())
-        return status.st_dev, status.st_ino
-    return asked.getsockname(), _peer(asked)
-
-
-def _peer(asked: socket.socket) -> object:
-    try:
-        return asked.getpeername()
-    except OSError:
-        return None
-
-
 def is_same(known: Hashable, now: Hashable) -> bool:
     """Is it the socket known from before? A broken connection has lost its peer's address."""
-    if HAS_INODES or known == now:
+    if _tcp.HAS_INODES or known == now:
         return known == now
     return isinstance(known, tuple) and now == (known[0], None)
 
 
 def own_sockets() -> Iterator[tuple[int, Hashable]]:
     """This process's descriptors and what they are, where inodes tell."""
-    if sys.platform == "win32" or not HAS_INODES:
+    if sys.platform == "win32" or not _tcp.HAS_INODES:
         return
     numbers: Iterable[int]
     try:

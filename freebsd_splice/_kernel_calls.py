@@ -14,6 +14,7 @@ import sys
 from . import _abi
 from ._kernel_events import KqueueEndEvents, PollGlances
 from ._kernel_port import Capabilities, capabilities_of
+from ._tcp import KERNEL_TLS
 
 __all__ = ["SystemKernelCalls"]
 
@@ -22,8 +23,7 @@ if sys.platform != "win32":
     import termios
 
     TCP_INFO = 32
-    TCP_TXTLS_MODE = 40
-    TCP_RXTLS_MODE = 42
+    SENT_TLS, RECEIVED_TLS = KERNEL_TLS["freebsd"]
     SO_SNDLOWAT = 0x1003
     FIONSPACE = 0x40046676
     OPENBSD_TCP_NOPUSH = 0x10  # its netinet/tcp.h; FreeBSD's, which nobody needs here, is 4
@@ -62,11 +62,11 @@ if sys.platform != "win32":
 
         def transmit_tls_mode(self, descriptor: int) -> int:
             """getsockopt(TCP_TXTLS_MODE)."""
-            return _integer(_abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_TXTLS_MODE, 4))
+            return _integer(_abi.read_option(descriptor, *SENT_TLS, 4))
 
         def receive_tls_mode(self, descriptor: int) -> int:
             """getsockopt(TCP_RXTLS_MODE)."""
-            return _integer(_abi.read_option(descriptor, socket.IPPROTO_TCP, TCP_RXTLS_MODE, 4))
+            return _integer(_abi.read_option(descriptor, *RECEIVED_TLS, 4))
 
         def writable_now(self, descriptor: int) -> bool:
             """poll(2) for POLLOUT, without waiting."""

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from ._kernel_port import KernelCalls
 from ._splice_checks import (
-    SYN_RECEIVED,
-    SYN_SENT,
     DrainUse,
     decrypts,
     drain_error,
@@ -16,6 +14,7 @@ from ._splice_checks import (
     is_tcp,
     tcp_state,
 )
+from ._tcp import State
 
 if TYPE_CHECKING:
     from ._sockets import SharedSocket
@@ -28,7 +27,7 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
     for shared in (source, drain):
         if not is_tcp(calls, shared.endpoint.fileno()):
             return f"{shared.original!r} is not a TCP socket"
-    if tcp_state(calls, source.endpoint.fileno()) in (SYN_SENT, SYN_RECEIVED):
+    if tcp_state(calls, source.endpoint.fileno()) is State.CONNECTING:
         return f"{source.original!r} is still connecting"
     if decrypts(calls, source.endpoint.fileno()):
         return f"the kernel decrypts what {source.original!r} receives (KTLS)"

@@ -14,9 +14,7 @@ from collections.abc import Callable
 
 from ._errors import refusal
 from ._kernel_port import KernelCalls
-
-#: The states of tcp_fsm.h, as the first byte of TCP_INFO tells them.
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIRST_SHUT_DOWN = 1, 2, 3, 4, 5, 6
+from ._tcp import State, bsd_state
 
 _POISONED = (
     "FreeBSD before 15.1 spoils the source when it refuses the drain: only closing the source "
@@ -33,10 +31,10 @@ class DrainUse(enum.Enum):
     UNKNOWN = enum.auto()
 
 
-def tcp_state(calls: KernelCalls, descriptor: int) -> int | OSError:
+def tcp_state(calls: KernelCalls, descriptor: int) -> State | OSError:
     """The state, or what the kernel says in its place: ECONNRESET of a dead connection."""
     try:
-        return calls.tcp_state(descriptor)
+        return bsd_state(calls.tcp_state(descriptor))
     except OSError as error:
         return error
 
@@ -56,15 +54,19 @@ def drain_error(calls: KernelCalls, drain: int) -> OSError | None:
     if isinstance(state, OSError):
         known = (errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK)
         return state if state.errno in known else None
-    if state in (ESTABLISHED, CLOSE_WAIT):
-        return None
-    if state == LISTEN:
-        return refusal(errno.EINVAL, "the drain is a listening socket")
-    if state in (SYN_SENT, SYN_RECEIVED):
-        return refusal(errno.ENOTCONN, "the drain is still connecting; wait until it is writable")
-    if state >= FIRST_SHUT_DOWN:
-        return refusal(errno.EPIPE, "the drain was shut down for writing")
-    return refusal(errno.ENOTCONN, "the drain isn't connected")
+    number, advice = _REFUSED.get(state, (0, ""))
+    return refusal(number, advice) if number else None
+
+
+_REFUSED = {
+    State.LISTENING: (errno.EINVAL, "the drain is a listening socket"),
+    State.CONNECTING: (
+        errno.ENOTCONN,
+        "the drain is still connecting; wait until it is writable",
+    ),
+    State.SHUT_DOWN: (errno.EPIPE, "the drain was shut down for writing"),
+    State.CLOSED: (errno.ENOTCONN, "the drain isn't connected"),
+}
 
 
 def drain_use(calls: KernelCalls, drain: int) -> DrainUse:

@@ -28,6 +28,7 @@ from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
 from ._reset import reset_on_close
 from ._send_queue import unacknowledged
+from ._tcp import HAS_INODES, identity, peer_of
 from ._threads import start as start_thread
 
 logger = logging.getLogger("freebsd_splice")
@@ -79,15 +80,11 @@ class SystemPort:
 
     def identity(self, endpoint: Endpoint) -> object:
         asked = _socket(endpoint)
-        if sys.platform == "linux":
-            status = os.fstat(asked.fileno())
-            return status.st_dev, status.st_ino
-        if asked.family not in (socket.AF_INET, socket.AF_INET6):
+        if HAS_INODES:
+            return identity(asked)
+        if asked.family not in (socket.AF_INET, socket.AF_INET6) or peer_of(asked) is None:
             return None
-        try:
-            return asked.getsockname(), asked.getpeername()
-        except OSError:  # not connected
-            return None
+        return identity(asked)
 
     def close(self, endpoint: Endpoint) -> None:
         duplicate = _socket(endpoint)

@@ -18,6 +18,7 @@ from freebsd_splice import (
     _emulation_copier,
     _emulation_readiness,
     _emulation_sockets,
+    _tcp,
     splice,
     spliced_bytes,
     unsplice,
@@ -213,8 +214,7 @@ def test_closed_splices_are_forgotten_in_the_end(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch, inodes: bool
 ) -> None:
     """And no others."""
-    monkeypatch.setattr(_emulation_sockets, "HAS_INODES", inodes)
-    monkeypatch.setattr(_emulation_copier, "HAS_INODES", inodes)
+    monkeypatch.setattr(_tcp, "HAS_INODES", inodes)
     source, client, drain, server = way
     splice(source, drain)
     closes_many(harness)

@@ -19,6 +19,7 @@ from freebsd_splice import (
     _emulation_copier,
     _emulation_readiness,
     _emulation_sockets,
+    _tcp,
     splice,
     spliced_bytes,
     unsplice,
@@ -302,8 +303,7 @@ def test_select_refuses_a_number_it_cannot_take() -> None:
 @pytest.fixture
 def without_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on systems whose fstat says nothing of a TCP socket."""
-    monkeypatch.setattr(_emulation_sockets, "HAS_INODES", False)
-    monkeypatch.setattr(_emulation_copier, "HAS_INODES", False)
+    monkeypatch.setattr(_tcp, "HAS_INODES", False)
 
 
 @pytest.mark.usefixtures("without_inodes")
@@ -347,7 +347,7 @@ def test_a_stranger_is_known_by_its_addresses(harness: Harness, way: Way) -> Non
 def test_states_are_guessed_where_the_system_does_not_tell(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_emulation_sockets, "_OPTION", None)
+    monkeypatch.setattr(_tcp, "STATE_OPTION", None)
     source, client, drain, server = way
     listener = harness.keep(socket.create_server(("127.0.0.1", 0)))
     for unfit, number in ((listener, errno.EINVAL), (socket.socket(), errno.ENOTCONN)):

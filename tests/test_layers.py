@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
         "_send_queue",
         "_so_splice",
         "_splice_checks",
+        "_tcp",
         "_threads",
     },
     {"_abi", "_pollers", "_kernel_events", "_movers"},
@@ -52,6 +53,7 @@ UNDER_THIN = {
     "_kernel_port",
     "_process",
     "_splice_checks",
+    "_tcp",
     "_threads",
 }
 

@@ -1,0 +1,95 @@
+"""What each system tells of a TCP socket: its state, TLS in the kernel, and which socket it is.
+
+The numbers of all systems stand here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import socket
+import sys
+from collections.abc import Hashable
+
+__all__ = [
+    "HAS_INODES",
+    "KERNEL_TLS",
+    "STATE_OPTION",
+    "State",
+    "bsd_state",
+    "identity",
+    "linux_state",
+    "peer_of",
+]
+
+_LINUX = sys.platform.startswith("linux")
+
+#: Linux tells two sockets apart by inode. Elsewhere only a connection's two addresses do.
+HAS_INODES = _LINUX
+
+
+class State(enum.Enum):
+    """What splicing needs to know of a connection's state."""
+
+    #: Never connected, or broken, or over in both directions.
+    CLOSED = enum.auto()
+    LISTENING = enum.auto()
+    CONNECTING = enum.auto()
+    OPEN = enum.auto()
+    #: We have said that no more will be written.
+    SHUT_DOWN = enum.auto()
+
+
+def linux_state(number: int) -> State:
+    """Of the first byte of TCP_INFO on Linux (include/net/tcp_states.h)."""
+    return _LINUX_STATES.get(number, State.CLOSED)
+
+
+def bsd_state(number: int) -> State:
+    """Of the first byte of TCP_INFO on the BSDs (netinet/tcp_fsm.h): 6 and up are shut down."""
+    return _BSD_STATES.get(number, State.CLOSED if number < 6 else State.SHUT_DOWN)
+
+
+#: The option, at level IPPROTO_TCP, whose first byte is the state. macOS has it in
+#: TCP_CONNECTION_INFO; Windows and OpenBSD aren't asked.
+STATE_OPTION: int | None = {"linux": 11, "freebsd": 32, "darwin": 0x106}.get(
+    sys.platform.rstrip("0123456789")
+)
+
+#: Level and option that tell of TLS in the kernel, by system: for what is sent, and received.
+KERNEL_TLS = {
+    "linux": ((282, 1), (282, 2)),  # SOL_TLS; TLS_TX, TLS_RX
+    # TCP_TXTLS_MODE, TCP_RXTLS_MODE (F22)
+    "freebsd": ((socket.IPPROTO_TCP, 40), (socket.IPPROTO_TCP, 42)),
+}
+
+_LINUX_STATES = {
+    **dict.fromkeys((1, 8), State.OPEN),  # ESTABLISHED, CLOSE_WAIT
+    **dict.fromkeys((4, 5, 9, 11), State.SHUT_DOWN),
+    **dict.fromkeys((2, 3, 12), State.CONNECTING),
+    10: State.LISTENING,
+}
+_BSD_STATES = {
+    **dict.fromkeys((4, 5), State.OPEN),  # ESTABLISHED, CLOSE_WAIT
+    **dict.fromkeys((2, 3), State.CONNECTING),
+    1: State.LISTENING,
+}
+
+
+def identity(asked: socket.socket) -> Hashable:
+    """Equal for two descriptors of one socket, different for two sockets.
+
+    Without inodes that is a connection's two addresses, of which a broken one has lost the second.
+    """
+    if HAS_INODES:
+        status = os.fstat(asked.fileno())
+        return status.st_dev, status.st_ino
+    return asked.getsockname(), peer_of(asked)
+
+
+def peer_of(asked: socket.socket) -> object:
+    """Its peer's address; None: it has none, or none any more."""
+    try:
+        return asked.getpeername()
+    except OSError:
+        return None
