@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ._flow import End, Reason
+from ._flow import End, Reason, closed_or
 from ._movers import MoverRefusedError
 from ._port import Endpoint
 
@@ -21,8 +21,6 @@ logger = logging.getLogger("freebsd_splice")
 
 #: How often a flow may go back to its source in one turn before the others have theirs.
 MOVES_A_TURN = 16
-#: Reasons that a closed socket stands before.
-_BY_HAND = (Reason.TIMEOUT, Reason.IDLE, Reason.CANCELLED)
 #: Asked of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
@@ -223,8 +221,8 @@ class EngineFlow:
             failure = self._drain_failure()
             if failure is not None:
                 reason, error = Reason.DRAIN_ERROR, failure
-            elif reason in _BY_HAND and self._was_closed():
-                reason = Reason.CLOSED
+            else:
+                reason = closed_or(reason, self._port, self._source_socket, self._drain_socket)
         self._end = End(
             reason=reason,
             moved=self._moved,
@@ -239,10 +237,6 @@ class EngineFlow:
     def _drain_failure(self) -> OSError | None:
         with self._drain_socket.lock:
             return self._drain_socket.failure()
-
-    def _was_closed(self) -> bool:
-        sockets = (self._source_socket, self._drain_socket)
-        return not all(self._port.is_open(socket.original) for socket in sockets)
 
 
 class _NotNow(Exception):

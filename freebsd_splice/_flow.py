@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from ._port import Port
     from ._sockets import SharedSocket
 
 
@@ -40,6 +41,24 @@ class Reason(enum.Enum):
     IDLE = "idle"
     #: ``cancel()``, the end of a ``with`` block, or ``shutdown()``.
     CANCELLED = "cancelled"
+
+
+#: Reasons that the program has brought about; that it has closed a socket stands before them.
+WEAK_REASONS = (Reason.TIMEOUT, Reason.IDLE, Reason.CANCELLED)
+
+
+def comes_before(one: Reason, other: Reason) -> bool:
+    """Whether ``one`` is reported where both hold."""
+    return _ORDER[one] < _ORDER[other]
+
+
+def closed_or(reason: Reason, port: Port, *sockets: SharedSocket) -> Reason:
+    """CLOSED where the reason is a weak one and the program has closed one of the objects."""
+    is_open = all(port.is_open(shared.original) for shared in sockets)
+    return reason if is_open or reason not in WEAK_REASONS else Reason.CLOSED
+
+
+_ORDER = {reason: number for number, reason in enumerate(Reason)}
 
 
 class End(NamedTuple):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ._engine_flow import EngineFlow
 from ._errors import BackendUnavailable, refusal
-from ._flow import End, Reason
+from ._flow import End, Reason, closed_or
 from ._kernel_checks import drain_failure, is_live_drain, why_not_spliced
 from ._splice_checks import set_splice
 from ._verdict import Decision, EndedSplice, take_cause, verdict
@@ -123,7 +123,7 @@ class KernelFlow:
             self._source, self._drain = source, drain
             self._limit, self._on_end = limit, on_end
             if self._stopped_early is not None:
-                self._finish(self._by_hand(self._stopped_early), unsent=initial)
+                self._finish(self._closed_or(self._stopped_early), unsent=initial)
             elif self._fallback is not None:
                 self._enter(Phase.USERSPACE)
                 self._serve_in_userspace(limit, initial)
@@ -291,7 +291,7 @@ class KernelFlow:
         self._moved += moved
         found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
         if reason is not None:
-            reason = self._by_hand(reason)
+            reason = self._closed_or(reason)
             if found.comes_before(reason):
                 self._finish(found.reason, found.error)
             else:
@@ -404,13 +404,10 @@ class KernelFlow:
         if failure is not None:
             self._finish(Reason.DRAIN_ERROR, failure)
         else:
-            self._finish(self._by_hand(reason))
+            self._finish(self._closed_or(reason))
 
-    def _by_hand(self, reason: Reason) -> Reason:
-        open_still = all(
-            self._kernel.port.is_open(shared.original) for shared in (self._source, self._drain)
-        )
-        return reason if open_still else Reason.CLOSED
+    def _closed_or(self, reason: Reason) -> Reason:
+        return closed_or(reason, self._kernel.port, self._source, self._drain)
 
     @contextmanager
     def _held(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import enum
 import errno
 from typing import NamedTuple
 
-from ._flow import Reason
+from ._flow import Reason, comes_before
 from ._kernel_checks import drain_failure
 from ._kernel_port import Glance, KernelCalls
 from ._port import Port
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
     def comes_before(self, reason: Reason) -> bool:
         """Whether it is an end, and one to be reported rather than ``reason``."""
-        return self.decision is Decision.FINISH and _ORDER[self.reason] < _ORDER[reason]
+        return self.decision is Decision.FINISH and comes_before(self.reason, reason)
 
 
 def finish(reason: Reason, error: OSError | None = None) -> Verdict:
@@ -54,9 +54,6 @@ def finish(reason: Reason, error: OSError | None = None) -> Verdict:
 
 
 RESPLICE, MOVE_REMAINDER = Verdict(Decision.RESPLICE), Verdict(Decision.MOVE_REMAINDER)
-
-#: By the order that ``Reason`` states.
-_ORDER = {reason: number for number, reason in enumerate(Reason)}
 
 
 def verdict(

@@ -270,7 +270,7 @@ class StreamSide:
 
     def close(self) -> None:
         # A TLS transport that is closed a second time lets go of everything (see ``_asked``).
-        if not self.transport.is_closing():
+        if not self._asked(self.transport.is_closing, True):
             self.transport.close()
 
     def reset(self) -> None:
@@ -284,7 +284,7 @@ class StreamSide:
 
     def abandon(self) -> None:
         """Close it with whatever the writer holds, though somebody else may hold a duplicate."""
-        self.transport.abort()
+        self._asked(self.transport.abort, None)
 
     def _is_closed(self) -> bool:
         """As far as the loop has noticed."""

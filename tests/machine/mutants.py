@@ -204,7 +204,7 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
         (
             KernelFlow,
             "_finish_between",
-            lambda self, reason: self._finish(self._by_hand(reason)),
+            lambda self, reason: self._finish(self._closed_or(reason)),
         )
     ]
 
