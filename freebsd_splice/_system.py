@@ -305,7 +305,8 @@ class _SystemMailbox:
 
     def take(self, timeout: float) -> Callable[[], object] | None:
         try:
-            return self._calls.get(timeout=timeout)
+            # Python 3.10 waits for ever where it is told to wait for no time at all.
+            return self._calls.get(timeout=timeout) if timeout else self._calls.get_nowait()
         except queue.Empty:
             return None
 

@@ -162,3 +162,9 @@ def test_what_waits_is_done_before_the_close(port: CountingPort) -> None:
     crew.close()
     watcher.close()
     assert len(made) == 100
+
+
+def test_an_empty_mailbox_that_is_not_waited_for_answers_at_once() -> None:
+    """Python 3.10's queue waits for ever when it is given no time at all."""
+    for _ in range(1000):
+        assert SystemPort().mailbox().take(0) is None

@@ -607,7 +607,10 @@ def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(
             aio.splice(source, near, initial=bytes(20_000_000), idle_timeout=10.0)
         )
         held = StreamSide(*near)
-        await net.until(lambda: held.pending > 5_000_000)
+        before = 0
+        while held.pending != before or before < 5_000_000:  # until all of it has been counted
+            before = held.pending
+            await asyncio.sleep(0.05)
         for _ in range(5):
             before = held.pending
             while held.pending >= before:
@@ -618,6 +621,33 @@ def test_a_writer_that_gets_rid_of_it_slowly_is_not_idle(
         assert (await copying).reason is Reason.EOF
 
     play_tls("asyncio", contexts, case)
+
+
+def test_idleness_begins_with_the_call(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        clock = SteppedClock(monkeypatch)
+        relaying = asyncio.ensure_future(aio.relay(near, right, idle_timeout=10.0))
+        await asyncio.sleep(0)  # it begins, and looks for the first time when this has gone by:
+        await clock.step(net, 4.0)
+        clock.now += 6.5
+        assert (await relaying).reason is Reason.IDLE
+
+    play_tls("asyncio", contexts, case)
+
+
+@every_loop
+def test_what_nobody_has_taken_from_a_stream(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        side = StreamSide(*near)
+        assert not side.has_rest()
+        far[1].write(b"rest")
+        await net.until(side.has_rest)
+        assert await near[0].read(4) == b"rest"  # it was looked at, and not taken
+        near[0].set_exception(ConnectionResetError())
+        assert side.has_rest()
+
+    play_tls(name, contexts, case)
 
 
 async def _cut(
