@@ -123,11 +123,19 @@ class Waiting:
                 self._delivery.died(unacknowledged)
             else:
                 self._delivery.unacknowledged = unacknowledged
-            if pause is None:
-                self._closing = True
-            else:
-                self._timer = self._closer.watcher.after(pause, self._look_again)
+            self._closing = pause is None or not self._set_timer(pause)
             return self._closing
+
+    def _set_timer(self, seconds: float) -> bool:
+        """False: there will be no next look, as no timer is to be had."""
+        try:
+            self._timer = self._closer.watcher.after(seconds, self._look_again)
+        except (
+            OSError,
+            RuntimeError,
+        ):  # no descriptor or thread for timers; the package shuts down
+            return False
+        return True
 
     def _close(self) -> None:
         try:

@@ -14,6 +14,7 @@ import pytest
 import freebsd_splice
 from conformance.harness import DEADLINE, Harness, Peer
 from freebsd_splice import Reason, Relay
+from freebsd_splice._closing import Closer
 from freebsd_splice._pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._send_queue import size_without_room, unacknowledged
 from freebsd_splice._system import SystemPort
@@ -244,6 +245,27 @@ def test_a_peer_that_resets_meanwhile_is_not_waited_for(harness: Harness) -> Non
     harness.until(lambda: relay._closing_has_begun, "the end of both directions")
     client.reset()
     assert relay.wait(DEADLINE).right_to_left.undelivered != 0
+
+
+def test_without_timers_it_is_closed_at_once(harness: Harness) -> None:
+    """Never closing it would be worse."""
+
+    class NoTimers:
+        def after(self, seconds: float, call: object) -> None:
+            raise OSError(errno.EMFILE, "no descriptor for a poller")
+
+    ours, peer = harness.pair(small_buffers=True)
+    ours.sendall(SENT)
+    if not unacknowledged(ours):
+        pytest.skip("this system doesn't tell, or its buffers are larger than asked for")
+    released: list[int | None] = []
+    watcher: Any = NoTimers()
+    closer = Closer(SystemPort(), watcher, lambda call: call())
+    assert closer.close(ours, Closing(True, True), 10.0, released.append) is None
+    assert released == [unacknowledged(ours)]
+    closer.finish()
+    assert len(released) == 1
+    peer.close()
 
 
 def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
