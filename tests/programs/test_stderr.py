@@ -180,7 +180,7 @@ def test_what_was_dropped_is_counted_and_said_in_its_place(
             front.process.send_signal(signal.SIGTERM)
     assert front.process.wait(PATIENCE) == 0
     names = [name for name, _ in counts]
-    assert names[0] == "kept"
+    assert "kept" in names  # how many before the first that was dropped is the thread's pace
     # All at once, not one of every two lines.
     assert max(count for name, count in counts if name == "dropped") > 5
 
