@@ -109,7 +109,8 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
     share = _share_option() if options.workers > 1 else None
     if share is not None and address.port:
         # Another program's sockets of that port would share it as well, and get half the clients.
-        _close([listen_on(address, options.backlog)])
+        # Bound alone: a client that came just now would be reset.
+        _close([listen_on(address, None)])
     made = [listen_on(address, options.backlog, share=share, buffers=options.buffer_size)]
     for _ in range(options.workers - 1 if share is not None else 0):
         made.append(

@@ -23,12 +23,13 @@ class ListenError(PlainError):
 
 
 def listen_on(
-    address: Address, backlog: int, *, share: int | None = None, buffers: int | None = None
+    address: Address, backlog: int | None, *, share: int | None = None, buffers: int | None = None
 ) -> list[socket.socket]:
     """A listening socket for each address of the name, with port 0 on one free port of them all.
 
-    ``share`` is the option (SO_REUSEPORT) that lets several processes listen on one port, each with
-    a socket of its own; ``buffers``, in bytes, is what the accepted ones begin with.
+    ``backlog`` None: they are bound and listen to nobody.  ``share`` is the option (SO_REUSEPORT)
+    that lets several processes listen on one port, each with a socket of its own; ``buffers``, in
+    bytes, is what the accepted ones begin with.
 
     Raises ListenError.
     """
@@ -41,7 +42,8 @@ def listen_on(
             if not another_may_do or attempt == _PORT_ATTEMPTS - 1:
                 raise
         else:
-            _say_if_cut(backlog)
+            if backlog is not None:
+                _say_if_cut(backlog)
             return listeners
     raise AssertionError("unreachable")
 
@@ -92,7 +94,7 @@ def _listen_on(address: Address, made: Callable[[Resolved], socket.socket]) -> l
 
 
 def _listener(
-    resolved: Resolved, *, backlog: int, share: int | None, buffers: int | None
+    resolved: Resolved, *, backlog: int | None, share: int | None, buffers: int | None
 ) -> socket.socket:
     listener = socket.socket(resolved.family, socket.SOCK_STREAM)
     try:
@@ -108,7 +110,8 @@ def _listener(
         set_buffers(listener, buffers)
         listener.setblocking(False)
         listener.bind(resolved.address)
-        listener.listen(backlog)
+        if backlog is not None:
+            listener.listen(backlog)
     except BaseException:
         listener.close()
         raise
