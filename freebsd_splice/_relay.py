@@ -95,6 +95,7 @@ class Relay(Waitable[RelayOutcome]):
         self._waiting: list[Waiting | None] = [None, None]
         self._undelivered: list[int | None] = [0, 0]
         self._open_sides = 2
+        self._is_released = [False, False]
         self._closing_has_begun = False
         self._cut = self._hurried = self._told = False
         self._deadlines = Deadlines(
@@ -104,7 +105,7 @@ class Relay(Waitable[RelayOutcome]):
             timeout=timeout,
             moved=lambda: sum(flow.moved() for flow in self._flows),
             undelivered=self._undelivered_now,
-            expire=self._stop_both,
+            expire=self._end_now,
             errand=runtime.errand,
         )
         from_left, from_right = (memoryview(data).tobytes() for data in initial)
@@ -138,12 +139,15 @@ class Relay(Waitable[RelayOutcome]):
         self._runtime.errand(partial(self._stop_both, Reason.CANCELLED))
 
     def _stop(self) -> None:
+        self._end_now(Reason.CANCELLED)
+
+    def _end_now(self, reason: Reason) -> None:
+        """For a caller who cancels, or whose time has come: slow readers are served behind that."""
         self._hurried = True
-        self._stop_both(Reason.CANCELLED)
-        # A caller who cancels doesn't wait for slow readers: those are served behind it.
+        self._stop_both(reason)
         with self._state:
-            ended = self._policy.is_over and self._closing_has_begun
-        if ended:
+            closing = self._closing_has_begun
+        if closing:
             self._tell()
 
     def _socket_closed(self) -> None:
@@ -178,8 +182,8 @@ class Relay(Waitable[RelayOutcome]):
 
     def _finish(self) -> None:
         """Both have ended: give the sockets back, or close them."""
-        self._deadlines.cancel()
         if not self._close:
+            self._is_released = [True, True]
             self._release(self._left)
             self._release(self._right)
             self._tell()
@@ -199,10 +203,11 @@ class Relay(Waitable[RelayOutcome]):
                 release(0)
         with self._state:
             self._closing_has_begun = True
-        if self._hurried or self._policy.is_late:
+        if self._hurried:
             self._tell()
 
     def _closed(self, side: int, undelivered: int | None) -> None:
+        self._is_released[side] = True
         self._release(self._side(side))
         with self._state:
             self._undelivered[side] = undelivered
@@ -218,6 +223,7 @@ class Relay(Waitable[RelayOutcome]):
                 return
             self._told = True
             left_to_right, right_to_left = self._ends
+        self._deadlines.cancel()
         assert left_to_right is not None
         assert right_to_left is not None
         decisive = self._policy.decisive
@@ -240,7 +246,11 @@ class Relay(Waitable[RelayOutcome]):
 
     def _undelivered_now(self) -> int:
         port = self._runtime.port
-        return sum(port.unacknowledged(self._side(side).endpoint) or 0 for side in (0, 1))
+        return sum(
+            port.unacknowledged(self._side(side).endpoint) or 0
+            for side in (0, 1)
+            if not self._is_released[side]
+        )
 
     def _side(self, side: int) -> SharedSocket:
         return self._right if side else self._left

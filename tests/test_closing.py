@@ -284,3 +284,20 @@ def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
         assert outcome.right_to_left.undelivered is None
         with pytest.raises(ConnectionResetError):
             client.read(1)
+
+
+@pytest.mark.parametrize("limits", [{"timeout": 0.3}, {"idle_timeout": 0.2}])
+def test_a_time_limit_ends_the_waiting_for_a_slow_reader(
+    harness: Harness, limits: dict[str, float]
+) -> None:
+    """Whatever the reader does: the times are the caller's."""
+    left, client = harness.pair(small_buffers=True)
+    right, server = harness.pair()
+    relay = Relay(left, right, close=True, linger=10 * DEADLINE, **limits)
+    server.write(SENT)
+    harness.until(lambda: relay.bytes[1] == len(SENT), "all of it taken")
+    server.reset()
+    way = relay.wait(DEADLINE).right_to_left
+    assert way.reason in (Reason.SOURCE_ERROR, Reason.IDLE, Reason.TIMEOUT)
+    assert way.undelivered
+    assert client.read(len(SENT)) == SENT

@@ -95,7 +95,7 @@ class CopiedSocket:
     def has_rest(self) -> bool:
         """Whether something has arrived that nobody has taken, or would have but for a failure."""
         try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK))
+            return bool(self._socket.recv(1, socket.MSG_PEEK | _DONT_WAIT))
         except BlockingIOError:
             return False
         except OSError:
