@@ -288,7 +288,7 @@ def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
 
 @pytest.mark.parametrize("limits", [{"timeout": 0.3}, {"idle_timeout": 0.2}])
 def test_a_time_limit_ends_the_waiting_for_a_slow_reader(
-    harness: Harness, limits: dict[str, float]
+    harness: Harness, limits: dict[str, Any]
 ) -> None:
     """Whatever the reader does: the times are the caller's."""
     left, client = harness.pair(small_buffers=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import select
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from .._process import in_forked_child
@@ -83,71 +83,78 @@ class Lines:
 
     def _begin(self) -> None:
         """Also in a forked child: it has no such thread, and its parent writes what waits."""
-        self._changed = threading.Condition(threading.Lock())
-        # In place of lines that were dropped their number.
-        self._waiting: deque[str | int] = deque()
-        self._size = 0
-        self._undone = 0
-        self._full = False
-        self._ends_by: float | None = None
+        # What is put needs no lock: the garbage collector can run anywhere, the thread's own code
+        # included, and call finalizers that log.
+        self._queue: queue.SimpleQueue[str | _Dropped | threading.Event] = queue.SimpleQueue()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        # The thread's own: lines lost since one could be written; whether one was cut off.
+        self._given = 0  # characters, by whoever logs
+        self._full = False
+        self._dropping: _Dropped | None = None  # the last in the queue, if lines are dropped now
+        self._ends_by: float | None = None
+        # The thread's own: characters taken, lines lost since one could be written, those dropped
+        # that were last heard of, and whether a line was cut off.
+        self._taken = 0
         self._lost = 0
+        self._heard_of: _Dropped | None = None
         self._torn = False
 
     def put(self, line: str) -> None:
         """Have it written.  Never waits."""
-        with self._changed:
-            # Once it was full it is left alone until half is written, lest every other line be one
-            # that says how many were dropped.
-            if self._size > (MOST_WAITING // 2 if self._full else MOST_WAITING):
-                self._full = True
-                self._drop()
-            else:
-                self._full = False
-                self._waiting.append(line)
-                self._undone += 1
-                self._size += len(line)
-            if self._thread is None:
+        # Once it was full it is left alone until half is written, lest every other line be one
+        # that says how many were dropped.
+        most = MOST_WAITING // 2 if self._full else MOST_WAITING
+        self._full = self._given - self._taken > most
+        if self._full:
+            self._drop()
+        else:
+            self._dropping = None
+            self._given += len(line)
+            self._queue.put(line)
+        if self._thread is None and self._starting.acquire(blocking=False):
+            try:
                 with contextlib.suppress(RuntimeError):  # the next line tries it again
                     self._thread = start_thread(self._run, "standard error")
-            self._changed.notify_all()
+            finally:
+                self._starting.release()
 
     def flush(self) -> None:
         """At the end of the program: wait until all is written, for FLUSH_SECONDS in all."""
         if self._ends_by is None:
             self._ends_by = time.monotonic() + FLUSH_SECONDS
-        with self._changed:
-            left = max(0.0, self._ends_by - time.monotonic())
-            self._changed.wait_for(lambda: not self._undone, left)
+        written = threading.Event()
+        self._queue.put(written)
+        if self._thread is not None:
+            written.wait(max(0.0, self._ends_by - time.monotonic()))
 
     def _drop(self) -> None:
-        last = self._waiting[-1] if self._waiting else None
-        if isinstance(last, int):
-            self._waiting[-1] = last + 1
-        else:
-            self._waiting.append(1)
-            self._undone += 1
+        dropping = self._dropping
+        if dropping is None:
+            dropping = self._dropping = _Dropped()
+            self._queue.put(dropping)
+        dropping.lines.append(None)
 
     def _run(self) -> None:
         while True:
             self._write_next()
 
     def _write_next(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
-            item = self._waiting.popleft()
+        item = self._queue.get()
+        if isinstance(item, _Dropped):
+            self._dropping = None  # further ones come behind what is in the queue by now
         self._deliver(item)
-        with self._changed:
-            self._undone -= 1
-            self._size -= 0 if isinstance(item, int) else len(item)
-            self._changed.notify_all()
+        if isinstance(item, threading.Event):
+            item.set()
+        elif isinstance(item, str):
+            self._taken += len(item)
 
-    def _deliver(self, item: str | int) -> None:
-        lines = 1
-        if isinstance(item, int):
-            self._lost += item
-            lines = 0
+    def _deliver(self, item: str | _Dropped | threading.Event) -> None:
+        if self._heard_of is not None:
+            self._lost += self._heard_of.heard()  # a line that was dropped at that very moment
+        if isinstance(item, _Dropped):
+            self._heard_of = item
+            self._lost += item.heard()
+        lines = 1 if isinstance(item, str) else 0
         if self._lost:
             if not self._write(self.say_lost(self._lost)):
                 self._lost += lines
@@ -170,6 +177,20 @@ class Lines:
             data = data[written:]
             self._torn = bool(data)
         return True
+
+
+class _Dropped:
+    """Stands in the queue for lines that are not there."""
+
+    def __init__(self) -> None:
+        self.lines: list[None] = []  # one each: to append takes no lock
+        self._heard = 0
+
+    def heard(self) -> int:
+        """How many more there are than the last time."""
+        count = len(self.lines)
+        more, self._heard = count - self._heard, count
+        return more
 
 
 _lines: Lines | None = None

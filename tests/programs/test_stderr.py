@@ -291,6 +291,24 @@ print(read(13), end="")
     )
 
 
+def test_a_finalizer_that_logs_in_the_middle_of_logging_is_no_deadlock() -> None:
+    """The garbage collector runs it in whichever thread, wherever that is."""
+    assert (
+        run("""
+class Line(str):
+    def __len__(self):  # called in the middle of put, and of what the thread does
+        if len(seen) < 2:
+            seen.append(self)
+            lines.put(f"by {self}")
+        return super().__len__()
+seen = []
+lines.put(Line("first"))
+print(*sorted(read(6 + 2 * 9).splitlines()), sep=",", end="")
+""")
+        == "by first,by first,first"
+    )
+
+
 def test_it_is_filled_again_only_once_half_is_written() -> None:
     """Else every other line would say how many were dropped."""
     assert (
