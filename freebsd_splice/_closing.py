@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from ._pair_policy import Closing, Delivery
+from ._pair_policy import SOON, Closing, Delivery
 from ._port import Endpoint, Port
 from ._watcher import Timer, Watcher
 
@@ -32,14 +32,19 @@ class Closer:
         how: Closing,
         patience: float,
         release: Callable[[int | None], object],
+        *,
+        held: Callable[[], int] = lambda: 0,
+        looks: int = 1,
     ) -> Waiting | None:
         """Have the endpoint closed by ``release``, as a reset or as it is.
 
         ``release`` is given the bytes that may not have arrived (None: it can't be told). It is
         called at once where nothing has to be waited for, else later, on another thread.
-        ``patience``: seconds that the peer may take nothing. Gives what is still waiting.
+        ``patience``: seconds that the peer may take nothing. ``held`` says how many bytes have
+        still to be given to the socket; where it isn't exact, so many ``looks`` must find none.
+        Gives what is still waiting.
         """
-        waiting = Waiting(self, endpoint, how, patience, release)
+        waiting = Waiting(self, endpoint, how, patience, release, held, looks)
         with self._lock:
             self._live.add(waiting)
         waiting.begin()
@@ -69,8 +74,13 @@ class Waiting:
         how: Closing,
         patience: float,
         release: Callable[[int | None], object],
+        held: Callable[[], int],
+        looks: int,
     ) -> None:
         self._closer = closer
+        self._held = held
+        self._looks = looks
+        self._found_none = 0  # how many looks in a row
         self._endpoint = endpoint
         self._how = how
         self._release = release
@@ -115,16 +125,24 @@ class Waiting:
             if self._closing:
                 return False
             port = self._closer.port
-            unacknowledged, now = port.unacknowledged(self._endpoint), port.now()
-            pause = None
+            unacknowledged, pause = self._left(), None
             if port.is_connected(self._endpoint):
-                pause = self._delivery.look(now, unacknowledged)
+                pause = self._delivery.look(port.now(), unacknowledged)
+                self._found_none = self._found_none + 1 if unacknowledged == 0 else 0
+                if 0 < self._found_none < self._looks:
+                    pause = SOON
             elif self._how.reset:
                 self._delivery.died(unacknowledged)
             else:
                 self._delivery.unacknowledged = unacknowledged
             self._closing = pause is None or not self._set_timer(pause)
             return self._closing
+
+    def _left(self) -> int | None:
+        sent = (
+            0 if not self._how.after_delivery else self._closer.port.unacknowledged(self._endpoint)
+        )
+        return None if sent is None else sent + self._held()
 
     def _set_timer(self, seconds: float) -> bool:
         """False: there will be no next look, as no timer is to be had."""

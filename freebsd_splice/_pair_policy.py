@@ -20,7 +20,7 @@ _REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
 
 #: Seconds until the second look whether a side has delivered what it has taken, and at most
 #: between two looks: each waits twice as long as the one before.
-_FIRST_LOOK, _RAREST_LOOK = 0.005, 0.25
+SOON, _RAREST_LOOK = 0.005, 0.25
 
 
 class Ended(NamedTuple):
@@ -91,11 +91,6 @@ class PairPolicy:
         assert decisive is not None
         return decisive
 
-    @property
-    def is_late(self) -> bool:
-        """Whether a time of the caller's has ended it: then nobody is kept waiting any longer."""
-        return self.decisive.reason in (Reason.TIMEOUT, Reason.IDLE)
-
     def may_have_more(self, side: int) -> bool:
         """Whether it matters that something is left at that side: its direction saw no EOF."""
         return self._end(side).reason is not Reason.EOF
@@ -136,7 +131,7 @@ class Delivery:
         #: Seconds that the peer may take nothing.
         self.patience = patience
         self._last_change = now
-        self._pause = _FIRST_LOOK
+        self._pause = SOON
         #: Bytes that were still unacknowledged at the last look; None: the system doesn't tell.
         self.unacknowledged: int | None = None
         self._looked = False

@@ -6,6 +6,7 @@ import errno
 import random
 import socket
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,6 +112,36 @@ def test_what_had_not_arrived_when_the_connection_died_may_never_arrive() -> Non
 
 def test_without_patience_one_look_is_all() -> None:
     assert Delivery(0.0, 0.0).look(0.0, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("held", "looks", "seen"), [([], 1, 1), ([5, 4], 1, 3), ([5, 0, 0, 5], 3, 7)]
+)
+def test_how_often_a_writer_is_looked_at(held: list[int], looks: int, seen: int) -> None:
+    """Where a transport doesn't tell exactly what it holds, being empty once isn't enough."""
+    due: list[Callable[[], object]] = []
+    port: Any = SimpleNamespace(
+        unacknowledged=lambda endpoint: 0,
+        is_connected=lambda endpoint: True,
+        now=lambda: 0.0,
+        event=threading.Event,
+    )
+    watcher: Any = SimpleNamespace(after=lambda seconds, call: due.append(call))
+    count = 0
+
+    def next_one() -> int:
+        nonlocal count
+        count += 1
+        return held.pop(0) if held else 0
+
+    released: list[int | None] = []
+    endpoint: Any = None
+    Closer(port, watcher, lambda call: call()).close(
+        endpoint, Closing(False, True), 10.0, released.append, held=next_one, looks=looks
+    )
+    while not released:
+        due.pop(0)()
+    assert (count, released) == (seen, [0])
 
 
 # How a side is closed

@@ -7,14 +7,14 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from .._flow import Reason
 from .._pair_policy import Closing, Ended, PairPolicy
 from .._relay import RelayOutcome
 from .._splice import Outcome
-from ._delivering import deliver, go_on_behind
+from ._closing import ClosingSide, a_moment
 from ._ending import attach
 from ._patience import Patience
 from ._sides import SocketSide, StreamSide
@@ -40,8 +40,8 @@ async def copy_one_way(
     patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
         way = _Way(
-            held.enter_context(_taken(source, source=True, drain=False)),
-            held.enter_context(_taken(drain, source=False, drain=True)),
+            _taken(source, held, source=True, drain=False),
+            _taken(drain, held, source=False, drain=True),
             limit,
             initial,
             why,
@@ -72,58 +72,56 @@ async def copy_both_ways(
     """``relay`` by copying."""
     patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
-        left, right = (held.enter_context(_taken(each, source=True, drain=True)) for each in sides)
+        left, right = (_taken(each, held, source=True, drain=True) for each in sides)
         both = _Both(
             _Way(left, right, None, initial[0], why),
             _Way(right, left, None, initial[1], why),
             PairPolicy(half_close=half_close),
         )
         try:
-            await both.run(patience)
+            late = await both.run(patience)
         except BaseException as error:
             await both.stop_in_spite_of_cancelling()
-            attach(error, both.outcome(both.undelivered() if close else None))
             if close:
-                await go_on_behind(_close(both, linger, held.pop_all()))
+                held.pop_all()
+                await a_moment(*both.close(linger))
+            attach(error, both.outcome())
             raise
         if not close:
             return both.outcome()
-        if both.is_late:
-            outcome = both.outcome(both.undelivered())
-            await go_on_behind(_close(both, linger, held.pop_all()))
-            return outcome
-        closing = asyncio.ensure_future(_close(both, linger, held.pop_all()))
+        held.pop_all()
+    closing = both.close(linger)
     try:
-        await asyncio.shield(closing)
+        if late is None:
+            late = await _closed(closing, patience, both)
+        if late is not None and await a_moment(*closing):
+            raise asyncio.CancelledError
     except asyncio.CancelledError as error:
-        attach(error, both.outcome(both.undelivered()))
-        await go_on_behind(_done(closing))
+        attach(error, both.outcome())
         raise
     return both.outcome()
 
 
-async def _done(closing: asyncio.Future[None]) -> None:
-    await closing
+async def _closed(closing: Sequence[ClosingSide], patience: Patience, both: _Both) -> Reason | None:
+    """Wait until both are closed; or why nobody waits any longer."""
+    live = [side.over for side in closing]
+    while live:
+        late = await patience.wait(live, both.progress)
+        if late is not None:
+            return late
+        live = [over for over in live if not over.done()]
+    return None
 
 
-async def _close(both: _Both, linger: float, held: contextlib.ExitStack) -> None:
-    with held:
-        await both.close(linger)
-
-
-@contextlib.contextmanager
 def _taken(
-    side: SocketSide | StreamSide, *, source: bool, drain: bool
-) -> Iterator[CopiedSocket | StreamSide]:
-    """What bytes are read from and written to."""
+    side: SocketSide | StreamSide, held: contextlib.ExitStack, *, source: bool, drain: bool
+) -> CopiedSocket | StreamSide:
+    """What bytes are read from and written to, until ``held`` is left."""
     if isinstance(side, StreamSide):
-        yield side
-        return
+        return side
     copied = CopiedSocket(side, source=source, drain=drain)
-    try:
-        yield copied
-    finally:
-        copied.release()
+    held.callback(copied.release)
+    return copied
 
 
 class _Way:
@@ -211,18 +209,9 @@ class _Way:
         """Whether more has arrived at its source, or would have but for a failure."""
         return self._source.has_rest()
 
-    def undelivered(self) -> int | None:
-        return self._drain.undelivered()
-
-    async def close_drain(self, how: Closing, linger: float) -> int | None:
-        """Behind what it was sent, or at once when it is cancelled; gives what may not arrive."""
-        try:
-            return await deliver(self._drain, how, linger)
-        finally:
-            if how.reset:
-                self._drain.reset()
-            else:
-                self._drain.close()
+    def close_drain(self, how: Closing, linger: float) -> ClosingSide:
+        """Behind what it was sent."""
+        return ClosingSide(self._drain, how, linger)
 
     async def _move(self) -> Reason:
         while True:
@@ -263,62 +252,59 @@ class _Both:
         self._policy = policy
         self._tasks: list[asyncio.Task[None]] = []
         self._started = time.monotonic()
-        self._undelivered: tuple[int | None, int | None] = 0, 0
+        self._closing: Sequence[ClosingSide] = ()
 
-    async def run(self, patience: Patience) -> None:
-        """Until both have ended."""
+    async def run(self, patience: Patience) -> Reason | None:
+        """Until both have ended; gives which time of the caller's has ended them, if one has."""
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
         running = {task: direction for direction, task in enumerate(self._tasks)}
         while running:
             live = [self._ways[direction] for direction in running.values()]
-            late = await patience.wait(list(running), self._progress, partial(self._lost, live))
+            late = await patience.wait(list(running), self.progress, partial(self._lost, live))
             if late is not None:
                 await self._stop(late)
-                return
+                return late if late in (Reason.TIMEOUT, Reason.IDLE) else None
             for task in [task for task in running if task.done()]:
                 _raise_defects([task])
                 stop_other = self._ended(running.pop(task))
                 if stop_other is not None:
                     await self._stop(stop_other)
-                    return
+                    return None
+        return None
 
     async def stop_in_spite_of_cancelling(self) -> None:
         await _stop_in_spite_of_cancelling(self._tasks)
         self._end_the_rest(Reason.CANCELLED)
 
-    def outcome(self, undelivered: tuple[int | None, int | None] | None = None) -> RelayOutcome:
-        """``undelivered``: each way's, where that isn't known from closing."""
-        each = undelivered or self._undelivered
+    def outcome(self) -> RelayOutcome:
+        lost = [side.undelivered for side in self._closing] or [0, 0]  # by side
         towards, back = (
-            way.outcome(Reason.CANCELLED, count)
-            for way, count in zip(self._ways, each, strict=True)
+            way.outcome(Reason.CANCELLED, lost[1 - direction])
+            for direction, way in enumerate(self._ways)
         )
         decisive = self._policy.decisive
         seconds = time.monotonic() - self._started
         return RelayOutcome(towards, back, decisive.reason, decisive.error, seconds)
 
-    @property
-    def is_late(self) -> bool:
-        return self._policy.is_late
-
-    def undelivered(self) -> tuple[int | None, int | None]:
-        """What each way's drain still has to deliver, now."""
-        towards, back = self._ways
-        return towards.undelivered(), back.undelivered()
-
-    async def close(self, linger: float) -> None:
-        """Both sides, each behind what it was sent; at once when it is cancelled."""
+    def close(self, linger: float) -> Sequence[ClosingSide]:
+        """Begin to close both sides, each behind what it was sent."""
         # Before the first of them is closed.
         rests = [
             self._policy.may_have_more(side) and self._ways[side].has_rest() for side in (0, 1)
         ]
-        towards, back = (
+        self._closing = [
             self._ways[1 - side].close_drain(
                 self._policy.closing(side, rest_at_other=rests[1 - side]), linger
             )
-            for side in (1, 0)
-        )
-        self._undelivered = await asyncio.gather(towards, back)
+            for side in (0, 1)
+        ]
+        return self._closing
+
+    def progress(self) -> object:
+        """Changes as long as there is traffic."""
+        if self._closing:
+            return [side.undelivered for side in self._closing]
+        return [way.progress() for way in self._ways]
 
     def _ended(self, direction: int) -> Reason | None:
         """One has ended; what the other is to be stopped with, if it is."""
@@ -342,9 +328,6 @@ class _Both:
             if not self._policy.has_ended(direction):
                 way.end(reason)
                 self._policy.ended(direction, way.ended(passed_on=False))
-
-    def _progress(self) -> tuple[tuple[int, int | None], ...]:
-        return tuple(way.progress() for way in self._ways)
 
     def _lost(self, running: Sequence[_Way]) -> Reason | None:
         if Reason.CLOSED in [way.is_lost() for way in self._ways]:

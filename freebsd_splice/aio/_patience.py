@@ -28,7 +28,7 @@ class Patience:
 
     async def wait(
         self,
-        tasks: Collection[asyncio.Task[None]],
+        tasks: Collection[asyncio.Future[None]],
         moved: Callable[[], object],
         lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:

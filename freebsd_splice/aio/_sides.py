@@ -340,7 +340,7 @@ class _SocketOfTransport:
         self._socket = sock
 
     def fileno(self) -> int:
-        return int(self._socket.fileno())
+        return -1 if self._socket is None else int(self._socket.fileno())
 
     def close(self) -> None:
         """Of a relay that closes: from one of its threads."""

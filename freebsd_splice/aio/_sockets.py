@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
-from .._reset import reset_on_close
+from .._port import Endpoint
 from .._runtime import current
 from .._send_queue import unacknowledged
 from ._sides import SocketSide, hangs_up
@@ -45,6 +44,10 @@ class CopiedSocket:
             side.original, source=source, drain=drain, on_closed=_nobody
         )
         self._socket = cast(socket.socket, self._shared.endpoint)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._shared.endpoint
 
     def release(self) -> None:
         self._sockets.release(
@@ -102,12 +105,6 @@ class CopiedSocket:
             return True
 
     def close(self) -> None:
-        self._side.socket.close()
-
-    def reset(self) -> None:
-        """Close it so that its peer is told that something is missing."""
-        with contextlib.suppress(OSError):  # it is gone already
-            reset_on_close(self._socket)
         self._side.socket.close()
 
     async def _ready(self, *, to_read: bool) -> None:

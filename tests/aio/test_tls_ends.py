@@ -17,10 +17,8 @@ import pytest
 pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
-from freebsd_splice._pair_policy import Closing
 from freebsd_splice._send_queue import unacknowledged
 from freebsd_splice.aio import _patience
-from freebsd_splice.aio._delivering import deliver
 from freebsd_splice.aio._sides import StreamSide
 
 from .nets import SMALL, Peer, RealNet, Stream, play
@@ -506,35 +504,6 @@ def test_what_a_socket_has_taken_comes_before_its_reset(name: str, contexts: Con
         assert outcome.reason is Reason.SOURCE_ERROR
 
     play_tls(name, contexts, case)
-
-
-class Side:
-    """A side that holds, at one look after the other, so much."""
-
-    def __init__(self, *held: int, is_lost: bool = False) -> None:
-        self._held = list(held)
-        self.is_lost = is_lost
-        self.looks = 0
-
-    @property
-    def pending(self) -> int:
-        self.looks += 1
-        return self._held.pop(0) if self._held else 0
-
-    def undelivered(self) -> int:
-        return self.pending
-
-
-def test_how_often_a_writer_is_looked_at() -> None:
-    """Where a transport doesn't tell exactly what it holds, being empty once isn't enough."""
-    for side, reset, seen in (
-        (Side(), False, 1),
-        (Side(5, 4), False, 3),
-        (Side(5, 0, 0, 5), True, 7),
-        (Side(5, is_lost=True), False, 1),
-    ):
-        asyncio.run(deliver(side, Closing(reset, after_delivery=True), 10.0))
-        assert side.looks == seen
 
 
 @every_loop

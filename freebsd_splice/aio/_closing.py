@@ -1,0 +1,130 @@
+"""Closing the sides of a copied pair: by the runtime's ``Closer``, which needs no loop for it.
+
+A task of the loop would not do: a loop that ends leaves behind what was started while it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from time import monotonic
+
+from .._closing import Waiting
+from .._pair_policy import Closing
+from .._port import Endpoint
+from .._runtime import current
+from ._sides import StreamSide
+from ._sockets import CopiedSocket
+
+#: How often a stream has to be found empty before it is reset: no transport says exactly when the
+#: last of it has gone to the socket.
+_LOOKS_BEFORE_RESET = 3
+
+#: Seconds that closing takes at most where nothing has to be waited for.
+_A_MOMENT = 0.1
+
+
+class ClosingSide:
+    """One side on its way to its end, behind what it was sent."""
+
+    def __init__(self, side: CopiedSocket | StreamSide, how: Closing, linger: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        #: Resolved on the loop once the side is closed.
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self._undelivered: int | None = 0
+        self._waiting: Waiting | None = None
+        if isinstance(side, CopiedSocket):
+            self._close_socket(side, how, linger)
+        else:
+            self._close_stream(side, how, linger)
+
+    @property
+    def undelivered(self) -> int | None:
+        """Bytes that may not arrive, as far as is known now; None: the system doesn't tell."""
+        waiting = self._waiting
+        if waiting is None or waiting.is_over:
+            return self._undelivered
+        return waiting.unacknowledged
+
+    def _close_socket(self, side: CopiedSocket, how: Closing, linger: float) -> None:
+        side.close()  # the caller's own; the one that is copied by is a duplicate
+        if how.after_delivery:
+            release = partial(self._socket_released, side)
+            self._waiting = current().closer.close(side.endpoint, how, linger, release)
+        else:
+            self._socket_released(side, 0)
+
+    def _socket_released(self, side: CopiedSocket, undelivered: int | None) -> None:
+        """On any thread."""
+        self._undelivered = undelivered
+        side.release()
+        self._on_loop(lambda: None)
+
+    def _close_stream(self, side: StreamSide, how: Closing, linger: float) -> None:
+        runtime = current()
+        try:
+            endpoint, _ = runtime.port.duplicate(side.original)
+        except (OSError, ValueError):  # it is gone, or there is no descriptor for it: at once, then
+            self._end_stream(side, how)
+            return
+        self._waiting = runtime.closer.close(
+            endpoint,
+            how,
+            linger,
+            partial(self._stream_released, side, how, endpoint),
+            held=partial(self._held, side),
+            looks=_LOOKS_BEFORE_RESET if how.reset else 1,
+        )
+
+    def _held(self, side: StreamSide) -> int:
+        """Bytes that the writer holds and that may still leave it.  On any thread."""
+        if self._loop.is_closed() or side.is_lost:
+            return 0
+        return side.pending
+
+    def _stream_released(
+        self, side: StreamSide, how: Closing, endpoint: Endpoint, undelivered: int | None
+    ) -> None:
+        """On any thread."""
+        self._undelivered = undelivered
+        current().port.close(endpoint)
+        self._on_loop(partial(self._end_stream, side, how))
+
+    def _end_stream(self, side: StreamSide, how: Closing) -> None:
+        if how.reset:
+            side.reset()
+        else:
+            side.close()
+        self._tell()
+
+    def _on_loop(self, end: object) -> None:
+        assert callable(end)
+
+        def call() -> None:
+            end()
+            self._tell()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits, nothing is sent
+            self._loop.call_soon_threadsafe(call)
+
+    def _tell(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+async def a_moment(*sides: ClosingSide) -> bool:
+    """Wait as long as closing takes where nothing has to be waited for.
+
+    Whether that was cancelled meanwhile: the waiting itself goes on.
+    """
+    until, cancelled = monotonic() + _A_MOMENT, False
+    while (left := until - monotonic()) > 0:
+        missing = [side.over for side in sides if not side.over.done()]
+        if not missing:
+            break
+        try:
+            await asyncio.wait(missing, timeout=left)
+        except asyncio.CancelledError:
+            cancelled = True
+    return cancelled
