@@ -57,10 +57,10 @@ class Relay(Waitable[RelayOutcome]):
         With ``close``: how many seconds the peer of a side may take nothing of what it was sent
         before the side is reset, or closed with bytes unread, all the same.  Either would destroy
         what is under way: ``Outcome.undelivered`` says how much of ``bytes`` that may have been.
-        A peer that goes on reading, however slowly, is waited for, and the relay is not over until
-        then; unless it was cancelled or ended by one of the two times: then it is over at once, and
-        the waiting goes on behind it.  0: nobody is waited for.  Where the system doesn't tell
-        (Windows), the whole time is waited.
+        A peer that goes on reading is waited for, as long as its system acknowledges something in
+        that time.  The relay is not over until then, unless it was cancelled or ended by one of the
+        two times: then it is over at once, and the waiting goes on behind it.  0: nobody is waited
+        for.  Where the system doesn't tell (Windows), the whole time is waited.
     initial:
         What the caller has read already: from the left, for the right; from the right, for the
         left.

@@ -15,7 +15,7 @@ from typing import Any
 
 from .._backend import backend
 from .._runtime import current, shutdown
-from ..proxies import Address, OpenTarget, ProxyServer
+from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
 from ..proxies._log import JsonFormatter, TextFormatter, logger
@@ -57,7 +57,10 @@ def serve(
     except (OSError, ValueError) as error:
         raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
-        asyncio.run(_run(server, listeners[0], None))
+        try:
+            asyncio.run(_run(server, listeners[0], None))
+        except ListenError as error:  # a listening socket that listens no more
+            raise CannotStartError(_complaint(error)) from error
     elif sys.platform != "win32":
         from ._workers import supervise
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +21,11 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
 from freebsd_splice._send_queue import unacknowledged
-from freebsd_splice.aio import _patience
+from freebsd_splice.aio import _copying, _patience
+from freebsd_splice.aio._closing import ClosingSide, a_moment
 from freebsd_splice.aio._sides import StreamSide
 
-from .nets import SMALL, Peer, RealNet, Stream, play
+from .nets import PATIENCE, SMALL, Peer, RealNet, Stream, play
 from .test_copying import Contexts, contexts, every_loop, play_tls
 from .test_ends import SteppedClock
 from .test_seams import PATTERN
@@ -688,3 +692,105 @@ def _peek(sock: socket.socket) -> bool:
         return bool(sock.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+#: Relays an endless TLS stream to whoever connects, and ends while it is at it.
+ENDS_IN_THE_MIDDLE = """
+import asyncio, socket, ssl
+import trustme
+from freebsd_splice import aio
+
+async def main():
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("splice.test").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    loop = asyncio.get_running_loop()
+    accepted = loop.create_future()
+    listening = await asyncio.start_server(
+        lambda *stream: accepted.set_result(stream), "127.0.0.1", 0, ssl=server
+    )
+    _, far = await asyncio.open_connection(
+        *listening.sockets[0].getsockname(), ssl=client, server_hostname="splice.test"
+    )
+    front = socket.create_server(("127.0.0.1", 0))
+    print(front.getsockname()[1], flush=True)
+    plain, _ = front.accept()
+    plain.setblocking(False)
+    asyncio.ensure_future(aio.relay(await accepted, plain, close=True))
+    for _ in range(200):
+        far.write(bytes(65_536))
+        await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+def test_a_loop_that_ends_lets_no_ordinary_end_follow_a_cut_stream() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ENDS_IN_THE_MIDDLE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(aio.__file__).parents[2])},
+    )
+    assert program.stdout is not None
+    with (
+        program,
+        socket.create_connection(("127.0.0.1", int(program.stdout.readline())), PATIENCE) as reader,
+        contextlib.suppress(ConnectionResetError),
+    ):
+        assert program.wait(PATIENCE) == 0
+        while reader.recv(1 << 20):
+            pass
+        pytest.fail("an ordinary end")
+
+
+@every_loop
+def test_a_cancelling_behind_a_time_limit_is_not_lost(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, _ = await net.socket()
+        _narrow(near, far)
+        await _hold(near)
+        began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        moment = a_moment
+
+        async def watched(*sides: ClosingSide) -> bool:
+            began.set_result(None)
+            return await moment(*sides)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_copying, "a_moment", watched)
+            relaying = asyncio.ensure_future(
+                aio.relay(near, right, close=True, timeout=SHORT, linger=1000.0)
+            )
+            await began
+            relaying.cancel()
+            with pytest.raises(asyncio.CancelledError) as raised:
+                await relaying
+        outcome = aio.outcome_of(raised.value)
+        assert isinstance(outcome, RelayOutcome)
+        assert outcome.reason is Reason.TIMEOUT
+        assert await _all(far)
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+def test_a_time_limit_bounds_the_closing_too(name: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        right, server = await net.socket()
+        _narrow(near, far)
+        held = await _hold(near)
+        relaying = asyncio.ensure_future(
+            aio.relay(near, right, close=True, timeout=1.0, linger=1000.0)
+        )
+        await server.write(b"the beginning of an answ")
+        await net.until(lambda: not _peek(right))
+        server.reset()
+        outcome = await relaying
+        assert outcome.reason is Reason.SOURCE_ERROR
+        assert outcome.right_to_left.undelivered
+        assert len(await _all(far)) == held + 24
+
+    play_tls(name, contexts, case)

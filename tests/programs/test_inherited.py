@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +17,7 @@ from programs.processes import (
     PATIENCE,
     Program,
     Server,
+    _import_path,
     closing_all,
     exchange,
 )
@@ -170,3 +173,33 @@ def test_what_is_not_said_as_systemd_says_it_is_not_meant(
             monkeypatch.setenv(name, value)
     assert inherited_listeners(None) == []
     assert not {"LISTEN_PID", "LISTEN_FDS"} & set(os.environ)
+
+
+def test_a_socket_that_listens_no_more_ends_the_program_in_one_line(
+    echo_server: Server,
+) -> None:
+    """Whoever has given it can have shut it down."""
+    start = (
+        "import os, sys; os.dup2({number}, 3); os.set_inheritable(3, True); "
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+        "os.execv(sys.executable, [sys.executable, *{arguments}])"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        given = start.format(number=listener.fileno(), arguments=forward(echo_server))
+        program = subprocess.Popen(
+            [sys.executable, "-c", given],
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=[listener.fileno()],
+            env={**os.environ, **_import_path()},
+        )
+        with program:
+            assert program.stderr is not None
+            lines = [program.stderr.readline()]
+            assert "listening on" in lines[0]
+            listener.shutdown(socket.SHUT_RDWR)
+            lines += program.stderr.readlines()
+            assert program.wait(PATIENCE) == 1
+    assert "Traceback" not in "".join(lines)
+    assert lines[-1].startswith("freebsd-splice: 127.0.0.1:")
+    assert "accepts no clients any more" in lines[-1]
