@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,8 +11,10 @@ from ._pair_policy import SOON, Closing, Delivery
 from ._port import Endpoint, Port
 from ._watcher import Timer, Watcher
 
-#: Seconds that a peer may take nothing while the package shuts down: nobody waits for it any more.
-_LAST_PATIENCE = 1.0
+logger = logging.getLogger("freebsd_splice")
+
+#: Seconds, in all, that the package waits for slow peers when it shuts down.
+_AT_LAST_SECONDS = 1.0
 
 
 class Closer:
@@ -25,6 +28,7 @@ class Closer:
         self.errand = errand  # makes a call that may have to wait: the close itself
         self._lock = threading.Lock()
         self._live: set[Waiting] = set()
+        self._finishing = False
 
     def close(
         self,
@@ -44,20 +48,29 @@ class Closer:
         still to be given to the socket; where it isn't exact, so many ``looks`` must find none.
         Gives what is still waiting.
         """
-        waiting = Waiting(self, endpoint, how, patience, release, held, looks)
         with self._lock:
+            if self._finishing:  # there will be no timers
+                patience = 0.0
+            waiting = Waiting(self, endpoint, how, patience, release, held, looks)
             self._live.add(waiting)
         waiting.begin()
         return None if waiting.is_over else waiting
 
     def finish(self) -> None:
-        """Wait a last while for what is left; then it is closed whatever has not arrived."""
+        """Wait a last while for what is left; then it is closed whatever has not arrived.
+
+        On the caller's thread: at the interpreter's exit there may be no other to be had.
+        """
         with self._lock:
+            self._finishing = True
             live = list(self._live)
+        until = self.port.now() + _AT_LAST_SECONDS
         for waiting in live:
-            waiting.hurry(_LAST_PATIENCE)
-        for waiting in live:
-            waiting.wait()
+            waiting.wait(max(0.0, until - self.port.now()))
+            try:
+                waiting.close()
+            except Exception:  # the others are to be closed all the same
+                logger.exception("closing a connection failed")
 
     def discard(self, waiting: Waiting) -> None:
         with self._lock:
@@ -87,7 +100,8 @@ class Waiting:
         self._lock = threading.Lock()
         self._delivery = Delivery(closer.port.now(), patience)
         self._timer: Timer | None = None
-        self._closing = False
+        self._closing = False  # some thread has been told to close it
+        self._is_closed = False
         self._over = closer.port.event()
 
     @property
@@ -102,22 +116,31 @@ class Waiting:
     def begin(self) -> None:
         """The first look, on the caller's thread."""
         if self._look():
-            self._close()
+            self.close()
 
-    def hurry(self, patience: float) -> None:
-        """Wait no longer than that for a peer that takes nothing."""
+    def wait(self, seconds: float) -> None:
+        self._over.wait(seconds)
+
+    def close(self) -> None:
+        """Now, whatever has not arrived; only the first call does it."""
         with self._lock:
-            self._delivery.patience = min(self._delivery.patience, patience)
+            if self._is_closed:
+                return
+            self._closing = self._is_closed = True
             if self._timer is not None:
                 self._timer.cancel()
-        self._look_again()
-
-    def wait(self) -> None:
-        self._over.wait()
+        try:
+            if self._how.reset:
+                with suppress(OSError):  # the connection is gone already
+                    self._closer.port.reset_on_close(self._endpoint)
+            self._release(self.unacknowledged)
+        finally:
+            self._closer.discard(self)
+            self._over.set()
 
     def _look_again(self) -> None:
         if self._look():
-            self._closer.errand(self._close)
+            self._closer.errand(self.close)
 
     def _look(self) -> bool:
         """Whether it is to be closed now, by whoever is told so: that is once."""
@@ -139,28 +162,22 @@ class Waiting:
             return self._closing
 
     def _left(self) -> int | None:
-        sent = (
-            0 if not self._how.after_delivery else self._closer.port.unacknowledged(self._endpoint)
-        )
-        return None if sent is None else sent + self._held()
+        if not self._how.after_delivery:
+            return self._held_now()
+        sent = self._closer.port.unacknowledged(self._endpoint)
+        return None if sent is None else sent + self._held_now()
+
+    def _held_now(self) -> int:
+        try:
+            return self._held()
+        except Exception:  # the owner's question failed: that must not keep the socket open
+            logger.debug("what is still held for a connection can't be told", exc_info=True)
+            return 0
 
     def _set_timer(self, seconds: float) -> bool:
         """False: there will be no next look, as no timer is to be had."""
         try:
             self._timer = self._closer.watcher.after(seconds, self._look_again)
-        except (
-            OSError,
-            RuntimeError,
-        ):  # no descriptor or thread for timers; the package shuts down
+        except (OSError, RuntimeError):  # no descriptor or thread; the package shuts down
             return False
         return True
-
-    def _close(self) -> None:
-        try:
-            if self._how.reset:
-                with suppress(OSError):  # the connection is gone already
-                    self._closer.port.reset_on_close(self._endpoint)
-            self._release(self.unacknowledged)
-        finally:
-            self._closer.discard(self)
-            self._over.set()

@@ -99,7 +99,7 @@ class SystemPort:
         if close is not None:
             try:
                 close()
-            except Exception:  # an object of somebody else's, on a thread of ours
+            except BaseException:  # an object of somebody else's, on a thread of ours
                 logger.exception("closing %r failed", original)
 
     def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:

@@ -143,5 +143,5 @@ class Watcher:
 def _make(call: Callable[[], object]) -> None:
     try:
         call()
-    except Exception:  # the others' calls must go on
+    except BaseException:  # the others' calls must go on
         logger.exception("a call of the watcher's failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 import socket
@@ -297,6 +298,73 @@ def test_without_timers_it_is_closed_at_once(harness: Harness) -> None:
     closer.finish()
     assert len(released) == 1
     peer.close()
+
+
+def test_a_shutdown_waits_for_nobody_without_end(harness: Harness) -> None:
+    """A reader that takes a little, again and again, would keep it for ever."""
+
+    class TakesALittle(SystemPort):
+        left = 1_000_000
+
+        def unacknowledged(self, endpoint: Any) -> int:
+            self.left -= 1
+            return self.left
+
+    with runtime(TakesALittle()):
+        left, _client = harness.pair()
+        right, _server = harness.pair()
+        relay = Relay(left, right, close=True, linger=10 * DEADLINE)
+        relay.cancel()
+        harness.in_background(freebsd_splice.shutdown).join()
+        assert relay.done
+
+
+def test_what_is_closed_after_the_shutdown_is_not_waited_for(harness: Harness) -> None:
+    ours, _peer = harness.pair(small_buffers=True)
+    ours.sendall(SENT)
+    with runtime(SystemPort()) as made:
+        made.closer.finish()
+        released: list[int | None] = []
+        assert made.closer.close(ours, Closing(True, True), 10.0, released.append) is None
+        assert len(released) == 1
+
+
+def test_a_question_that_fails_does_not_keep_a_socket_open(harness: Harness) -> None:
+    asked = []
+
+    def held() -> int:
+        asked.append(True)
+        if len(asked) == 1:
+            return 1
+        raise ValueError("closed meanwhile")
+
+    ours, _peer = harness.pair()
+    released = threading.Event()
+    with runtime(SystemPort()) as made:
+        made.closer.close(ours, Closing(True, True), 10.0, lambda _: released.set(), held=held)
+        assert released.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+def test_a_close_that_raises_anything_ends_the_relay_all_the_same(
+    harness: Harness, error: type[BaseException]
+) -> None:
+    class RaisesWhenClosed:
+        def __init__(self, made: socket.socket) -> None:
+            self.fileno = made.fileno
+            self._made = made
+
+        def close(self) -> None:
+            self._made.close()
+            raise error
+
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = Relay(RaisesWhenClosed(left), right, close=True)
+    client.close()
+    server.close()
+    relay.wait(DEADLINE)
+    assert right.fileno() == -1
 
 
 def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:

@@ -173,7 +173,7 @@ async def relay(
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """
-    ahead = bytes(initial[0]), bytes(initial[1])
+    ahead, linger = (bytes(initial[0]), bytes(initial[1])), check_linger(linger)
     sides = side(left), side(right)
     why = _why_copied(*sides, fallback=fallback)
     if why is not None:
@@ -183,7 +183,7 @@ async def relay(
             timeout=timeout,
             half_close=half_close,
             close=close,
-            linger=check_linger(linger),
+            linger=linger,
             initial=ahead,
             why=why,
         )
@@ -193,11 +193,11 @@ async def relay(
     except asyncio.CancelledError as error:
         attach(error, _pair_not_begun(Reason.CANCELLED, ahead, started))
         if close:
-            _reset(sides, check_linger(linger))
+            _reset(sides, linger)
         raise
     if late is not None:
         if close:
-            _reset(sides, check_linger(linger))
+            _reset(sides, linger)
         return _pair_not_begun(late, ahead, started)
     taken: list[bytes] = []
     try:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
 from .._closing import Waiting
 from .._pair_policy import Closing
-from .._port import Endpoint
 from .._runtime import current
 from ._sides import StreamSide
 from ._sockets import CopiedSocket
@@ -72,7 +72,7 @@ class ClosingSide:
             endpoint,
             how,
             linger,
-            partial(self._stream_released, side, how, endpoint),
+            partial(self._stream_released, side, how, partial(runtime.port.close, endpoint)),
             held=partial(self._held, side),
             looks=_LOOKS_BEFORE_RESET if how.reset else 1,
         )
@@ -84,11 +84,15 @@ class ClosingSide:
         return side.pending
 
     def _stream_released(
-        self, side: StreamSide, how: Closing, endpoint: Endpoint, undelivered: int | None
+        self,
+        side: StreamSide,
+        how: Closing,
+        close_duplicate: Callable[[], object],
+        undelivered: int | None,
     ) -> None:
         """On any thread."""
         self._undelivered = undelivered
-        current().port.close(endpoint)
+        close_duplicate()
         self._on_loop(partial(self._end_stream, side, how))
 
     def _end_stream(self, side: StreamSide, how: Closing) -> None:
@@ -98,9 +102,7 @@ class ClosingSide:
             side.close()
         self._tell()
 
-    def _on_loop(self, end: object) -> None:
-        assert callable(end)
-
+    def _on_loop(self, end: Callable[[], object]) -> None:
         def call() -> None:
             end()
             self._tell()

@@ -325,7 +325,11 @@ class _Both:
 
     def _end_the_rest(self, reason: Reason) -> None:
         for direction, way in enumerate(self._ways):
-            if not self._policy.has_ended(direction):
+            if self._policy.has_ended(direction):
+                continue
+            if way.reason is not None:  # by itself, in the same moment
+                self._ended(direction)
+            else:
                 way.end(reason)
                 self._policy.ended(direction, way.ended(passed_on=False))
 

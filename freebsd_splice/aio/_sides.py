@@ -381,10 +381,11 @@ def _is_writable(sock: Any) -> bool:
 def _polled(sock: Any, events: int) -> int:
     if sys.platform == "win32":  # which can't be asked
         return events
-    if sock.fileno() < 0:
+    descriptor = sock.fileno()
+    if descriptor < 0:
         return _POLLNVAL
     poll = select.poll()
-    poll.register(sock, events)
+    poll.register(descriptor, events)
     return sum(shown for _, shown in poll.poll(0))
 
 

@@ -187,8 +187,9 @@ class ProxyServer:
     def stop(self) -> None:
         """Accept no more and give live connections the grace time; a second call cuts them.
 
-        Cut connections are sent no more than what was under way, and reset behind that. A third
-        call, or 10 seconds, resets what is left. To be called in the loop's thread.
+        Cut connections are sent no more than what was under way, and reset behind that. After a
+        third call, or 10 seconds, ``run`` waits no longer for slow readers: what they have not
+        taken by the end of the program is lost. To be called in the loop's thread.
         """
         self._stops += 1
         self._wake()

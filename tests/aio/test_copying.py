@@ -227,6 +227,24 @@ def test_no_half_close_where_none_is_wanted(name: str, contexts: Contexts) -> No
 
 
 @every_loop
+def test_an_eof_in_the_same_moment_is_passed_on(name: str, contexts: Contexts) -> None:
+    """The plain side's ends the pair, as TLS can't say it; the TLS side's is there already."""
+
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        left, client = await net.stream()
+        relaying = asyncio.ensure_future(aio.relay(left, near))
+        far[1].write(PATTERN)
+        assert await client.read(len(PATTERN)) == PATTERN
+        for reader in (left[0], near[0]):
+            reader.feed_eof()
+        outcome = await relaying
+        assert outcome.right_to_left.reason is Reason.EOF
+        assert await client.read(1) == b""
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
 @pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
 def test_time_limits(name: str, limit: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, Splice, aio
-from freebsd_splice.aio import _flushing, _patience
+from freebsd_splice.aio import _flushing, _patience, _sides
 
 from .nets import LOOPS, MODELS, Net, buffered, play
 from .test_seams import PATTERN
@@ -454,3 +456,15 @@ def test_a_peers_reset_is_an_outcome(name: str) -> None:
         assert outcome.error is not None
 
     play(name, case)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a socket can't be asked there")
+def test_a_socket_may_be_closed_while_it_is_asked() -> None:
+    """By another thread: it is asked for its descriptor once."""
+    with socket.socket() as listening, socket.socket() as ours:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        ours.connect(listening.getsockname())
+        numbers = iter([ours.fileno()])
+        closing = SimpleNamespace(fileno=lambda: next(numbers, -1))
+        assert not _sides.hangs_up(closing)
