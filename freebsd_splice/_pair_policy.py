@@ -15,6 +15,9 @@ from ._flow import Reason
 #: Reasons that hold for both directions alike.
 OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
 
+#: Reasons by which a pair ends that nobody wanted to end.
+_FAULTS = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR, Reason.UNSPLICED)
+
 #: With these a drain refuses to be one, and lives: as a source it meets no failure.
 _REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
 
@@ -108,8 +111,10 @@ class PairPolicy:
         whole = towards.reason is Reason.EOF
         failed = towards.reason is Reason.SOURCE_ERROR
         lost = towards.has_unsent or failed or (rest_at_other and not whole)
-        refused = back.reason is Reason.DRAIN_ERROR and not whole
-        reset = lost or refused or (cut and not whole)
+        refused = back.reason is Reason.DRAIN_ERROR
+        # Whose direction is ended by a fault hasn't got everything, whether or not more has come.
+        faulty = self.decisive.reason in _FAULTS
+        reset = lost or ((refused or faulty or cut) and not whole)
         # With bytes unread, or with more to come, some systems answer a close by a reset of their
         # own, and each throws away then what the peer has not acknowledged (F27).
         return Closing(reset, after_delivery=reset or back.reason is not Reason.EOF)

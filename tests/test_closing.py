@@ -152,6 +152,9 @@ RESET = Ended(Reason.SOURCE_ERROR, ConnectionResetError(errno.ECONNRESET, ""), F
 DEAD = Ended(Reason.DRAIN_ERROR, ConnectionResetError(errno.ECONNRESET, ""), False, False)
 UNSENT = Ended(Reason.CANCELLED, None, True, False)
 CANCELLED = Ended(Reason.CANCELLED, None, False, False)
+BUSY = Ended(Reason.DRAIN_ERROR, OSError(errno.EBUSY, ""), False, False)
+BROKEN = Ended(Reason.SOURCE_ERROR, OSError(errno.EIO, ""), False, False)
+UNSPLICED = Ended(Reason.UNSPLICED, None, False, False)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +170,21 @@ CANCELLED = Ended(Reason.CANCELLED, None, False, False)
         (CANCELLED, CANCELLED, True, False, Closing(True, True)),
         (CANCELLED, CANCELLED, False, True, Closing(True, True)),
         (CANCELLED, DEAD, False, False, Closing(True, True)),
+        (CANCELLED, BUSY, False, False, Closing(True, True)),
+        (BUSY, CANCELLED, False, False, Closing(True, True)),
+        (EOF_, BUSY, False, False, Closing(False, True)),
+        (UNSPLICED, CANCELLED, False, False, Closing(True, True)),
+        (CANCELLED, UNSPLICED, False, False, Closing(True, True)),
+        (CANCELLED, BROKEN, False, False, Closing(True, True)),
     ],
 )
 def test_a_fin_only_says_that_all_is_well_where_it_is(
     towards: Ended, back: Ended, rest: bool, cut: bool, expected: Closing
 ) -> None:
     policy = PairPolicy()
-    policy.ended(1, towards)  # from side 1 to side 0
-    policy.ended(0, back)
+    ends = [(1, towards), (0, back)]  # by the side that each comes from
+    for direction, end in sorted(ends, key=lambda one: one[1] is CANCELLED):  # by the other
+        policy.ended(direction, end)
     assert policy.closing(0, rest_at_other=rest, cut=cut) == expected
 
 
