@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from ._port import Port, Runner
+from ._port import Event, Port, Runner
 from ._watcher import Watcher
 
 logger = logging.getLogger("freebsd_splice")
@@ -42,7 +42,9 @@ class Crew:
         self._taken = 0
         self._watching = False
         self._refused = False  # the last thread that was asked for
-        self._closing = False
+        self._closing = self._is_about_to_close = False
+        self._ended: list[Runner] = []  # since it closes
+        self._changes: list[Event] = []  # that close() waits for
         self._inherited = False
 
     def submit(self, call: Callable[[], object]) -> None:
@@ -50,7 +52,7 @@ class Crew:
         self._mailbox.put(call)
         with self._lock:
             self._waiting += 1
-            if self._waiting > len(self._runners) - len(self._busy) and not self._closing:
+            if self._waiting > len(self._runners) - len(self._busy):
                 if len(self._runners) < USUAL:
                     self._start_one()
                 elif not self._watching:
@@ -62,21 +64,24 @@ class Crew:
         with self._lock:
             return any(thread == this_thread for thread, _ in self._busy)
 
+    def expect_close(self) -> None:
+        """From now on nobody is told where no thread is to be had: ``close`` makes the calls."""
+        self._is_about_to_close = True
+
     def close(self) -> None:
         """Have the calls made that are waiting, then end the threads.
 
+        Calls may wait for each other, so more threads are started as long as some of them wait;
+        where none is to be had, as at some interpreters' exit, this thread makes the calls.
         Within one of the calls it doesn't wait for that call's own thread, which ends by itself.
         """
-        this_thread = threading.get_ident()
-        with self._lock:
-            self._closing = True
-            runners = dict(self._runners)
-            own = [number for thread, number in self._busy if thread == this_thread]
-        for _ in runners:
-            self._mailbox.put(_last)
-        for number, runner in runners.items():
-            if number not in own:
-                runner.join()
+        own = self._begin_close()
+        self._mailbox.put(_last)
+        while (change := self._next_change(own)) is not None:
+            if own or not self._lend_a_hand():
+                change.wait(None)
+        for runner in list(self._ended):
+            runner.join()
         if not own:  # where no thread was to be had for them
             while (call := self._mailbox.take(0)) is not None:
                 self._make(call)
@@ -94,23 +99,63 @@ class Crew:
                 partial(self._step, number), f"{self._name}-{number}"
             )
         except RuntimeError as error:  # none is to be had now: the calls wait, it is tried again
-            if not self._refused:
+            if not self._refused and not self._is_about_to_close:
                 logger.error("%s can't be started, and calls wait for it: %s", self._name, error)
             self._refused = True
+            self._changed()
             if not self._watching:
                 self._watch()
         else:
             self._refused = False
 
+    def _begin_close(self) -> list[int]:
+        """Gives the number of the runner that this is called on, if it is one."""
+        this_thread = threading.get_ident()
+        with self._lock:
+            self._closing = self._is_about_to_close = True
+            if self._waiting and not self._watching:
+                self._watch()
+            return [number for thread, number in self._busy if thread == this_thread]
+
+    def _next_change(self, own: list[int]) -> Event | None:
+        """Set when a thread ends or can't be started; None: there is no other thread."""
+        with self._lock:
+            if all(number in own for number in self._runners):
+                return None
+            change = self._port.event()
+            self._changes.append(change)
+            return change
+
+    def _changed(self) -> None:
+        changes, self._changes = self._changes, []
+        for change in changes:
+            change.set()
+
+    def _lend_a_hand(self) -> bool:
+        """Make a call that waits, if no thread is to be had for it."""
+        with self._lock:
+            if not (self._refused and self._waiting):
+                return False
+        call = self._mailbox.take(0)
+        if call is _last:
+            self._mailbox.put(_last)  # behind those that came after it
+        elif call is not None:
+            with self._lock:
+                self._waiting -= 1
+                self._taken += 1
+            self._make(call)
+        return True
+
     def _step(self, number: int) -> bool:
-        call = self._mailbox.take(IDLE_SECONDS)
+        call = self._mailbox.take(0 if self._closing else IDLE_SECONDS)
         making = threading.get_ident(), number
         with self._lock:
-            if call is None and self._waiting:
-                return True  # it was put there in this very moment
             if call is None or call is _last:
-                self._runners.pop(number, None)
-                return False
+                if not self._waiting:
+                    return self._leave(number)
+                if call is _last:
+                    self._mailbox.put(_last)  # behind those that came after it
+                return True  # None: one was put there in this very moment
             self._waiting -= 1
             self._taken += 1
             self._busy.append(making)
@@ -120,6 +165,15 @@ class Crew:
             with self._lock:
                 self._busy.remove(making)
         return not self._inherited
+
+    def _leave(self, number: int) -> bool:
+        """This thread ends; while the crew closes, the others are to end as well."""
+        runner = self._runners.pop(number)
+        if self._closing:
+            self._ended.append(runner)
+            self._mailbox.put(_last)
+        self._changed()
+        return False
 
     def _make(self, call: Callable[[], object]) -> None:
         try:
@@ -131,7 +185,8 @@ class Crew:
         try:
             self._watcher.after(STUCK_SECONDS, partial(self._look, self._taken))
         except (OSError, RuntimeError) as error:  # no descriptor: the next call tries it again
-            logger.error("the next call to %s is waited for: %s", self._name, error)
+            if not self._is_about_to_close:
+                logger.error("the next call to %s is waited for: %s", self._name, error)
         else:
             self._watching = True
 
@@ -139,7 +194,7 @@ class Crew:
         """Nobody has taken a call since?  Then all of the threads hang."""
         with self._lock:
             self._watching = False
-            if self._waiting and not self._closing:
+            if self._waiting:
                 if self._taken == taken:
                     self._start_one()
                 if not self._watching:

@@ -98,6 +98,8 @@ class Runtime:
         with self._lock:
             self._closing = True
             live = list(self._live)
+        for crew in (self._crew, self._callbacks):
+            crew.expect_close()
         for splice in live:
             splice.end_for_shutdown()
         self.closer.finish()

@@ -51,7 +51,7 @@ class SystemPort:
         self._readiness = readiness
         # All that is open, so that a forked child can close its copies.
         self._opened: weakref.WeakSet[_Closable] = weakref.WeakSet()
-        self._threads: weakref.WeakSet[_Thread] = weakref.WeakSet()
+        self._this_thread = threading.local()
 
     # Sockets
 
@@ -232,12 +232,10 @@ class SystemPort:
         return os.cpu_count() or 1
 
     def run(self, step: Callable[[], bool], name: str) -> Runner:
-        thread = _Thread(step, name)
-        self._threads.add(thread)
-        return thread
+        return _Thread(step, name, self._this_thread)
 
     def is_own_thread(self) -> bool:
-        return any(thread.is_current() for thread in self._threads)
+        return getattr(self._this_thread, "is_own", False)
 
     def abandon(self) -> None:
         for opened in list(self._opened):
@@ -314,17 +312,16 @@ class _SystemMailbox:
 class _Thread:
     """A loop in a thread; the runtime ends it at exit."""
 
-    def __init__(self, step: Callable[[], bool], name: str) -> None:
+    def __init__(self, step: Callable[[], bool], name: str, this_thread: threading.local) -> None:
         self._step = step
+        self._this_thread = this_thread
         self._thread = start_thread(self._run, name)
 
     def join(self) -> None:
         self._thread.join()
 
-    def is_current(self) -> bool:
-        return threading.current_thread() is self._thread
-
     def _run(self) -> None:
+        self._this_thread.is_own = True
         while self._step():
             pass
 

@@ -158,7 +158,7 @@ class Waitable(ABC, Generic[OutcomeT]):
 
     def _make_callbacks(self) -> None:
         """On a thread for callbacks."""
-        while True:
+        while not self._runtime.inherited:  # a callback may fork: the rest is its parent's
             with self._state:  # which is held until it is over
                 if not self._callbacks:
                     self._calling = False

@@ -335,6 +335,24 @@ def test_a_child_that_is_forked_in_one_calls_no_other(
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_in_one_calls_no_other_of_the_same_splice(harness: Harness) -> None:
+    assert sys.platform != "win32"
+    mine, theirs = os.pipe()
+    parent = os.getpid()
+    called = Called(lambda _: os.fork())
+    splice = Splice(harness.pair()[0], harness.pair()[0])
+    splice.add_done_callback(called)
+    splice.add_done_callback(lambda _: os.write(theirs, b"%d " % os.getpid()))
+    splice.cancel()
+    os.waitpid(called.result(), 0)
+    freebsd_splice.shutdown()
+    os.close(theirs)
+    with os.fdopen(mine) as written:
+        assert written.read() == f"{parent} "
+
+
+@posix
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_that_is_forked_after_shutdown_calls_none_of_those_to_come(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,51 @@ def test_what_waits_is_done_before_the_close(port: CountingPort) -> None:
     assert len(made) == 100
 
 
+@pytest.mark.parametrize("no_more_threads", [False, True])
+def test_calls_that_wait_for_each_other_hold_up_no_close(
+    port: CountingPort, caplog: pytest.LogCaptureFixture, no_more_threads: bool
+) -> None:
+    """Done callbacks may; and Python 3.12 gives no thread any more when it exits."""
+    watcher = Watcher(port)
+    crew = Crew(port, watcher)
+    both, last = threading.Barrier(USUAL + 1), threading.Event()
+
+    def wait() -> None:
+        both.wait(DEADLINE)
+        last.wait()
+
+    for _ in range(USUAL):
+        crew.submit(wait)
+    both.wait(DEADLINE)
+    port.refuses = 1_000_000 if no_more_threads else 0
+    crew.expect_close()
+    crew.submit(last.set)
+    closing = Harness().in_background(crew.close)
+    closing.join()
+    assert last.is_set()
+    assert not crew._runners
+    watcher.close()
+    assert not caplog.records
+
+
+def test_a_call_may_close_what_it_is_made_by(port: CountingPort) -> None:
+    watcher = Watcher(port)
+    crew = Crew(port, watcher)
+    closed, made = threading.Event(), threading.Event()
+
+    def close() -> None:
+        crew.close()
+        closed.set()
+
+    crew.submit(close)
+    crew.submit(made.set)
+    assert closed.wait(DEADLINE)
+    crew.close()
+    assert made.is_set()
+    assert not crew._runners
+    watcher.close()
+
+
 def test_an_empty_mailbox_that_is_not_waited_for_answers_at_once() -> None:
     """Python 3.10's queue waits for ever when it is given no time at all."""
     for _ in range(1000):
