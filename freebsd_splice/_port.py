@@ -145,6 +145,10 @@ class Port(Protocol):
 
     def close(self, endpoint: Endpoint) -> None: ...
 
+    def last_close_waits(self, endpoint: Endpoint) -> bool:
+        """Whether the caller has set a time in SO_LINGER, for which the last close may wait."""
+        ...
+
     def close_original(self, original: Source) -> None:
         """Close the caller's own socket object (``Relay(close=True)``)."""
         ...

@@ -52,7 +52,7 @@ class Relay(Waitable[RelayOutcome]):
         True: both sockets are closed at the end.  A side that was not sent all that had arrived for
         it, or whose other side was reset, is reset: a FIN would tell it that all is well.  The
         reset comes behind what the side was sent: ``bytes`` are delivered first (``linger``).
-        (With SO_LINGER and a time set, closing waits, and the other relays of that worker with it.)
+        A Unix socket can't be reset: its peer reads an EOF, whatever is missing.
     linger:
         With ``close``: how many seconds the peer of a side may take nothing of what it was sent
         before the side is reset, or closed with bytes unread, all the same.  Either would destroy

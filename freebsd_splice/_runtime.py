@@ -36,12 +36,12 @@ class Runtime:
     def __init__(self, port: Port, mover: str | None = None) -> None:
         self.port = port
         self.watcher = Watcher(port)
-        self.sockets = Sockets(port, self.watcher, self.errand)
+        self._crew = Crew(port, self.watcher)
+        self.sockets = Sockets(port, self.watcher, self.errand, self._crew.submit)
         #: In a forked child: this is the parent's, and nothing in it may be touched.
         self.inherited = False
         self.closer = Closer(port, self.watcher, self.errand)
         self._engine = Engine(port, mover)
-        self._crew = Crew(port, self.watcher)
         self._callbacks = Crew(port, self.watcher, "callbacks")
         self._kernel: Kernel | None = None
         self._lock = threading.Lock()

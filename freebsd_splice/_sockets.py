@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from ._port import Endpoint, Port, Source
 from ._watcher import Timer, Watcher
@@ -115,11 +116,16 @@ class Sockets:
     """All of one runtime's shared sockets."""
 
     def __init__(
-        self, port: Port, watcher: Watcher, errand: Callable[[Callable[[], object]], object]
+        self,
+        port: Port,
+        watcher: Watcher,
+        errand: Callable[[Callable[[], object]], object],
+        wait: Callable[[Callable[[], object]], object],
     ) -> None:
         self._port = port
         self._watcher = watcher
-        self._errand = errand  # makes a call that may have to wait
+        self._errand = errand  # makes a call that may have to wait where the kernel serves
+        self._wait = wait  # makes one that will have to wait, whoever serves
         self._lock = threading.Lock()
         # By the descriptor of the caller's open object.
         self._shared: dict[int, SharedSocket] = {}
@@ -200,7 +206,11 @@ class Sockets:
             if connection.users:
                 return
             self._forget(connection)
-        self._port.close(connection.endpoint)  # outside: SO_LINGER can make the last close wait
+        close = partial(self._port.close, connection.endpoint)
+        if self._port.last_close_waits(connection.endpoint):
+            self._wait(close)
+        else:
+            close()
 
     def _connection(self, original: Source) -> _Connection:
         """The open socket that this object stands for, which others may stand for already.

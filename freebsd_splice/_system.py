@@ -26,7 +26,7 @@ from ._callers_options import (
 from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
-from ._reset import reset_on_close
+from ._reset import last_close_waits, reset_on_close
 from ._send_queue import unacknowledged
 from ._tcp import HAS_INODES, identity, peer_of
 from ._threads import start as start_thread
@@ -93,6 +93,9 @@ class SystemPort:
         # is gone all the same and the error has been reported by the flow, if it mattered.
         with suppress(OSError):
             duplicate.close()
+
+    def last_close_waits(self, endpoint: Endpoint) -> bool:
+        return last_close_waits(_socket(endpoint))
 
     def close_original(self, original: Source) -> None:
         close = getattr(original, "close", None)

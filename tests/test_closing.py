@@ -6,6 +6,8 @@ import asyncio
 import errno
 import random
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,12 +17,12 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE, Harness, Peer
-from freebsd_splice import Reason, Relay
+from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._closing import Closer
 from freebsd_splice._pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._send_queue import size_without_room, unacknowledged
 from freebsd_splice._system import SystemPort
-from ports import SteppedPort, runtime
+from ports import EnginePort, SteppedPort, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.
 SENT = random.Random(1).randbytes(16_000)
@@ -393,6 +395,36 @@ def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
         assert outcome.right_to_left.undelivered is None
         with pytest.raises(ConnectionResetError):
             client.read(1)
+
+
+def test_a_close_that_waits_holds_up_nobody(harness: Harness) -> None:
+    """SO_LINGER with a time: Linux waits in the last close, O_NONBLOCK or not."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class ClosesSlowly(EnginePort):
+        def cpus(self) -> int:
+            return 1  # and so one worker, for all
+
+        def close(self, endpoint: Any) -> None:
+            if self.last_close_waits(endpoint):
+                entered.set()
+                assert go_on.wait(DEADLINE)
+            super().close(endpoint)
+
+    with runtime(ClosesSlowly()):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        time_set = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 1)
+        right.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, time_set)
+        relay = Relay(left, right, close=True)
+        client.fin()
+        server.fin()
+        assert entered.wait(DEADLINE)
+        other = Splice(harness.pair()[0], harness.pair()[0], timeout=0.01)
+        assert other.wait(DEADLINE / 2).reason is Reason.TIMEOUT
+        go_on.set()
+        assert relay.wait(DEADLINE).reason is Reason.EOF
+        freebsd_splice.shutdown()
 
 
 @pytest.mark.parametrize("limits", [{"timeout": 0.3}, {"idle_timeout": 0.2}])

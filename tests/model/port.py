@@ -136,6 +136,9 @@ class ModelPort:
     def close(self, endpoint: Endpoint) -> None:
         self._world.close(endpoint.fileno())
 
+    def last_close_waits(self, endpoint: Endpoint) -> bool:
+        return False
+
     def close_original(self, original: Source) -> None:
         cast(ModelSocket, original).close()
 
