@@ -18,6 +18,8 @@ _select: Any = select  # each system's has other names, and a type checker knows
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _termios: Any = importlib.import_module("termios") if os.name == "posix" else None
 
+#: Linux's numbers (include/net/tcp_states.h) of FIN_WAIT1, LAST_ACK and CLOSING.
+_FIN_ON_ITS_WAY = (4, 9, 11)
 #: sys/filio.h on FreeBSD: bytes in the send buffer.
 _FIONWRITE = 0x40046677
 #: sys/socket.h on macOS: the same, as an option.
@@ -25,7 +27,7 @@ _SO_NWRITE = 0x1024
 
 
 def unacknowledged(sock: socket.socket) -> int | None:
-    """Bytes (on Linux the FIN counts as one) that the peer has not acknowledged.
+    """Bytes that the peer has not acknowledged.
 
     Of a dead connection Linux says what it had left, the others 0. 0 for Unix sockets: their bytes
     lie at the peer from the start. None where it can't be told: on Windows, on a system that isn't
@@ -43,7 +45,7 @@ def unacknowledged(sock: socket.socket) -> int | None:
 
 def _ask(sock: socket.socket) -> int | None:
     if sys.platform == "linux":
-        return _ioctl(sock, _termios.TIOCOUTQ)  # which is SIOCOUTQ: tcp(7)
+        return _without_fin(sock, _ioctl(sock, _termios.TIOCOUTQ))  # that is SIOCOUTQ: tcp(7)
     if sys.platform.startswith("freebsd"):
         return _ioctl(sock, _FIONWRITE)
     if sys.platform == "darwin":
@@ -51,6 +53,14 @@ def _ask(sock: socket.socket) -> int | None:
     if sys.platform.startswith("openbsd"):
         return size_without_room(sock, _select)
     return None
+
+
+def _without_fin(sock: socket.socket, count: int) -> int:
+    """Linux counts a FIN as one byte until it is acknowledged, which the state tells (TCP_INFO)."""
+    if not count or sys.platform != "linux":
+        return count
+    state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return count - (state in _FIN_ON_ITS_WAY)
 
 
 def size_without_room(sock: socket.socket, kqueue_module: Any) -> int:
