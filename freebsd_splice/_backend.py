@@ -13,6 +13,9 @@ __all__ = ["VARIABLE", "Backend", "backend"]
 
 VARIABLE = "FREEBSD_SPLICE_BACKEND"
 
+#: The variable, and the value that demands the kernel, as ``os.environ`` keeps them.
+_KEY, _KERNEL = os.environ.encodekey(VARIABLE), os.environ.encodevalue("kernel")
+
 
 class Backend(NamedTuple):
     """What moves the bytes, and why that."""
@@ -44,3 +47,10 @@ def backend() -> Backend:
     if wanted == "kernel":
         raise BackendUnavailable(errno.ENOPROTOOPT, f"{VARIABLE}=kernel: {missing}")
     return Backend("userspace", missing)
+
+
+def kernel_demanded() -> bool:
+    """Whether userspace is not to stand in for the kernel."""
+    # Past ``os.environ.get``, which takes as long as a short write where nothing is set.
+    kept: dict[object, object] = os.environ._data  # type: ignore[attr-defined]
+    return kept.get(_KEY) == _KERNEL

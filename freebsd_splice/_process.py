@@ -38,6 +38,9 @@ class PerProcess(Generic[T]):
         Raises RuntimeError where gevent has taken from the standard library what threads are made
         of, and what making it raises.
         """
+        made = self.made
+        if made is not None and self._alive(made):  # the usual case, and often asked
+            return made
         with self._lock:
             if self.made is None or not self._alive(self.made):
                 check_unpatched()

@@ -129,7 +129,7 @@ class Sockets:
         self._lock = threading.Lock()
         # By the descriptor of the caller's open object.
         self._shared: dict[int, SharedSocket] = {}
-        self._in_use: set[SharedSocket] = set()
+        self.in_use: set[SharedSocket] = set()
         # By what tells one open socket from another.
         self._connections: dict[object, _Connection] = {}
         self._sweep: Timer | None = None
@@ -159,6 +159,19 @@ class Sockets:
             for end in left_behind:
                 end()
 
+    def are_free(self, source: Source, drain: Source) -> bool:
+        """Whether no flow has the one for its source, nor the other for its drain."""
+        with self._lock:
+            reads, writes = (self._known(each) for each in (source, drain))
+            return not ((reads and reads.is_source) or (writes and writes.is_drain))
+
+    def _known(self, original: Source) -> _Connection | None:
+        """The connection of an open socket, if flows are on it."""
+        shared = self._shared.get(original.fileno())
+        if shared is not None and self._port.is_open(shared.original):
+            return shared.connection
+        return self._connections.get(self._port.identity(original))
+
     def _find(self, original: Source, descriptor: int) -> SharedSocket:
         shared = self._shared.get(descriptor)
         # The number of a socket that was closed, and that the sweep has not met yet, can be
@@ -173,7 +186,7 @@ class Sockets:
         if self._sweep is None:
             self._sweep = self._watcher.after(SWEEP_SECONDS, self._look_for_closed)
         self._shared[shared.descriptor] = shared
-        self._in_use.add(shared)
+        self.in_use.add(shared)
         shared.users += 1
         shared.on_closed.append(on_closed)
         connection = shared.connection
@@ -200,7 +213,7 @@ class Sockets:
             connection.is_source &= not source
             connection.is_drain &= not drain
             if not shared.users:
-                self._in_use.discard(shared)
+                self.in_use.discard(shared)
                 if self._shared.get(shared.descriptor) is shared:
                     del self._shared[shared.descriptor]
             if connection.users:
@@ -243,9 +256,9 @@ class Sockets:
     def _look_for_closed(self) -> None:
         with self._lock:
             self._sweep = (
-                self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
+                self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self.in_use else None
             )
-            ends = _ends_of_closed(self._port, self._in_use)
+            ends = _ends_of_closed(self._port, self.in_use)
         for end in ends:
             self._errand(end)
 

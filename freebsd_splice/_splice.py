@@ -18,7 +18,7 @@ _MAX_BYTES = (1 << 63) - 1
 _Bytes = bytes  # ``bytes`` is a field's name below, as it is a file's size elsewhere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Outcome:
     """How a splice, or one direction of a relay, ended."""
 
@@ -32,7 +32,8 @@ class Outcome:
     error: OSError | None
     #: "userspace" or "kernel".
     backend: str
-    #: What moved the bytes: "SO_SPLICE", "os.splice" or "copy".
+    #: What moved the bytes: "SO_SPLICE", "os.splice" or "copy"; in ``aio``, where no splice was
+    #: needed or possible, "streams".
     mover: str
     #: From the start to the end.
     seconds: float
@@ -43,6 +44,30 @@ class Outcome:
     #: ended by a time limit.
     #: None: this system doesn't tell.
     undelivered: int | None = 0
+
+    def __init__(
+        self,
+        bytes: int,
+        unsent: _Bytes,
+        reason: Reason,
+        error: OSError | None,
+        backend: str,
+        mover: str,
+        seconds: float,
+        fallback: str | None = None,
+        undelivered: int | None = 0,
+    ) -> None:
+        # A frozen class's own costs three times that, and as much as a short transfer's write.
+        made = self.__dict__
+        made["bytes"] = bytes
+        made["unsent"] = unsent
+        made["reason"] = reason
+        made["error"] = error
+        made["backend"] = backend
+        made["mover"] = mover
+        made["seconds"] = seconds
+        made["fallback"] = fallback
+        made["undelivered"] = undelivered
 
 
 class Splice(Waitable[Outcome]):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from ._backend import VARIABLE, backend
+from ._backend import backend, kernel_demanded
 from ._callers_options import (
     is_survived,
     lower_read_mark,
@@ -145,6 +145,9 @@ class SystemPort:
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
         return _socket(endpoint).send(data, _DONT_WAIT)
 
+    def write_through(self, original: Source, data: bytes | bytearray) -> int:
+        return os.write(original.fileno(), data)
+
     def shutdown_write(self, endpoint: Endpoint) -> None:
         _socket(endpoint).shutdown(socket.SHUT_WR)
 
@@ -205,7 +208,7 @@ class SystemPort:
         return None
 
     def kernel_demanded(self) -> bool:
-        return os.environ.get(VARIABLE) == "kernel"
+        return kernel_demanded()
 
     # Waiting, time and threads
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from .._deadlines import check_seconds
 from .._errors import BackendUnavailable, why
 from .._flow import Reason
 from .._pair_policy import Closing
@@ -30,6 +31,7 @@ from .._port import Endpoint
 from .._relay import LINGER, Relay, RelayOutcome, check_linger
 from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_limit
+from ._at_once import go_on_behind, write_buffered
 from ._copying import copy_both_ways, copy_one_way
 from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
@@ -73,49 +75,21 @@ async def splice(
     nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
     """
     limit, ahead = check_limit(max_bytes), bytes(initial)
-    from_side, to_side = side(source), side(drain)
-    why = _why_copied(from_side, to_side, fallback=fallback)
-    if why is not None:
-        return await copy_one_way(
-            from_side,
-            to_side,
-            limit=limit,
-            idle_timeout=idle_timeout,
-            timeout=timeout,
-            initial=ahead,
-            why=why,
-        )
-    started = time.monotonic()
-    try:
-        late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
-    except asyncio.CancelledError as error:
-        attach(error, _not_begun(Reason.CANCELLED, ahead, started))
-        raise
-    if late is not None:
-        return _not_begun(late, ahead, started)
-    # From here to the splice there is no await: nothing can arrive in between.
-    room = None if limit is None else max(0, limit - len(ahead))
-    taken = from_side.take_over(room)
-    try:
-        made = Splice(
-            from_side.original,
-            to_side.original,
-            max_bytes=limit,
-            idle_timeout=idle_timeout,
-            timeout=_left(timeout, started),
-            initial=ahead + taken,
-            fallback=fallback,
-        )
-    except BaseException:
-        from_side.put_back(taken)
-        raise
-    try:
-        outcome = await end_of(made)
-        _tell_readers(outcome, from_side, to_side)
-    finally:
-        if made.done:  # or it goes on to its end, nobody waiting for that any more
-            from_side.resume()
-    return outcome
+    check_seconds("idle_timeout", idle_timeout)
+    check_seconds("timeout", timeout)
+    sent = write_buffered(source, drain, limit, ahead) if limit and fallback else 0
+    if isinstance(sent, Outcome):
+        return sent
+    splicing = _splice(
+        source,
+        drain,
+        limit=None if limit is None else limit - sent,
+        idle_timeout=idle_timeout,
+        timeout=timeout,
+        initial=ahead[sent:],
+        fallback=fallback,
+    )
+    return await (go_on_behind(sent, ahead[sent:], splicing) if sent else splicing)
 
 
 async def transfer(
@@ -149,6 +123,61 @@ async def transfer(
     )
     if outcome.reason is not Reason.LIMIT:
         raise IncompleteTransferError(outcome, count) from outcome.error
+    return outcome
+
+
+async def _splice(
+    source: Side,
+    drain: Side,
+    *,
+    limit: int | None,
+    idle_timeout: float | None,
+    timeout: float | None,
+    initial: bytes,
+    fallback: bool,
+) -> Outcome:
+    from_side, to_side = side(source), side(drain)
+    why = _why_copied(from_side, to_side, fallback=fallback)
+    if why is not None:
+        return await copy_one_way(
+            from_side,
+            to_side,
+            limit=limit,
+            idle_timeout=idle_timeout,
+            timeout=timeout,
+            initial=initial,
+            why=why,
+        )
+    started = time.monotonic()
+    try:
+        late = await flush([to_side], idle_timeout=idle_timeout, timeout=timeout)
+    except asyncio.CancelledError as error:
+        attach(error, _not_begun(Reason.CANCELLED, initial, started))
+        raise
+    if late is not None:
+        return _not_begun(late, initial, started)
+    # From here to the splice there is no await: nothing can arrive in between.
+    room = None if limit is None else max(0, limit - len(initial))
+    taken = from_side.take_over(room)
+    try:
+        made = Splice(
+            from_side.original,
+            to_side.original,
+            max_bytes=limit,
+            idle_timeout=idle_timeout,
+            timeout=_left(timeout, started),
+            initial=initial + taken,
+            fallback=fallback,
+        )
+    except BaseException:
+        from_side.put_back(taken)
+        raise
+    try:
+        outcome = await end_of(made)
+        _tell_readers(outcome, from_side, to_side)
+    finally:
+        if made.done:  # or it goes on to its end, nobody waiting for that any more
+            from_side.resume()
     return outcome
 
 

@@ -46,6 +46,8 @@ async def copy_one_way(
             initial,
             why,
         )
+        if way.move_at_once():
+            return way.outcome(Reason.LIMIT)
         task = asyncio.ensure_future(way.run())
         try:
             reason = await patience.wait([task], way.progress, way.is_lost)
@@ -151,6 +153,20 @@ class _Way:
             self.reason = await self._move()
         finally:
             self._seconds = time.monotonic() - self._started
+
+    def move_at_once(self) -> bool:
+        """All of it, where the reader has buffered it and the writer has room for it."""
+        if self._limit is None or isinstance(self._source, CopiedSocket):
+            return False
+        if isinstance(self._drain, CopiedSocket) or self._drain.is_lost:
+            return False
+        wanted = self._limit - len(self._ahead)
+        if not 0 <= wanted <= self._source.buffered or self._limit > self._drain.room:
+            return False
+        self._drain.writer.write(bytes(self._ahead) + self._source.take_buffered(wanted))
+        self._ahead = memoryview(b"")
+        self.moved = self._limit
+        return True
 
     def is_lost(self) -> Reason | None:
         """What has ended it without anybody's being told: nothing comes, so nothing is written."""

@@ -141,6 +141,12 @@ class StreamSide:
         held = self._asked(self.transport.get_write_buffer_size, 0)
         return held + self._pending_below() if self.is_tls else held
 
+    @property
+    def room(self) -> int:
+        """Bytes that the writer takes before it asks to be waited for."""
+        limits = self._asked(self.transport.get_write_buffer_limits, (0, 0))
+        return max(0, limits[1] - self.pending)
+
     def undelivered(self) -> int | None:
         """Bytes that were written and that the peer has not acknowledged; None: can't be told."""
         sock = self._socket()
@@ -231,10 +237,20 @@ class StreamSide:
             except Exception:
                 self._raise_failure()
                 raise
-        data = bytes(inside._buffer[:count])
-        del inside._buffer[:count]
+        data = self.take_buffered(count)
         if not data:
             self._raise_failure()
+        return data
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that ``take_buffered`` can take."""
+        return len(_inside(self.reader)._buffer)
+
+    def take_buffered(self, count: int) -> bytes:
+        inside = _inside(self.reader)
+        data = bytes(inside._buffer[:count])
+        del inside._buffer[:count]
         self._asked(inside._maybe_resume_transport, None)
         return data
 

@@ -22,7 +22,8 @@ from freebsd_splice.aio import _sockets
 from freebsd_splice.aio._sides import SocketSide, StreamSide
 from freebsd_splice.aio._sockets import CopiedSocket
 
-from .nets import LOOPS, Net, RealNet, Stream, play
+from .nets import LOOPS, Net, RealNet, Stream, buffered, play
+from .test_at_once import at_once
 from .test_seams import PATTERN
 
 every_loop = pytest.mark.parametrize("name", LOOPS)
@@ -104,6 +105,27 @@ def test_from_tls(name: str, contexts: Contexts) -> None:
         assert (outcome.reason, outcome.bytes, outcome.unsent) == (Reason.LIMIT, 250_000, b"")
         # The rest is still the caller's to read.
         assert await near[0].readexactly(len(PATTERN) - 249_995) == PATTERN[249_995:]
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
+@pytest.mark.parametrize("way", ["from", "to"])
+def test_a_buffered_body_is_copied_at_once(name: str, way: str, contexts: Contexts) -> None:
+    async def case(net: RealNet, near: Stream, far: Stream) -> None:
+        plain, peer = await net.stream()
+        if way == "from":
+            far[1].write(b"12345678next")
+        else:
+            await peer.write(b"12345678next")
+        source, drain = (near, plain) if way == "from" else (plain, near)
+        await buffered(net, source, 12)
+        outcome = at_once(aio.transfer(source, drain, 10, initial=b"0."))
+        assert (outcome.bytes, outcome.reason) == (10, Reason.LIMIT)
+        assert _copied(outcome)
+        assert await source[0].readexactly(4) == b"next"
+        got = await (peer.read(10) if way == "from" else far[0].readexactly(10))
+        assert got == b"0.12345678"
 
     play_tls(name, contexts, case)
 

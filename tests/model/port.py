@@ -166,6 +166,10 @@ class ModelPort:
         self._world.counts["send"] += 1
         return self._endpoint(endpoint).send(bytes(data))
 
+    def write_through(self, original: Source, data: bytes | bytearray) -> int:
+        self._world.counts["write"] += 1
+        return self._endpoint(original).send(bytes(data))
+
     def is_connected(self, endpoint: Endpoint) -> bool:
         return self._endpoint(endpoint).connected
 

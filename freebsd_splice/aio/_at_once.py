@@ -1,0 +1,131 @@
+"""Bytes that the program has in its memory already: written here and now, by one call.
+
+To splice them would mean to hand them to a thread, or to have them sent by one before the kernel
+is asked for a splice, and to wait for the answer: that costs many times what writing them does.  So
+only what this leaves over is spliced, because the socket has no room or the reader hasn't it yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from asyncio import CancelledError, StreamReader, StreamWriter
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+from .._flow import Reason
+from .._port import Source
+from .._runtime import Runtime, current
+from .._splice import Outcome
+from ._copying import STREAMS
+from ._ending import attach, outcome_of
+from ._sides import Side, StreamSide
+
+_LIMIT = Reason.LIMIT  # an enum's members cost a call each, on some versions
+
+#: Elsewhere a socket's descriptor can be written to.
+_IS_WINDOWS = sys.platform == "win32"
+
+
+def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int | Outcome:
+    """Write ``initial`` and what the reader of ``source`` has buffered: ``count`` bytes in all.
+
+    The outcome; or how many were written, and taken, before the socket was full.  0: nothing was
+    touched, and nothing raised, where the reader has too little or where there is more to it: what
+    is to be said of such a pair, whoever serves it then says.
+    """
+    # Flat, and without an object for each side: the whole has to cost about as much as the
+    # program's own ``readexactly`` and ``write``, which is little more than the system call.
+    started = monotonic()
+    if type(source) is not tuple:
+        return 0
+    from_socket, to_socket = _socket_of(source), _socket_of(drain)
+    if from_socket is None or to_socket is None:
+        return 0
+    if type(drain) is tuple and drain[1].transport.get_write_buffer_size():
+        return 0
+    reader, wanted = source[0], count - len(initial)
+    buffer = reader._buffer
+    if not 0 <= wanted <= len(buffer):
+        return 0
+    runtime = current()
+    port, sockets = runtime.port, runtime.sockets
+    if port.kernel_demanded() or (sockets.in_use and not sockets.are_free(from_socket, to_socket)):
+        return 0
+    data = buffer if wanted == count == len(buffer) else initial + buffer[:wanted]
+    try:
+        sent = port.write_through(to_socket, data)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        taken = bytes(data)
+        del buffer[:wanted]
+        return _failed(runtime, drain, to_socket, error, taken, started)
+    if sent > len(initial):
+        del buffer[: sent - len(initial)]
+        if reader._paused:
+            reader._maybe_resume_transport()
+    if sent < count:
+        return sent
+    return Outcome(sent, b"", _LIMIT, None, "userspace", STREAMS, monotonic() - started)
+
+
+async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -> Outcome:
+    """The outcome of the whole, of which so many bytes were written already.
+
+    ``unsent`` of the rest were never in the reader.
+    """
+    started = monotonic()
+    try:
+        outcome = await splicing
+    except CancelledError as error:
+        so_far = outcome_of(error)
+        if isinstance(so_far, Outcome):  # always, unless somebody else raised it
+            attach(error, replace(so_far, bytes=sent + so_far.bytes))
+        raise
+    except (OSError, RuntimeError) as error:
+        # No descriptor, or no thread.  Raised, it would say that nothing has been taken.
+        failure = error if isinstance(error, OSError) else OSError(errno.EAGAIN, str(error))
+        seconds = monotonic() - started
+        return Outcome(sent, unsent, Reason.SOURCE_ERROR, failure, "userspace", STREAMS, seconds)
+    return replace(outcome, bytes=sent + outcome.bytes)
+
+
+def _socket_of(side: Any) -> Source | None:
+    """What it is written to by; None: it is no side, or speaks TLS, or has an end to tell first."""
+    if type(side) is not tuple:
+        return side if type(side) is socket.socket and side.gettimeout() == 0 else None
+    if len(side) != 2 or _IS_WINDOWS:
+        return None
+    reader, writer = side
+    if type(reader) is not StreamReader or type(writer) is not StreamWriter:
+        return None
+    transport: Any = writer.transport
+    try:
+        if transport.get_extra_info("ssl_object") is not None or transport.is_closing():
+            return None
+    except AttributeError:  # TLS that has let go of its connection
+        return None
+    if reader.exception() is not None:
+        return None
+    return transport.get_extra_info("socket")  # type: ignore[no-any-return]
+
+
+def _failed(
+    runtime: Runtime, drain: Side, to_socket: Source, error: OSError, data: bytes, started: float
+) -> Outcome:
+    if isinstance(error, BrokenPipeError):
+        # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+        with suppress(OSError):
+            endpoint, _ = runtime.port.duplicate(to_socket)
+            error = runtime.port.take_error(endpoint) or error
+            runtime.port.close(endpoint)
+    if isinstance(drain, tuple):
+        with suppress(OSError, TypeError):  # the program closes it: there is nobody to be told
+            StreamSide(*drain).failed(error)
+    reason, seconds = Reason.DRAIN_ERROR, monotonic() - started
+    return Outcome(0, data, reason, error, "userspace", STREAMS, seconds)
