@@ -75,21 +75,10 @@ async def splice(
     nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
     """
     limit, ahead = check_limit(max_bytes), bytes(initial)
-    check_seconds("idle_timeout", idle_timeout)
-    check_seconds("timeout", timeout)
-    sent = write_buffered(source, drain, limit, ahead) if limit and fallback else 0
-    if isinstance(sent, Outcome):
-        return sent
-    splicing = _splice(
-        source,
-        drain,
-        limit=None if limit is None else limit - sent,
-        idle_timeout=idle_timeout,
-        timeout=timeout,
-        initial=ahead[sent:],
-        fallback=fallback,
-    )
-    return await (go_on_behind(sent, ahead[sent:], splicing) if sent else splicing)
+    done = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
+    if isinstance(done, Outcome):
+        return done
+    return await _rest(done, source, drain, limit, idle_timeout, timeout, ahead, fallback)
 
 
 async def transfer(
@@ -112,24 +101,49 @@ async def transfer(
     """
     if count is None:
         raise TypeError("the count of a transfer must be an int, not None")
-    outcome = await splice(
-        source,
-        drain,
-        max_bytes=count,
-        idle_timeout=idle_timeout,
-        timeout=timeout,
-        initial=initial,
-        fallback=fallback,
-    )
+    limit, ahead = check_limit(count), bytes(initial)
+    outcome = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
+    if not isinstance(outcome, Outcome):
+        outcome = await _rest(outcome, source, drain, limit, idle_timeout, timeout, ahead, fallback)
     if outcome.reason is not Reason.LIMIT:
         raise IncompleteTransferError(outcome, count) from outcome.error
     return outcome
 
 
+def _at_once(
+    source: Side,
+    drain: Side,
+    limit: int | None,
+    idle_timeout: float | None,
+    timeout: float | None,
+    initial: bytes,
+    fallback: bool,
+) -> int | Outcome:
+    """The outcome, if no splice is needed; else how many bytes are written already."""
+    check_seconds("idle_timeout", idle_timeout)
+    check_seconds("timeout", timeout)
+    return write_buffered(source, drain, limit, initial) if limit and fallback else 0
+
+
+async def _rest(
+    sent: int,
+    source: Side,
+    drain: Side,
+    limit: int | None,
+    idle_timeout: float | None,
+    timeout: float | None,
+    initial: bytes,
+    fallback: bool,
+) -> Outcome:
+    unsent = initial[sent:]
+    rest = None if limit is None else limit - sent
+    splicing = _splice(source, drain, rest, idle_timeout, timeout, unsent, fallback)
+    return await (go_on_behind(sent, unsent, splicing) if sent else splicing)
+
+
 async def _splice(
     source: Side,
     drain: Side,
-    *,
     limit: int | None,
     idle_timeout: float | None,
     timeout: float | None,
