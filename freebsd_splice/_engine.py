@@ -17,6 +17,14 @@ from ._engine_flow import EngineFlow
 from ._movers import Mover, Supplies
 from ._port import Endpoint, Poller, Port, Readiness, Runner
 
+_READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
+_FAILURE = _HANGUP | int(Readiness.ERROR)
+#: By whether somebody reads, and whether somebody writes.
+_INTERESTS = (
+    (Readiness.NONE, Readiness.WRITE),
+    (Readiness.READ, Readiness.READ | Readiness.WRITE),
+)
+
 logger = logging.getLogger("freebsd_splice")
 
 
@@ -32,8 +40,18 @@ class Engine:
         self._turn = itertools.count()
         self._closed = False
 
-    def flows(self, count: int) -> list[EngineFlow]:
-        """That many new flows, on the worker whose turn it is.
+    def local(self) -> LocalWorker | None:
+        """A worker whose thread is the caller's; None where no poller can be watched by another."""
+        worker = LocalWorker(self._port, self._mover)
+        if worker.fileno() >= 0:
+            return worker
+        worker.close()
+        return None
+
+    def flows(self, count: int, local: LocalWorker | None = None) -> list[EngineFlow]:
+        """That many new flows, on the worker whose turn it is: from the start, or later.
+
+        ``local`` has them until they are busy.
 
         The two directions of a pair share a worker.  Dealt out singly, all the pairs' busy
         directions would meet on one worker and their quiet ones on another.
@@ -48,7 +66,7 @@ class Engine:
                     if not self._workers:
                         raise
             worker = self._workers[next(self._turn) % len(self._workers)]
-        return [EngineFlow(worker) for _ in range(count)]
+        return [EngineFlow(local or worker, worker) for _ in range(count)]
 
     def start(self) -> None:
         """Have one worker, for flows that must not fail for want of one."""
@@ -72,7 +90,10 @@ class Engine:
 class Worker:
     """A thread that waits for sockets, and gives each flow that can move a turn."""
 
-    def __init__(self, port: Port, mover: str | None, name: str) -> None:
+    #: Whether the threads that start flows here are the one that gives them their turns.
+    is_local = False
+
+    def __init__(self, port: Port, mover: str | None, name: str | None) -> None:
         self.port = port
         self._supplies = Supplies(port, mover)
         self._poller: Poller = port.poller()
@@ -80,16 +101,22 @@ class Worker:
         self._watched: dict[int, _Watched] = {}
         self._ready: deque[EngineFlow] = deque()
         self._closing = False
-        try:
-            self._runner: Runner = port.run(self.step, name)
-        except BaseException:
-            self._poller.close()
-            raise
+        self._runner: Runner | None = None
+        if name is not None:
+            try:
+                self._runner = port.run(self.step, name)
+            except BaseException:
+                self._poller.close()
+                raise
 
     def step(self) -> bool:
         """Wait until some flow can move, and give each such flow one turn."""
+        self._serve(self._poller.wait(0 if self._ready else None))
+        return not self._closing
+
+    def _serve(self, reported: list[tuple[int, Readiness]]) -> None:
         failed_drains = []
-        for descriptor, ready in self._poller.wait(0 if self._ready else None):
+        for descriptor, ready in reported:
             failed_drains += self._report(descriptor, ready)
         # One turn each, in order of arrival: whoever has more to move goes to the back, behind
         # those that become ready meanwhile.
@@ -104,11 +131,13 @@ class Worker:
         for flow in failed_drains:
             with _logged():
                 flow.drain_failed()
-        return not self._closing
 
-    def mover(self, *, copy: bool = False) -> Mover:
-        """A mover for one flow; with ``copy`` the one that can serve any socket."""
-        return self._supplies.mover(copy=copy)
+    def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
+        """A mover for one flow; with ``copy`` the one that can serve any socket.
+
+        ``busy``: one that has shown that it has much to move.
+        """
+        return self._supplies.mover(copy=copy, busy=busy)
 
     def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
         """Give ``flow`` a turn once its source can be read, or once its drain can be written.
@@ -119,6 +148,7 @@ class Worker:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
             source.reader = flow if read else None
+            flow.reads_until_empty = source.is_quiet
             drain.writer = flow if write else None
             drain.guard = flow
             self._apply(source)
@@ -127,7 +157,11 @@ class Worker:
     def quieten(self, endpoint: Endpoint) -> None:
         """What the poller has reported of it has led to nothing."""
         with self._lock:
-            if endpoint.fileno() in self._watched:
+            watched = self._watched.get(endpoint.fileno())
+            if watched is not None:
+                watched.is_quiet = True
+                if watched.reader is not None:
+                    watched.reader.reads_until_empty = True
                 self._poller.quieten(endpoint)
 
     def release(self, flow: EngineFlow) -> None:
@@ -142,10 +176,15 @@ class Worker:
                 drain.guard = drain.writer = None
                 self._apply(drain)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closing
+
     def close(self) -> None:
         self._closing = True
         self._poller.wake()
-        self._runner.join()
+        if self._runner is not None:
+            self._runner.join()
         self._poller.close()
         self._supplies.close()
 
@@ -155,16 +194,15 @@ class Worker:
             self._ready.append(flow)
 
     def _apply(self, watched: _Watched) -> None:
-        read = Readiness.READ if watched.reader else Readiness.NONE
-        write = Readiness.WRITE if watched.writer else Readiness.NONE
-        if not (read or write or watched.guard):
+        interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
+        if not (interest or watched.guard):
             # A socket that failed reports so as long as it is watched: nobody here would hear it.
             del self._watched[watched.descriptor]
             if watched.applied is not None:
                 self._poller.forget(watched.endpoint)
-        elif watched.applied != read | write:
-            self._poller.watch(watched.endpoint, read | write)
-            watched.applied = read | write
+        elif watched.applied is not interest:
+            self._poller.watch(watched.endpoint, interest)
+            watched.applied = interest
 
     def _report(self, descriptor: int, ready: Readiness) -> list[EngineFlow]:
         """Queue who can move now; give back whose drain has failed."""
@@ -173,20 +211,44 @@ class Worker:
             if watched is None:
                 return []  # released since the poller saw it
             reader, writer, guard = watched.reader, watched.writer, watched.guard
-        failed = bool(ready & (Readiness.HANGUP | Readiness.ERROR))
-        if failed and not ready & Readiness.HANGUP and not _has_failed(reader, writer, guard):
+        shown = int(ready)  # operators of flags are slow
+        failed = bool(shown & _FAILURE)
+        if failed and not shown & _HANGUP and not _has_failed(reader, writer, guard):
             # A time stamp in the error queue, for instance: it would be reported for ever.  It is
             # its owner's to read.
             failed = False
-            if not ready & (Readiness.READ | Readiness.WRITE):
+            if not shown & (_READ | _WRITE):
                 self.quieten(watched.endpoint)
-        if reader and (failed or ready & Readiness.READ):
+        if reader and (failed or shown & _READ):
             self._queue(reader)
-        if writer and (failed or ready & Readiness.WRITE):
+        if writer and (failed or shown & _WRITE):
             self._queue(writer)
         if guard and failed:
             return [guard]
         return []
+
+
+class LocalWorker(Worker):
+    """A worker without a thread of its own, for an event loop: ``turn`` when it is readable.
+
+    What is started here is moved by the loop's own thread, which wakes nobody for it, and has to
+    wait for nobody: that is most of what a short connection, or a short message, costs. A flow
+    with much to move goes to a worker that has a thread.
+    """
+
+    is_local = True
+
+    def __init__(self, port: Port, mover: str | None) -> None:
+        super().__init__(port, mover, None)
+
+    def fileno(self) -> int:
+        """Readable while some flow can move; -1: there is no such descriptor."""
+        return self._poller.fileno()
+
+    def turn(self) -> bool:
+        """Give each flow that can move one turn; whether some could go on at once."""
+        self._serve(self._poller.wait(0))
+        return bool(self._ready)
 
 
 def _has_failed(
@@ -208,7 +270,7 @@ def _logged() -> Iterator[None]:
 class _Watched:
     """One socket in the poller: at most one flow reads it, and one writes it."""
 
-    __slots__ = ("applied", "descriptor", "endpoint", "guard", "reader", "writer")
+    __slots__ = ("applied", "descriptor", "endpoint", "guard", "is_quiet", "reader", "writer")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -217,3 +279,4 @@ class _Watched:
         self.writer: EngineFlow | None = None
         self.guard: EngineFlow | None = None
         self.applied: Readiness | None = None
+        self.is_quiet = False

@@ -21,6 +21,8 @@ logger = logging.getLogger("freebsd_splice")
 
 #: How often a flow may go back to its source in one turn before the others have theirs.
 MOVES_A_TURN = 16
+#: A flow that has so much at once is served by a thread, and by the mover for much.
+MUCH_BYTES = 1 << 15
 #: Asked of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
@@ -28,13 +30,18 @@ _NO_LIMIT = 1 << 30
 class EngineFlow:
     """A flow (see ``_flow.Flow``) that a worker moves."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, home: Worker) -> None:
         self.queued = False  # the worker's own mark: it waits for its turn
         self.source: Endpoint
         self.drain: Endpoint
         self._source_socket: SharedSocket
         self._drain_socket: SharedSocket
         self._worker = worker
+        self._home = home  # the worker that it goes to when it has much to move
+        self._has_much = self._is_settled = False
+        self._has_all = False  # that was at its source when it last took something
+        #: The poller reports only changes of its source (the worker's mark).
+        self.reads_until_empty = False
         self._port = worker.port
         self._mover = worker.mover()
         self._lock = threading.Lock()  # a turn, against a stop from elsewhere
@@ -70,23 +77,30 @@ class EngineFlow:
         self._ahead, self._surplus = memoryview(initial)[:allowed], initial[allowed:]
         with self._lock:
             self._started = True
+            end: End | None
             if self._stopped_early is not None:
                 end = self._finish(self._stopped_early)
             elif limit == 0:
                 end = self._finish(Reason.LIMIT)
-            elif not self._port.is_connected(self.drain):
+            elif not self._worker.is_local and not self._port.is_connected(self.drain):
                 # Some systems say nothing at all of a socket that is not connected (kqueue).
                 error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
                 end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or error)
             else:
-                # Both: what is waiting already, bytes, EOF or a socket that can't be read at all,
-                # is found at once, without a turn on the caller's thread.
-                try:
-                    self._wait(read=True, write=True)
-                    return
-                except OSError as error:  # the poller has no room
-                    end = self._finish(Reason.SOURCE_ERROR, error)
-        on_end(end)
+                end = self._begin()
+        if end is not None:
+            on_end(end)
+
+    def _begin(self) -> End | None:
+        if self._worker.is_local:
+            return self._advance()
+        # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
+        # at once, without a turn on the caller's thread.
+        try:
+            self._wait(read=True, write=True)
+        except OSError as error:  # the poller has no room
+            return self._finish(Reason.SOURCE_ERROR, error)
+        return None
 
     def moved(self) -> int:
         return self._moved
@@ -141,13 +155,26 @@ class EngineFlow:
         try:
             for _ in range(MOVES_A_TURN):
                 try:
-                    end = self._push() or self._pull(told=told and self._moved == before)
+                    end = self._push()
+                    if end is None and self._has_much and not self._is_settled:
+                        self._settle()
+                    end = end or self._pull(told=told and self._moved == before)
                 except MoverRefusedError:
                     self._ahead = memoryview(self._mover.take_back())
                     self._mover = self._worker.mover(copy=True)
                     continue
                 if end is not None:
                     return end
+                if self._has_all and not self.reads_until_empty:
+                    # To ask again would be a system call for nothing: the poller tells of more.
+                    end = self._push()
+                    if end is not None:
+                        return end
+                    raise _NotNow(read=True)
+        except _GoneHome:
+            return None
+        except OSError as error:  # the other worker's poller has no room
+            return self._finish(Reason.SOURCE_ERROR, error)
         except _NotNow as wanted:
             self._mover.rest()
             if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
@@ -162,6 +189,19 @@ class EngineFlow:
         self._mover.rest()
         self._waiting = (False, False)
         return None
+
+    def _settle(self) -> None:
+        """It has much to move, and the drain has all that was taken: it is served for that."""
+        self._is_settled = True
+        self._mover.rest()
+        if self._worker is self._home:
+            self._mover = self._worker.mover(busy=True)
+            return
+        self._worker.release(self)
+        self._worker = self._home
+        self._mover = self._worker.mover(busy=True)
+        self._wait(read=True, write=True)  # from here on its thread may wait for our lock
+        raise _GoneHome
 
     def _push(self) -> End | None:
         """Into the drain with all that has been taken from the source."""
@@ -195,7 +235,10 @@ class EngineFlow:
             return self._finish(Reason.LIMIT)
         with self._source_socket.lock:
             try:
-                if self._mover.fill(self.source, room, told=told):
+                taken = self._mover.fill(self.source, room, told=told)
+                if taken:
+                    self._has_much = self._has_much or taken >= MUCH_BYTES
+                    self._has_all = self._mover.drained
                     return None
                 failure = self._source_socket.failure()
             except BlockingIOError:
@@ -237,6 +280,10 @@ class EngineFlow:
     def _drain_failure(self) -> OSError | None:
         with self._drain_socket.lock:
             return self._drain_socket.failure()
+
+
+class _GoneHome(Exception):
+    """No error: another worker goes on."""
 
 
 class _NotNow(Exception):

@@ -41,6 +41,11 @@ class Mover(Protocol):
         """Bytes taken from the source that the drain has not taken yet."""
         ...
 
+    @property
+    def drained(self) -> bool:
+        """Whether the last ``fill`` has taken all there was."""
+        ...
+
     def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
         """Take up to ``count`` bytes; 0 at EOF.  Only called while nothing is held.
 
@@ -68,12 +73,15 @@ class Supplies:
     def __init__(self, port: Port, mover: str | None = None) -> None:
         self.port = port
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._is_forced = mover is not None
         self._kind = mover or (OS_SPLICE if port.can_splice() else COPY)
         self._pipes: list[Pipe] = []
         self._closed = False
 
-    def mover(self, *, copy: bool = False) -> Mover:
-        return CopyMover(self) if copy or self._kind == COPY else SpliceMover(self)
+    def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
+        if copy or self._kind == COPY:
+            return CopyMover(self)
+        return SpliceMover(self) if busy or self._is_forced else SmallMover(self)
 
     def take(self) -> Pipe:
         try:
@@ -97,6 +105,7 @@ class SpliceMover:
     """os.splice: the bytes go from socket to pipe to socket inside the system (F30-F32)."""
 
     name = OS_SPLICE
+    drained = False  # it takes less for want of room in the pipe as well
 
     def __init__(self, supplies: Supplies) -> None:
         self._supplies = supplies
@@ -160,13 +169,16 @@ class CopyMover:
         self._scratch = supplies.scratch
         self._view = supplies.scratch[:0]
         self._size = _SCRATCH_BYTES
+        self.drained = False
 
     @property
     def held(self) -> int:
         return len(self._view)
 
     def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
-        taken = self._port.receive_into(source, self._scratch[: min(count, self._size)])
+        asked = min(count, self._size)
+        taken = self._port.receive_into(source, self._scratch[:asked])
+        self.drained = taken < asked
         self._view = self._scratch[:taken]
         return taken
 
@@ -186,6 +198,18 @@ class CopyMover:
     def take_back(self) -> bytes:
         data, self._view = bytes(self._view), self._scratch[:0]
         return data
+
+
+class SmallMover(CopyMover):
+    """The copy that a flow begins with where os.splice would serve it.
+
+    A message takes two system calls so, and no pipe; os.splice has to ask first whether there is
+    something, and moves pages, which pays from some of them on.
+    """
+
+    def __init__(self, supplies: Supplies) -> None:
+        super().__init__(supplies)
+        self._size = _SMALL_BYTES
 
 
 def _refusal(error: OSError) -> Exception:

@@ -64,6 +64,9 @@ class BasePoller(ABC):
         with suppress(BlockingIOError):  # so many are waiting that one more says nothing
             self._waker.send(b"\0")
 
+    def fileno(self) -> int:
+        return -1
+
     def close(self) -> None:
         self._woken.close()
         self._waker.close()
@@ -100,7 +103,7 @@ class EpollPoller(BasePoller):
         descriptor, before = endpoint.fileno(), self._masks.get(endpoint.fileno())
         if before is None:
             self._masks[descriptor] = _EPOLL_MASK[interest]
-            self._epoll.register(descriptor, _EPOLL_MASK[interest])
+            self._epoll.register(descriptor, self._masks[descriptor])
         else:
             self._modify(descriptor, _EPOLL_MASK[interest] | before & _select.EPOLLET)
 
@@ -123,6 +126,9 @@ class EpollPoller(BasePoller):
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]
+
+    def fileno(self) -> int:
+        return int(self._epoll.fileno())
 
     def close(self) -> None:
         self._epoll.close()
@@ -213,6 +219,9 @@ class KqueuePoller(BasePoller):
                 found = ERROR
             ready.append((event.ident, found))
         return ready
+
+    def fileno(self) -> int:
+        return int(self._kqueue.fileno())
 
     def close(self) -> None:
         self._kqueue.close()

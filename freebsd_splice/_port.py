@@ -81,6 +81,10 @@ class Poller(Protocol):
         """Make the ``wait`` under way, or else the next one, return."""
         ...
 
+    def fileno(self) -> int:
+        """Readable while there is something to report; -1: it has no such descriptor."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from functools import partial
 
 from ._closing import Waiting
 from ._deadlines import Deadlines, check_seconds
-from ._flow import End, Reason
+from ._engine import LocalWorker
+from ._flow import End, Flow, Reason
 from ._pair_policy import Ended, PairPolicy
 from ._port import Source
 from ._runtime import current
@@ -88,7 +90,7 @@ class Relay(Waitable[RelayOutcome]):
         self._close = close
         self._linger = check_linger(linger)
         self._policy = PairPolicy(half_close=half_close)
-        self._flows = runtime.flows(2, fallback=fallback)
+        self._flows = self._make_flows(fallback)
         self._ends: list[End | None] = [None, None]
         self._seconds = [0.0, 0.0]
         # What the closing of each side waits for; and whether nobody waits for that any more.
@@ -192,7 +194,8 @@ class Relay(Waitable[RelayOutcome]):
         rests = [self._policy.may_have_more(side) and self._has_rest(side) for side in (0, 1)]
         for side in (0, 1):
             how = self._policy.closing(side, rest_at_other=rests[1 - side], cut=self._cut)
-            self._runtime.port.close_original(self._side(side).original)
+            if not self._side(side).is_given_up:
+                self._runtime.port.close_original(self._side(side).original)
             release = partial(self._closed, side)
             if how.after_delivery:
                 endpoint = self._side(side).endpoint
@@ -268,6 +271,9 @@ class Relay(Waitable[RelayOutcome]):
             except OSError:
                 return True
 
+    def _make_flows(self, fallback: bool) -> list[Flow]:
+        return self._runtime.flows(2, fallback=fallback)
+
     def _acquire_both(self, left: Source, right: Source) -> None:
         self._left = self._acquire(left)
         try:
@@ -292,6 +298,32 @@ class Relay(Waitable[RelayOutcome]):
         self._runtime.sockets.release(
             shared, source=True, drain=True, on_closed=self._socket_closed
         )
+
+
+class GivenRelay(Relay):
+    """A relay of two sockets that are its own from now on (see ``Sockets.take_over``).
+
+    It closes them. ``worker`` moves what comes as long as that is little (see ``Engine.local``).
+    Raises OSError, and they are the caller's still.
+    """
+
+    def __init__(
+        self,
+        left: socket.socket,
+        right: socket.socket,
+        *,
+        worker: LocalWorker | None,
+        idle_timeout: float | None = None,
+        initial: tuple[bytes, bytes] = (b"", b""),
+    ) -> None:
+        self._worker = worker
+        super().__init__(left, right, idle_timeout=idle_timeout, close=True, initial=initial)
+
+    def _make_flows(self, fallback: bool) -> list[Flow]:
+        return self._runtime.flows(2, fallback=fallback, worker=self._worker)
+
+    def _acquire(self, original: Source) -> SharedSocket:
+        return self._runtime.sockets.take_over(original)
 
 
 def check_linger(seconds: float) -> float:

@@ -13,7 +13,7 @@ from typing import Protocol
 from ._backend import backend
 from ._closing import Closer
 from ._crew import Crew
-from ._engine import Engine
+from ._engine import Engine, LocalWorker
 from ._errors import BackendUnavailable
 from ._flow import Flow
 from ._kernel import Kernel
@@ -48,8 +48,12 @@ class Runtime:
         self._live: set[_Endable] = set()
         self._closing = False
 
-    def flows(self, count: int, *, fallback: bool = True) -> list[Flow]:
+    def flows(
+        self, count: int, *, fallback: bool = True, worker: LocalWorker | None = None
+    ) -> list[Flow]:
         """New flows: one, or the two of a pair.
+
+        Where userspace serves, ``worker`` moves their bytes as long as they are few.
 
         Without ``fallback`` nothing but the kernel serves them.  Raises BackendUnavailable.
         """
@@ -61,7 +65,11 @@ class Runtime:
             raise BackendUnavailable(
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"
             )
-        return list(self._engine.flows(count))
+        return list(self._engine.flows(count, worker))
+
+    def local_worker(self) -> LocalWorker | None:
+        """A worker without a thread (see ``LocalWorker``); None where this system has none."""
+        return self._engine.local()
 
     def errand(self, call: Callable[[], object]) -> None:
         """Make ``call``, which may have to wait where the kernel serves, on a thread that may."""

@@ -76,6 +76,8 @@ class SharedSocket:
     def __init__(self, original: Source, descriptor: int, connection: _Connection) -> None:
         self.original = original
         self.descriptor = descriptor  # the caller's
+        #: There is no duplicate: the flows have the socket itself, and nobody else has it.
+        self.is_given_up = False
         self.connection = connection
         self.users = 0
         self.on_closed: list[Callable[[], None]] = []
@@ -159,6 +161,16 @@ class Sockets:
             for end in left_behind:
                 end()
 
+    def take_over(self, given: Endpoint) -> SharedSocket:
+        """A socket that its owner gives up, until ``release``, which closes it.
+
+        It is connected and non-blocking, has no options that a splice would have to mind, and no
+        other object stands for it: nothing has to be asked, changed, watched or given back.
+        """
+        shared = SharedSocket(given, given.fileno(), _Connection(self._port, given, False, None))
+        shared.is_given_up = True
+        return shared
+
     def are_free(self, source: Source, drain: Source) -> bool:
         """Whether no flow has the one for its source, nor the other for its drain."""
         with self._lock:
@@ -203,6 +215,9 @@ class Sockets:
     ) -> None:
         """The reverse.  The last release gives the caller's socket its blocking mode back."""
         connection = shared.connection
+        if shared.is_given_up:
+            self._port.close(connection.endpoint)
+            return
         with self._lock:
             shared.users -= 1
             shared.on_closed.remove(on_closed)

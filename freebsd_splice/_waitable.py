@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ._port import Notice
+from ._port import Event, Notice
 from ._runtime import Runtime
 from ._threads import SignalMask, signal_mask, with_signal_mask
 
@@ -26,7 +26,8 @@ class Waitable(ABC, Generic[OutcomeT]):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._over = runtime.port.event()
+        self._is_over = False
+        self._over: Event | None = None  # made for the first who waits
         self._state = threading.Lock()
         self._outcome: OutcomeT | None = None
         self._listeners: list[Callable[[], object]] = []
@@ -38,7 +39,7 @@ class Waitable(ABC, Generic[OutcomeT]):
     @property
     def done(self) -> bool:
         """Whether it is over."""
-        return self._over.is_set()
+        return self._is_over
 
     def wait(self, timeout: float | None = None) -> OutcomeT:
         """Wait until it is over, for at most ``timeout`` seconds.
@@ -46,7 +47,7 @@ class Waitable(ABC, Generic[OutcomeT]):
         Raises TimeoutError where it isn't over by then; it goes on all the same.
         """
         self._check_process()
-        if not self._over.wait(timeout):
+        if not self._wait_until_over(timeout):
             raise TimeoutError(f"{self!r} is not over after {timeout} seconds; it goes on")
         assert self._outcome is not None
         return self._outcome
@@ -128,12 +129,28 @@ class Waitable(ABC, Generic[OutcomeT]):
     def end_for_shutdown(self) -> None:
         """Cancel it, also while it is still being made, and wait for that."""
         self._stop()
-        self._over.wait()
+        self._wait_until_over(None)
+
+    def _wait_until_over(self, timeout: float | None) -> bool:
+        with self._state:
+            if self._is_over:
+                return True
+            if self._over is None:
+                self._over = self._runtime.port.event()
+            over = self._over
+        return over.wait(timeout)
+
+    def _say_over(self) -> None:
+        """With ``_state``."""
+        self._is_over = True
+        if self._over is not None:
+            self._over.set()
 
     def _not_made(self) -> None:
         """The constructor fails: nobody may wait for this one."""
         self._runtime.discard(self)
-        self._over.set()
+        with self._state:
+            self._say_over()
 
     @abstractmethod
     def _stop(self) -> None:
@@ -149,7 +166,7 @@ class Waitable(ABC, Generic[OutcomeT]):
                 # First: a shutdown that has waited for this end then waits for the callbacks too.
                 self._runtime.call_back(self._make_callbacks)
             # Before the notice: who is told by it finds it over.
-            self._over.set()
+            self._say_over()
             if self._notice is not None:
                 self._notice.give()
         self._runtime.discard(self)

@@ -155,6 +155,9 @@ class _Passing:
     def wake(self) -> None:
         self._poller.wake()
 
+    def fileno(self) -> int:
+        return self._poller.fileno()
+
     def close(self) -> None:
         self._poller.close()
 

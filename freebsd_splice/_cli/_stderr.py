@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import accumulate
 
 from .._process import in_forked_child
 from .._threads import start as start_thread
@@ -18,6 +19,12 @@ from ..proxies._log import fields, logger
 
 #: Characters that may wait to be written: some 20,000 lines of the usual length.
 MOST_WAITING = 4 << 20
+
+#: Characters that are written by one call, unless a line is longer.
+MOST_AT_ONCE = 1 << 15
+
+#: Seconds in which lines are gathered behind one that was written at once.
+GATHER_SECONDS = 0.01
 
 #: How long the end of the program may wait, in all, for its last lines to be written.
 FLUSH_SECONDS = 1.0
@@ -97,6 +104,7 @@ class Lines:
         self._taken = 0
         self._lost = 0
         self._heard_of: _Dropped | None = None
+        self._next: _Dropped | threading.Event | None = None
         self._torn = False
 
     def put(self, line: str) -> None:
@@ -137,35 +145,63 @@ class Lines:
     def _run(self) -> None:
         while True:
             self._write_next()
+            # To be woken for each line would cost whoever logs more than the line does.
+            time.sleep(GATHER_SECONDS)
 
     def _write_next(self) -> None:
-        item = self._queue.get()
+        """What comes next, and with a line those that wait behind it."""
+        following, self._next = self._next, None
+        item = self._queue.get() if following is None else following
+        if isinstance(item, str):
+            lines = self._gather(item)
+            self._deliver(lines)
+            self._taken += sum(map(len, lines))
+            return
         if isinstance(item, _Dropped):
             self._dropping = None  # further ones come behind what is in the queue by now
         self._deliver(item)
         if isinstance(item, threading.Event):
             item.set()
-        elif isinstance(item, str):
-            self._taken += len(item)
 
-    def _deliver(self, item: str | _Dropped | threading.Event) -> None:
+    def _gather(self, first: str) -> list[str]:
+        lines, size = [first], len(first)
+        while size < MOST_AT_ONCE:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(item, str):
+                self._next = item
+                break
+            lines.append(item)
+            size += len(item)
+        return lines
+
+    def _deliver(self, item: list[str] | _Dropped | threading.Event) -> None:
         if self._heard_of is not None:
             self._lost += self._heard_of.heard()  # a line that was dropped at that very moment
         if isinstance(item, _Dropped):
             self._heard_of = item
             self._lost += item.heard()
-        lines = 1 if isinstance(item, str) else 0
-        if self._lost:
-            if not self._write(self.say_lost(self._lost)):
-                self._lost += lines
+        lines = item if isinstance(item, list) else []
+        while lines or self._lost:
+            if self._lost and not self._write([self.say_lost(self._lost)]):
+                self._lost += len(lines[:1])
+                lines = lines[1:]
+            else:
+                written = self._write(lines)
+                self._lost = int(written < len(lines))
+                lines = lines[written + 1 :]
+            if not lines:  # else what comes behind one that is lost may be written
                 return
-            self._lost = 0
-        if isinstance(item, str) and not self._write(item):
-            self._lost = 1
 
-    def _write(self, line: str) -> bool:
-        text = f"\n{line}\n" if self._torn else f"{line}\n"
-        data = memoryview(text.encode(self._encoding, "backslashreplace"))
+    def _write(self, lines: list[str]) -> int:
+        """How many of them were written whole."""
+        texts = [f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]
+        if self._torn and texts:
+            texts[0] = b"\n" + texts[0]
+        data = memoryview(b"".join(texts))
+        whole = len(data)
         while data:
             try:
                 written = os.write(self._descriptor, data)
@@ -173,10 +209,11 @@ class Lines:
                 select.select((), (self._descriptor,), (), 1.0)
                 continue
             except OSError:  # its reader has gone, the disk is full: later lines may be written
-                return False
+                written = whole - len(data)
+                return sum(end <= written for end in accumulate(map(len, texts)))
             data = data[written:]
             self._torn = bool(data)
-        return True
+        return len(lines)
 
 
 class _Dropped:

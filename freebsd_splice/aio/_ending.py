@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TypeVar
+import threading
+from typing import Any, TypeVar
 
 from .._relay import RelayOutcome
 from .._splice import Outcome
@@ -15,24 +16,32 @@ OutcomeT = TypeVar("OutcomeT")
 
 async def end_of(made: Waitable[OutcomeT]) -> OutcomeT:
     """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came."""
-    loop = asyncio.get_running_loop()
+    try:
+        await _told(made)
+    except BaseException as error:
+        made.end_soon()
+        if isinstance(error, asyncio.CancelledError):
+            # Another one: a cancelled task cancels what it awaits.
+            await _in_spite_of_cancelling(_told(made))
+            attach(error, made.wait(0))
+        raise
+    return made.wait(0)
+
+
+def _told(made: Waitable[Any]) -> asyncio.Future[None]:
+    """Done once it is over."""
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
     over: asyncio.Future[None] = loop.create_future()
 
     def tell() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_set, over)
+            if threading.get_ident() == thread:  # within a call of the loop's own, then
+                _set(over)
+            else:
+                loop.call_soon_threadsafe(_set, over)
 
     made.when_over(tell)
-    try:
-        # Not the future itself: a cancelled task cancels what it awaits.
-        await asyncio.wait([over])
-    except BaseException as error:
-        made.end_soon()
-        if isinstance(error, asyncio.CancelledError):
-            await _in_spite_of_cancelling(over)
-            attach(error, made.wait(0))
-        raise
-    return made.wait(0)
+    return over
 
 
 def attach(error: BaseException, outcome: object) -> None:

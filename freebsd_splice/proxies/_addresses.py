@@ -57,6 +57,8 @@ def show(address: SocketAddress | None) -> str:
     """
     if not address:
         return "unknown"
+    if len(address) == 2 and ":" not in address[0]:  # IPv4, and in numbers already
+        return f"{address[0]}:{address[1]}"
     flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
     host, port = socket.getnameinfo(address, flags)
     return str(Address(host, int(port)))

@@ -7,12 +7,17 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
+from typing import Any
 
 from .._errors import why
 from .._reset import reset_on_close
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
+
+if sys.platform != "win32":
+    import resource
 
 #: Addresses of a name that are considered, and those of them that a message names: how many there
 #: are is the choice of whoever owns the name, which can be a client.
@@ -24,6 +29,13 @@ NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 #: What says that the process or the system has run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+#: Windows' usual loop.
+_PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
+
+#: What connect answers where the connection is not there yet.
+_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class PlainError(OSError):
@@ -96,6 +108,10 @@ class Spare:
         self._held: list[int] = []
         try:
             self._held.append(_open_something())
+            # Numbers are given from the lowest on: where this one is low, most are free, unless
+            # the many above it are in use, and those below it have just become free.
+            if count == 1 and self._held[0] < _plenty():
+                return
             while len(self._held) < count + more:
                 self._held.append(os.dup(self._held[0]))
         except OSError:
@@ -107,6 +123,13 @@ class Spare:
         """Hold no more than ``count`` any more."""
         while len(self._held) > count:
             os.close(self._held.pop())
+
+
+def _plenty() -> int:
+    """The number below which a descriptor is one of few."""
+    if sys.platform == "win32":
+        return 0
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2
 
 
 def _open_something() -> int:
@@ -210,9 +233,17 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
     try:
         sock.setblocking(False)
         prepare(sock, candidate)
-        loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.sock_connect(sock, candidate.address), seconds)
-        if _is_its_own_peer(sock):
+        if isinstance(asyncio.get_running_loop(), _PROACTOR):  # which tells of no readiness
+            connecting = asyncio.get_running_loop().sock_connect(sock, candidate.address)
+            await asyncio.wait_for(connecting, seconds)
+        else:
+            number = sock.connect_ex(candidate.address)
+            if number in _UNDER_WAY:
+                await _until_writable(sock, seconds)
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise OSError(number, os.strerror(number))
+        if _is_its_own_peer(sock, candidate.address[1]):
             reset_on_close(sock)  # a FIN would keep the port from the server for a while
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
@@ -221,13 +252,39 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
     return sock
 
 
-def _is_its_own_peer(sock: socket.socket) -> bool:
+async def _until_writable(sock: socket.socket, seconds: float) -> None:
+    """Raises asyncio.TimeoutError."""
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(max(0.0, seconds), _fail, writable)
+    # The number: asyncio looks up an object by its text, for which the system is asked twice.
+    descriptor = sock.fileno()
+    loop.add_writer(descriptor, _set, writable)
+    try:
+        await writable
+    finally:
+        timer.cancel()
+        loop.remove_writer(descriptor)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(asyncio.TimeoutError())
+
+
+def _is_its_own_peer(sock: socket.socket, port: int) -> bool:
     """Whether the two ends of the connection are one: everything sent would come back.
 
     TCP connects a socket to itself (a simultaneous open) where nobody listens and the system chose
     the very port that is connected to as the local one.
     """
     try:
-        return bool(sock.getpeername() == sock.getsockname())
+        own = sock.getsockname()
+        return bool(own[1] == port and sock.getpeername() == own)
     except OSError:  # the target has reset it already
         return False

@@ -51,9 +51,9 @@ def client_of(address: SocketAddress) -> str:
     """Who is counted as one; "" where the system doesn't say who it is."""
     if not address:
         return ""
-    parsed = ipaddress.ip_address(address[0])
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
+    if ":" not in address[0]:  # IPv4, in numbers as the system gives them
+        return str(address[0])
+    parsed = ipaddress.IPv6Address(address[0])
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False))

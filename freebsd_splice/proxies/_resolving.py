@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-from functools import partial
+from functools import lru_cache, partial
 
 from .._threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
@@ -41,9 +40,21 @@ class Resolver:
         Raises asyncio.TimeoutError, OSError for lack of descriptors, and what
         ``_addresses.look_up`` raises.
         """
-        with contextlib.suppress(socket.gaierror, UnicodeError):
-            return look_up(address, socket.AI_NUMERICHOST)
+        found = _numeric(address)
+        if found:
+            return list(found)
         return await self._turns.do(address, client, partial(_look_up, address), seconds)
+
+
+@lru_cache(maxsize=1024)
+def _numeric(address: Address) -> tuple[Resolved, ...]:
+    """What an address in numbers is, always; nothing for a name."""
+    if "%" in address.host:  # an interface, whose number can change
+        return ()
+    try:
+        return tuple(look_up(address, socket.AI_NUMERICHOST))
+    except (socket.gaierror, UnicodeError):
+        return ()
 
 
 def _look_up(address: Address) -> list[Resolved]:

@@ -13,13 +13,16 @@ import errno
 import math
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
+from .._engine import LocalWorker
 from .._errors import why
-from .._relay import LINGER
+from .._relay import LINGER, GivenRelay
 from .._runtime import current
 from ..aio._ending import end_of
+from ._accepting import Accepting
 from ._addresses import Address, Resolved, SocketAddress, show
 from ._connecting import (
     SHORTAGES,
@@ -34,13 +37,16 @@ from ._connecting import (
 )
 from ._handshake import Handshake
 from ._hangups import Hangups
-from ._limits import Limits, Occupancy, client_of
+from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on
 from ._log import fields, logger
 
-#: What a connection needs besides its client: the target, and the relay's duplicates of the two.
-_NEEDED_TO_DIAL = 3
-_NEEDED_TO_JOIN = 2
+#: What a connection needs besides its client: the target.
+_NEEDED_TO_DIAL = 1
+_NEEDED_TO_JOIN = 0
+
+#: Whether a socket that is accepted has TCP_NODELAY and SO_KEEPALIVE from its listener.
+ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
 
 #: How many more there must be when a client is accepted: for pipes, look-ups of names, files.
 _TO_SPARE = 8
@@ -66,6 +72,7 @@ class Client:
         address: SocketAddress,
         handshake: Handshake,
         spare: Spare,
+        counts_as: str,
     ) -> None:
         #: Non-blocking; the server closes it.
         self.socket = sock
@@ -73,10 +80,12 @@ class Client:
         #: Its address, as the log shows it.
         self.name = show(address)
         #: Who it counts as, for limits and turns: an IPv4 address or an IPv6 network.
-        self.counts_as = client_of(address)
+        self.counts_as = counts_as
         #: For what it says before its bytes are only passed on.
         self.handshake = handshake
         self.target: socket.socket | None = None
+        #: The last that was dialled for it: nobody else has that one.
+        self.dialled: socket.socket | None = None
         self.relay: Relay | None = None
         self.spare = spare
         self._server = server
@@ -96,7 +105,8 @@ class Client:
         RefusedTargetError where all addresses are refused.
         """
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            return await self._server.dial_for(self, address, refusal, prepare)
+            self.dialled = await self._server.dial_for(self, address, refusal, prepare)
+            return self.dialled
 
 
 #: Connect to where this client wants to go.  The second part is what has been read already and
@@ -138,6 +148,7 @@ class ProxyServer:
         self._listeners: list[socket.socket] = []
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
+        self._worker: LocalWorker | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._stops = 0
         self._cutting = False
@@ -158,12 +169,17 @@ class ProxyServer:
         """Listen on sockets that listen already; ``run`` closes them at its end."""
         for listener in listeners:
             listener.setblocking(False)
+            if ACCEPTED_ARE_TUNED:
+                tune(listener, self._keepalive)
             self._listeners.append(listener)
 
     async def run(self) -> None:
         """Serve until ``stop``, then until the last connection has ended."""
         _start_workers()
         loop = asyncio.get_running_loop()
+        self._worker = current().local_worker()
+        if self._worker is not None:
+            loop.add_reader(self._worker.fileno(), self._move)
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
             task.add_done_callback(lambda _: self._wake())
@@ -180,9 +196,18 @@ class ProxyServer:
             for listener in self._listeners:
                 listener.close()
             await self._finish()
+            if self._worker is not None:
+                loop.remove_reader(self._worker.fileno())
+                self._worker.close()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
+
+    def _move(self) -> None:
+        """The worker's flows, in the loop's thread."""
+        worker = self._worker
+        if worker is not None and not worker.is_closed and worker.turn():
+            asyncio.get_running_loop().call_soon(self._move)
 
     def stop(self) -> None:
         """Accept no more and give live connections the grace time; a second call cuts them.
@@ -228,55 +253,46 @@ class ProxyServer:
     # Accepting
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while not self._stops:
-            spare = await self._room()
-            try:
-                try:
-                    sock, address = listener.accept()
-                except BlockingIOError:
-                    self._say_enough()  # for nobody is waiting
-                    sock, address = await loop.sock_accept(listener)
-            except OSError as error:
-                spare.keep(0)
+            accepting = Accepting(
+                listener,
+                await self._room(),
+                room=self._room_now,
+                accepted=self._accepted,
+                nobody_waits=self._say_enough,
+            )
+            error = await accepting.run()
+            if error is not None:
                 await self._accept_failed(listener, error)
-                continue
-            except BaseException:
-                spare.keep(0)
-                raise
-            try:
-                self._accepted(sock, address, spare)
-            except Exception:
-                logger.exception("an accepted client cannot be served")
-            # As long as clients are waiting sock_accept doesn't: let the others have their turn.
-            await asyncio.sleep(0)
 
     def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
-        with contextlib.ExitStack() as unless_served:
-            unless_served.callback(spare.keep, 0)
-            unless_served.callback(sock.close)
+        place = None
+        try:
             place = self._occupancy.enter(address)
-            if place is None:
-                logger.warning(
-                    "%s: refused: the client already has %d connections",
-                    show(address),
-                    self._limits.per_client,
-                    extra=fields("refused", client=show(address)),
-                )
+            if place is not None:
+                self._begin(sock, address, spare, place)
                 return
-            unless_served.callback(self._occupancy.leave, place)
-            self._begin(sock, address, spare, place)
-            unless_served.pop_all()
+            logger.warning(
+                "%s: refused: the client already has %d connections",
+                show(address),
+                self._limits.per_client,
+                extra=fields("refused", client=show(address)),
+            )
+        except Exception:
+            logger.exception("an accepted client cannot be served")
+        if place is not None:
+            self._occupancy.leave(place)
+        sock.close()
+        spare.keep(0)
 
     def _begin(self, sock: socket.socket, address: SocketAddress, spare: Spare, place: str) -> None:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(self, sock, address, handshake, spare)
+        client = Client(self, sock, address, handshake, spare, place)
         logger.debug("%s: accepted", client.name)
         task = asyncio.get_running_loop().create_task(self._serve(client))
         self._clients[task] = client
         task.add_done_callback(self._ended)
-        task.add_done_callback(lambda _: self._occupancy.leave(place))
 
     async def _room(self) -> Spare:
         """Wait until there is all that one more connection needs, and take it.
@@ -284,14 +300,23 @@ class ProxyServer:
         Clients that had only a part of it could wait for each other's for ever.
         """
         while True:
-            if len(self._clients) >= self._limits.connections:
-                self._say_short("connection limit reached")
-                await self._change()
-                continue
             try:
-                return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
+                spare = self._room_now()
             except OSError as error:
                 await self._shortage(error)
+                continue
+            if spare is not None:
+                return spare
+            await self._change()
+
+    def _room_now(self) -> Spare | None:
+        """None where there are as many clients as there may be; OSError for lack of descriptors."""
+        if self._stops:
+            return None
+        if len(self._clients) >= self._limits.connections:
+            self._say_short("connection limit reached")
+            return None
+        return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno in SHORTAGES:
@@ -329,6 +354,7 @@ class ProxyServer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
         client.spare.keep(0)
+        self._occupancy.leave(client.counts_as)
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client.name, exc_info=task.exception())
         self._wake()
@@ -336,18 +362,21 @@ class ProxyServer:
     # One connection
 
     async def _serve(self, client: Client) -> None:
-        with contextlib.closing(client.socket):
+        with contextlib.ExitStack() as unless_joined:
+            unless_joined.callback(client.socket.close)
             try:
                 with self._hangups.watch(client.handshake):
                     target, initial = await self._open_target(client)
-                with contextlib.closing(target):
-                    client.target = target
-                    target_name = _peer_name(target)
-                    outcome = await self._join(client, target, initial)
+                unless_joined.callback(target.close)
+                client.target = target
+                target_name = _peer_name(target)
+                relay = await self._join(client, target, initial)
             except OSError as error:
                 failed = fields("failed", client=client.name, error=str(error))
                 logger.warning("%s: %s", client.name, error, extra=failed)
                 return
+            unless_joined.pop_all()  # they are the relay's
+        outcome = await end_of(relay)
         logger.info(
             "%s -> %s: %s",
             client.name,
@@ -358,8 +387,9 @@ class ProxyServer:
 
     async def _join(
         self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
-    ) -> RelayOutcome:
-        tune(client.socket, self._keepalive)
+    ) -> Relay:
+        if not ACCEPTED_ARE_TUNED:
+            tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
         client.spare.keep(0)
         # What is to be passed on is ``initial``: this would only be kept until the client goes.
@@ -368,20 +398,22 @@ class ProxyServer:
             if self._cutting:  # ``open_target`` can have missed that it was cancelled
                 raise asyncio.CancelledError
             try:
-                client.relay = Relay(
-                    client.socket,
-                    target,
-                    idle_timeout=self._idle_timeout,
-                    close=True,
-                    initial=initial,
-                )
+                client.relay = self._relay(client, target, initial)
             except OSError as error:
                 with (
                     client.handshake.during("while waiting for descriptors"),
                     self._hangups.watch(client.handshake),
                 ):
                     await self._shortage(error)
-        return await end_of(client.relay)
+        return client.relay
+
+    def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
+        idle, worker = self._idle_timeout, self._worker
+        if target is client.dialled:
+            return GivenRelay(
+                client.socket, target, worker=worker, idle_timeout=idle, initial=initial
+            )
+        return Relay(client.socket, target, idle_timeout=idle, close=True, initial=initial)
 
     # Stopping
 

@@ -284,6 +284,9 @@ class ModelPoller:
     def wake(self) -> None:
         self._woken = True
 
+    def fileno(self) -> int:
+        return -1
+
     def close(self) -> None:
         self._watched.clear()
         self._world.sleepers.remove(self)

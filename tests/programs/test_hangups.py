@@ -264,7 +264,7 @@ def test_while_descriptors_are_short(
     async def main() -> None:
         server = ProxyServer(open_target, connect_timeout=1000)
         if lacks == "relay":
-            monkeypatch.setattr(_server, "Relay", fail)
+            monkeypatch.setattr(_server, "GivenRelay", fail)
         else:
             monkeypatch.setattr(server._dialer, "dial", fail)
         async with client_of(server) as sock:

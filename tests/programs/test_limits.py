@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice import Relay
+from freebsd_splice._relay import GivenRelay
 from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, _server, forwarder
 from freebsd_splice.proxies._connecting import set_buffers
 from freebsd_splice.proxies._limits import Occupancy
@@ -205,12 +205,12 @@ def test_buffers_have_their_size_before_the_connection_and_nobody_changes_it_lat
     as_asked = _sizes_of_a_pair(30_000)
     seen: list[list[int]] = []
 
-    class WatchedRelay(Relay):
+    class WatchedRelay(GivenRelay):
         def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
             seen.extend(_sizes(sock) for sock in (left, right))
             super().__init__(left, right, **options)
 
-    monkeypatch.setattr(_server, "Relay", WatchedRelay)
+    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
     watched = Watched(monkeypatch)
 
     async def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice import Relay
+from freebsd_splice._relay import GivenRelay
 from freebsd_splice.proxies import (
     Address,
     Client,
@@ -82,12 +82,12 @@ def test_what_was_read_is_not_kept_for_as_long_as_the_connection_lives(
         target = await client.dial(Address(*echo_server.address))
         return target, (bytes(client.handshake.received), b"")
 
-    class WatchedRelay(Relay):
+    class WatchedRelay(GivenRelay):
         def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
             kept.append(bytes(clients[-1].handshake.received))
             super().__init__(left, right, **options)
 
-    monkeypatch.setattr(_server, "Relay", WatchedRelay)
+    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
 
     async def main() -> None:
         async with running(ProxyServer(open_target)) as address:
@@ -131,7 +131,7 @@ def test_the_options_are_set_before_the_relay_begins(
     """F17 is why connections are kept alive."""
     seen: list[list[int]] = []
 
-    class WatchedRelay(Relay):
+    class WatchedRelay(GivenRelay):
         def __init__(self, left: socket.socket, right: socket.socket, **options: object) -> None:
             seen.append(
                 [
@@ -145,7 +145,7 @@ def test_the_options_are_set_before_the_relay_begins(
             )
             super().__init__(left, right, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_server, "Relay", WatchedRelay)
+    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
 
     async def main() -> None:
         for keepalive in (True, False):
@@ -500,7 +500,11 @@ def test_an_accepted_client_is_served_once_there_are_descriptors_again(
 
     async def open_target(client: Client) -> OpenedTarget:
         target = Address(*echo_server.address)
-        dialled = await client.dial(target) if starved_in == "relay" else None
+        dialled = None
+        if starved_in == "relay":
+            with await client.dial(target) as first:
+                dialled = first.dup()  # one that the server hasn't made itself
+            dialled.setblocking(False)
         client.spare.keep(0)
         shortage.enter_context(descriptors_left(0))
         return dialled or await client.dial(target), (b"", b"")

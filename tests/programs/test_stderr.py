@@ -317,6 +317,7 @@ def refuse(*arguments):
     raise RuntimeError("can't start new thread")
 stderr.start_thread = refuse
 stderr.MOST_WAITING = 100
+stderr.MOST_AT_ONCE = 1
 for number in range(12):
     lines.put(f"number {number:3}")  # 10 characters
 lines._write_next()

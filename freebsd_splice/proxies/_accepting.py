@@ -1,0 +1,95 @@
+"""Accepting the clients of one listening socket, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from ._addresses import SocketAddress
+from ._connecting import Spare
+
+#: Clients that are accepted before others have their turn.
+_AT_ONCE = 2
+
+
+class Accepting:
+    """Gives clients to ``accepted``, each with what ``room`` has for it, while there is some.
+
+    The loop calls it when clients wait: no task is woken for them, which takes longer than to
+    accept one.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        spare: Spare,
+        *,
+        room: Callable[[], Spare | None],
+        accepted: Callable[[socket.socket, SocketAddress, Spare], object],
+        nobody_waits: Callable[[], object],
+    ) -> None:
+        self._listener = listener
+        self._spare: Spare | None = spare  # for the next client
+        self._room = room
+        self._accepted = accepted  # doesn't raise
+        self._nobody_waits = nobody_waits
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[OSError | None] = self._loop.create_future()
+
+    async def run(self) -> OSError | None:
+        """Until ``room`` gives None, or until accepting fails: with what is given back then."""
+        try:
+            self._accept()
+            if not self._over.done():
+                await self._wait()
+            return self._over.result()
+        finally:
+            if self._spare is not None:
+                self._spare.keep(0)
+
+    async def _wait(self) -> None:
+        try:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+        except NotImplementedError:  # Windows' usual loop tells of no readiness
+            await self._one_by_one()
+            return
+        try:
+            await asyncio.wait([self._over])
+        finally:
+            self._loop.remove_reader(self._listener)
+
+    def _accept(self) -> None:
+        if self._over.done():
+            return
+        try:
+            for _ in range(_AT_ONCE):
+                if not self._has_room():
+                    return
+                self._give(*self._listener.accept())
+        except BlockingIOError:
+            self._nobody_waits()
+        except OSError as error:
+            self._over.set_result(error)
+        except Exception as error:
+            self._over.set_exception(error)
+
+    async def _one_by_one(self) -> None:
+        while not self._over.done() and self._has_room():
+            try:
+                self._give(*await self._loop.sock_accept(self._listener))
+            except OSError as error:
+                self._over.set_result(error)
+            await asyncio.sleep(0)  # where clients are waiting, sock_accept doesn't
+
+    def _has_room(self) -> bool:
+        if self._spare is None:
+            self._spare = self._room()
+        if self._spare is None:
+            self._over.set_result(None)
+        return self._spare is not None
+
+    def _give(self, sock: socket.socket, address: SocketAddress) -> None:
+        spare, self._spare = self._spare, None
+        assert spare is not None
+        self._accepted(sock, address, spare)
