@@ -23,6 +23,8 @@ logger = logging.getLogger("freebsd_splice")
 MOVES_A_TURN = 16
 #: A flow that has so much at once is served by a thread, and by the mover for much.
 MUCH_BYTES = 1 << 15
+#: So many messages are no short connection.
+MANY_MESSAGES = 16
 #: Asked of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
@@ -40,6 +42,10 @@ class EngineFlow:
         self._home = home  # the worker that it goes to when it has much to move
         self._has_much = self._is_settled = False
         self._has_all = False  # that was at its source when it last took something
+        self._messages = 0
+        #: It ends with LIMIT, though there is none, once it has shown that it has much to move or
+        #: lasts: somebody else goes on then.
+        self.ends_when_busy = False
         #: The poller reports only changes of its source (the worker's mark).
         self.reads_until_empty = False
         self._port = worker.port
@@ -157,6 +163,8 @@ class EngineFlow:
                 try:
                     end = self._push()
                     if end is None and self._has_much and not self._is_settled:
+                        if self.ends_when_busy:
+                            return self._finish(Reason.LIMIT)
                         self._settle()
                     end = end or self._pull(told=told and self._moved == before)
                 except MoverRefusedError:
@@ -170,6 +178,9 @@ class EngineFlow:
                     end = self._push()
                     if end is not None:
                         return end
+                    self._messages += 1
+                    if self.ends_when_busy and self._messages >= MANY_MESSAGES:
+                        return self._finish(Reason.LIMIT)
                     raise _NotNow(read=True)
         except _GoneHome:
             return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ._crew import Crew
-from ._engine import Engine
+from ._engine import Engine, LocalWorker
 from ._engine_flow import EngineFlow
 from ._kernel_flow import KernelFlow
 from ._kernel_port import KernelCalls
@@ -43,13 +43,22 @@ class Kernel:
             self._events.close()
             raise
 
-    def flows(self, count: int, *, fallback: bool) -> list[Flow]:
-        """New flows: one, or the two of a pair."""
-        return [KernelFlow(self, fallback=fallback) for _ in range(count)]
+    def flows(
+        self, count: int, *, fallback: bool, is_new: bool = False, worker: LocalWorker | None = None
+    ) -> list[Flow]:
+        """New flows: one, or the two of a pair.
 
-    def engine_flow(self) -> EngineFlow:
+        is_new:
+            Of connections that are new and nobody else's: they are spliced once they have shown
+            that they last. Until then ``worker`` moves what comes.
+        """
+        return [
+            KernelFlow(self, fallback=fallback, is_new=is_new, worker=worker) for _ in range(count)
+        ]
+
+    def engine_flow(self, worker: LocalWorker | None = None) -> EngineFlow:
         """A flow in userspace, for what the kernel leaves to it."""
-        return self._engine.flows(1)[0]
+        return self._engine.flows(1, worker)[0]
 
     def arm(self, flow: KernelFlow) -> None:
         """Have ``flow`` woken by its sockets' events; to be called before it is spliced."""

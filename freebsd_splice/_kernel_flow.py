@@ -24,6 +24,7 @@ from ._splice_checks import set_splice
 from ._verdict import Decision, EndedSplice, take_cause, verdict
 
 if TYPE_CHECKING:
+    from ._engine import LocalWorker
     from ._kernel import Kernel
     from ._sockets import SharedSocket
 
@@ -31,6 +32,9 @@ logger = logging.getLogger("freebsd_splice")
 
 #: What ``End.mover`` says of a flow that the kernel has served.
 SO_SPLICE = "SO_SPLICE"
+
+#: Why userspace served a connection of a proxy.
+NEVER_BUSY = "it was over before a splice would have paid"
 
 #: What a flow is asked to do by events and looks: the more includes the less.
 _NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
@@ -70,8 +74,18 @@ class KernelFlow:
     still setting would answer ENOTCONN, and the splice would live (F35).
     """
 
-    def __init__(self, kernel: Kernel, *, fallback: bool) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        fallback: bool,
+        is_new: bool = False,
+        worker: LocalWorker | None = None,
+    ) -> None:
         self._kernel = kernel
+        self._is_new = is_new  # userspace serves it until it has shown that it lasts
+        self._worker = worker
+        self._was_spliced = False
         self._calls = kernel.calls
         self._may_fall_back = fallback
         self._lock = threading.RLock()
@@ -96,6 +110,11 @@ class KernelFlow:
         self._asked = _NOTHING
 
     def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        if self._calls.capabilities.keeps_causes:
+            for shared in (source, drain):
+                shared.keep_causes()
+        if self._is_new:  # most of them are over before there is anything to be asked
+            return
         self._fallback = why_not_spliced(self._calls, source, drain)
         if self._fallback is not None and not self._may_fall_back:
             raise BackendUnavailable(
@@ -107,9 +126,6 @@ class KernelFlow:
                 f"{drain.original!r} is the drain of a splice that somebody else has made; "
                 "end that one first",
             )
-        if self._calls.capabilities.keeps_causes:
-            for shared in (source, drain):
-                shared.keep_causes()
 
     def start(
         self,
@@ -129,6 +145,9 @@ class KernelFlow:
                 self._serve_in_userspace(limit, initial)
             elif limit == 0:
                 self._finish(Reason.LIMIT, unsent=initial)
+            elif self._is_new and limit is None:
+                self._enter(Phase.SENDING_INITIAL)
+                self._serve_in_userspace(None, initial)
             elif initial:
                 self._send_initial(initial)
             else:
@@ -259,6 +278,7 @@ class KernelFlow:
             self._refused(error)
             return
         self._enter(Phase.SPLICED)
+        self._was_spliced = True
         self._had_event = False
         try:
             # 0 would be no limit: a limit that is met has ended the flow before this.
@@ -341,7 +361,8 @@ class KernelFlow:
 
     def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
         self._ahead = initial
-        segment = self._segment = self._kernel.engine_flow()
+        segment = self._segment = self._kernel.engine_flow(self._worker)
+        segment.ends_when_busy = self._is_new
         self._ahead = b""
         segment.start(
             self._source,
@@ -373,8 +394,16 @@ class KernelFlow:
 
     def _splice_after_initial(self) -> None:
         with self._held():
-            if self._end is None:
+            if self._end is not None:
+                return
+            if self._is_new:
+                self._is_new, self._worker = False, None
+                self._fallback = why_not_spliced(self._calls, self._source, self._drain)
+            if self._fallback is None:
                 self._splice()
+            else:
+                self._enter(Phase.USERSPACE)
+                self._serve_in_userspace(self._room(), b"")
 
     # The end
 
@@ -387,6 +416,8 @@ class KernelFlow:
         mover: str = SO_SPLICE,
     ) -> None:
         self._enter(Phase.ENDED)
+        if self._is_new and not self._was_spliced and self._fallback is None:
+            self._fallback = NEVER_BUSY
         self._end = End(
             reason=reason,
             moved=self._moved,

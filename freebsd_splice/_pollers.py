@@ -167,43 +167,38 @@ class KqueuePoller(BasePoller):
     def _open(self, wake_descriptor: int) -> None:
         self._kqueue = self.module.kqueue()
         self._interest: dict[int, Readiness] = {}
-        self._change(wake_descriptor, self.module.KQ_FILTER_READ, self.module.KQ_EV_ADD)
+        kq = self.module
+        self._kqueue.control([kq.kevent(wake_descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)], 0, 0)
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
         kq, descriptor = self.module, endpoint.fileno()
-        before = self._interest.get(descriptor)
+        before, changes = self._interest.get(descriptor), []
         if (before or 0) & READ and not interest & READ:
-            self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)
+            changes.append(kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE))
         if interest & READ and not (before or 0) & READ:
-            self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)
+            changes.append(kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD))
         if before is None or (before ^ interest) & WRITE:
             if before is not None:  # NOTE_LOWAT outlives a second EV_ADD on some systems
-                self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_DELETE)
+                changes.append(kq.kevent(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_DELETE))
             if interest & WRITE:
-                self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_ADD)
+                changes.append(kq.kevent(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_ADD))
             else:
-                self._change(
-                    descriptor,
-                    kq.KQ_FILTER_WRITE,
-                    kq.KQ_EV_ADD | kq.KQ_EV_CLEAR,
-                    kq.KQ_NOTE_LOWAT,
-                    self._OUT_OF_REACH,
+                flags, mark = kq.KQ_EV_ADD | kq.KQ_EV_CLEAR, self._OUT_OF_REACH
+                changes.append(
+                    kq.kevent(descriptor, kq.KQ_FILTER_WRITE, flags, kq.KQ_NOTE_LOWAT, mark)
                 )
+        if changes:
+            self._kqueue.control(changes, 0, 0)  # in this order, until one fails
         self._interest[descriptor] = interest
 
     def forget(self, endpoint: Endpoint) -> None:
         kq, descriptor = self.module, endpoint.fileno()
         interest = self._interest.pop(descriptor, None)
         if interest is not None:
-            if interest & READ:
-                self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)
-            self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_DELETE)
-
-    def _change(
-        self, descriptor: int, which: int, flags: int, fflags: int = 0, data: int = 0
-    ) -> None:
-        event = self.module.kevent(descriptor, which, flags, fflags, data)
-        self._kqueue.control([event], 0, 0)
+            filters = [kq.KQ_FILTER_READ] if interest & READ else []
+            filters.append(kq.KQ_FILTER_WRITE)
+            changes = [kq.kevent(descriptor, which, kq.KQ_EV_DELETE) for which in filters]
+            self._kqueue.control(changes, 0, 0)
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         kq = self.module

@@ -320,10 +320,14 @@ class GivenRelay(Relay):
         super().__init__(left, right, idle_timeout=idle_timeout, close=True, initial=initial)
 
     def _make_flows(self, fallback: bool) -> list[Flow]:
-        return self._runtime.flows(2, fallback=fallback, worker=self._worker)
+        return self._runtime.flows(2, fallback=fallback, is_new=True, worker=self._worker)
 
-    def _acquire(self, original: Source) -> SharedSocket:
-        return self._runtime.sockets.take_over(original)
+    def _acquire_both(self, left: Source, right: Source) -> None:
+        # To release them would close them.
+        sockets = self._runtime.sockets
+        self._left, self._right = sockets.take_over(left), sockets.take_over(right)
+        self._flows[0].prepare(self._left, self._right)
+        self._flows[1].prepare(self._right, self._left)
 
 
 def check_linger(seconds: float) -> float:

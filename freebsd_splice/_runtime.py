@@ -49,18 +49,26 @@ class Runtime:
         self._closing = False
 
     def flows(
-        self, count: int, *, fallback: bool = True, worker: LocalWorker | None = None
+        self,
+        count: int,
+        *,
+        fallback: bool = True,
+        is_new: bool = False,
+        worker: LocalWorker | None = None,
     ) -> list[Flow]:
         """New flows: one, or the two of a pair.
 
-        Where userspace serves, ``worker`` moves their bytes as long as they are few.
+        ``worker`` moves their bytes as long as they are few: in userspace, which may serve new
+        connections that nobody else has until they have shown that they last.
 
         Without ``fallback`` nothing but the kernel serves them.  Raises BackendUnavailable.
         """
         calls = self.port.kernel()
         fallback = fallback and not self.port.kernel_demanded()
         if calls is not None:
-            return self._kernel_for(calls).flows(count, fallback=fallback)
+            return self._kernel_for(calls).flows(
+                count, fallback=fallback, is_new=is_new and fallback, worker=worker
+            )
         if not fallback:
             raise BackendUnavailable(
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"

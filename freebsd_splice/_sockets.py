@@ -167,6 +167,8 @@ class Sockets:
         It is connected and non-blocking, has no options that a splice would have to mind, and no
         other object stands for it: nothing has to be asked, changed, watched or given back.
         """
+        if given.fileno() < 0:
+            raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {given!r} is closed")
         shared = SharedSocket(given, given.fileno(), _Connection(self._port, given, False, None))
         shared.is_given_up = True
         return shared

@@ -565,6 +565,8 @@ def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(
 ) -> None:
     """The system tells an error once, to the send here, and gives the reads after it EOF."""
     monkeypatch.setattr("freebsd_splice._engine_flow.MOVES_A_TURN", 1)
+    for size in ("_SMALL_BYTES", "_SCRATCH_BYTES"):  # there is more each time
+        monkeypatch.setattr(f"freebsd_splice._movers.{size}", 8)
     port = SteppedPort()
     with runtime(port):
         left, client = harness.pair()

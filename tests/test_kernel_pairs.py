@@ -163,7 +163,7 @@ def test_bytes_given_ahead_come_back_where_nobody_could_send_them(
 ) -> None:
     on.splice().cancel()
 
-    def none_left(self: Engine, count: int) -> None:
+    def none_left(self: Engine, *given: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Engine, "flows", none_left)

@@ -127,9 +127,9 @@ class Spare:
 
 def _plenty() -> int:
     """The number below which a descriptor is one of few."""
-    if sys.platform == "win32":
-        return 0
-    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2
+    if sys.platform != "win32":
+        return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2
+    return 0
 
 
 def _open_something() -> int:
