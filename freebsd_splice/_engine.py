@@ -10,8 +10,6 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ._engine_flow import EngineFlow
 from ._movers import Mover, Supplies
@@ -24,6 +22,9 @@ _INTERESTS = (
     (Readiness.NONE, Readiness.WRITE),
     (Readiness.READ, Readiness.READ | Readiness.WRITE),
 )
+
+#: So many flows that move at a time are many, and are served so often before others.
+_BUSY, _ROUNDS = 4, 4
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -123,14 +124,18 @@ class Worker:
         for _ in range(len(self._ready)):
             flow = self._ready.popleft()
             flow.queued = False
-            with _logged():
+            try:
                 if flow.turn():
                     self._queue(flow)
+            except BaseException:
+                _log_failure()
         # After the turns: a socket that fails is often a source as well, and as that it says
         # first what came before the failure.
         for flow in failed_drains:
-            with _logged():
+            try:
                 flow.drain_failed()
+            except BaseException:
+                _log_failure()
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
         """A mover for one flow; with ``copy`` the one that can serve any socket.
@@ -247,7 +252,14 @@ class LocalWorker(Worker):
 
     def turn(self) -> bool:
         """Give each flow that can move one turn; whether some could go on at once."""
-        self._serve(self._poller.wait(0))
+        reported = self._poller.wait(0)
+        for _ in range(_ROUNDS):
+            self._serve(reported)
+            # Where many are busy, more have become ready meanwhile: the loop's own round takes
+            # longer than to look. Where few are, the next message comes later than that.
+            if len(reported) < _BUSY:
+                break
+            reported = self._poller.wait(0)
         return bool(self._ready)
 
 
@@ -258,13 +270,9 @@ def _has_failed(
     return flow.drain_has_failed() if flow else reader is not None and reader.source_has_failed()
 
 
-@contextmanager
-def _logged() -> Iterator[None]:
-    """What a callback of the program's lets through, ``sys.exit()`` even, ends no worker."""
-    try:
-        yield
-    except BaseException:
-        logger.exception("ending a splice failed")
+def _log_failure() -> None:
+    """An exception that a callback of the program lets through, even SystemExit, ends no worker."""
+    logger.exception("ending a splice failed")
 
 
 class _Watched:
