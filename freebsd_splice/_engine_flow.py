@@ -99,7 +99,9 @@ class EngineFlow:
 
     def _begin(self) -> End | None:
         if self._worker.is_local:
-            return self._advance()
+            end = self._advance()
+            if end is not None or self._waiting != (False, False):
+                return end
         # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
         # at once, without a turn on the caller's thread.
         try:

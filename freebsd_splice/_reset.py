@@ -23,6 +23,11 @@ def reset_on_close(sock: _Options) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
 
 
+def no_linger(sock: _Options) -> None:
+    """Let a close return at once, and deliver what was sent behind it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 0, 0))
+
+
 def last_close_waits(sock: socket.socket) -> bool:
     """Whether the last close of this connection may sit there until all has arrived."""
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import why
-from .._reset import reset_on_close
+from .._reset import no_linger, reset_on_close
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
 
@@ -84,6 +84,18 @@ def tune(sock: socket.socket, keepalive: bool) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
+
+
+def as_usual(listener: socket.socket) -> None:
+    """Take back what accepted sockets would inherit and a relay of theirs would have to mind.
+
+    Whoever made the listener can have set a mark below which nothing is readable, or a time for
+    which a close waits.
+    """
+    with contextlib.suppress(OSError):  # Windows has no such mark
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    with contextlib.suppress(OSError):
+        no_linger(listener)
 
 
 def set_buffers(sock: socket.socket, size: int | None) -> None:

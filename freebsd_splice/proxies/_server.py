@@ -32,6 +32,7 @@ from ._connecting import (
     Spare,
     StarvedError,
     TargetError,
+    as_usual,
     set_buffers,
     tune,
 )
@@ -171,6 +172,7 @@ class ProxyServer:
             listener.setblocking(False)
             if ACCEPTED_ARE_TUNED:
                 tune(listener, self._keepalive)
+            as_usual(listener)
             self._listeners.append(listener)
 
     async def run(self) -> None:

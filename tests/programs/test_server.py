@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -155,6 +156,34 @@ def test_the_options_are_set_before_the_relay_begins(
 
     asyncio.run(main())
     assert seen == [[True, True, True, True], [True, False, True, False]]
+
+
+def test_what_a_listener_would_hand_down_is_taken_back(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mark of unread bytes would keep a short message back, a close that waits all the others."""
+    seen: list[bytes] = []
+
+    class WatchedRelay(GivenRelay):
+        def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
+            seen.append(left.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+            super().__init__(left, right, **options)
+
+    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+
+    async def main() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
+        server = forwarder(Address(*echo_server.address))
+        server.use([listener])
+        task = asyncio.ensure_future(server.run())
+        assert await ask(listener.getsockname(), b"hello") == b"hello"
+        server.stop()
+        await asyncio.wait_for(task, PATIENCE)
+
+    asyncio.run(main())
+    assert [struct.unpack("ii", linger)[0] for linger in seen] == [0]
 
 
 class BadListener(socket.socket):
