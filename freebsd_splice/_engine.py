@@ -89,7 +89,10 @@ class Engine:
 
 
 class Worker:
-    """A thread that waits for sockets, and gives each flow that can move a turn."""
+    """A thread that waits for sockets, and gives each flow that can move a turn.
+
+    Its flows know it as a ``FlowWorker``.
+    """
 
     #: Whether the threads that start flows here are the one that gives them their turns.
     is_local = False
@@ -138,17 +141,9 @@ class Worker:
                 _log_failure()
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
-        """A mover for one flow; with ``copy`` the one that can serve any socket.
-
-        ``busy``: one that has shown that it has much to move.
-        """
         return self._supplies.mover(copy=copy, busy=busy)
 
     def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
-        """Give ``flow`` a turn once its source can be read, or once its drain can be written.
-
-        It is told when the drain fails, also while it has nothing to write.
-        """
         with self._lock:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
@@ -160,7 +155,6 @@ class Worker:
             self._apply(drain)
 
     def quieten(self, endpoint: Endpoint) -> None:
-        """What the poller has reported of it has led to nothing."""
         with self._lock:
             watched = self._watched.get(endpoint.fileno())
             if watched is not None:
@@ -170,7 +164,6 @@ class Worker:
                 self._poller.quieten(endpoint)
 
     def release(self, flow: EngineFlow) -> None:
-        """Watch neither of its sockets for it any more, so that they can be closed."""
         with self._lock:
             source = self._watched.get(flow.source.fileno())
             if source is not None and source.reader is flow:

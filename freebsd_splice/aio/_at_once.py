@@ -54,7 +54,9 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
         return 0
     runtime = current()
     port, sockets = runtime.port, runtime.sockets
-    if port.kernel_demanded() or (sockets.in_use and not sockets.are_free(from_socket, to_socket)):
+    if runtime.is_kernel_demanded() or (
+        sockets.in_use and not sockets.are_free(from_socket, to_socket)
+    ):
         return 0
     data = buffer if wanted == count == len(buffer) else initial + buffer[:wanted]
     try:

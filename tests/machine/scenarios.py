@@ -76,7 +76,7 @@ class Stage:
 @contextmanager
 def stage(version: str) -> Iterator[Stage]:
     made = Stage(version)
-    runtime = _runtime.Runtime(made.world.port)
+    runtime = _runtime.Runtime(made.world.port, choose=made.world.port.choose)
     before = _runtime.install(runtime)
     try:
         yield made
