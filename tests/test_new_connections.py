@@ -15,10 +15,10 @@ import pytest
 from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
-from freebsd_splice._engine import LocalWorker
-from freebsd_splice._engine_flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
+from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
+from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Glancer, Kqueue
 from model.port import Calls, ModelPoller, ModelPort

@@ -23,11 +23,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from .._deadlines import check_seconds
+from .._core.flow import Reason
+from .._core.pair_policy import Closing
+from .._core.time_limits import check_seconds
 from .._errors import BackendUnavailable, why
-from .._flow import Reason
-from .._pair_policy import Closing
-from .._port import Endpoint
+from .._platform.interface import Endpoint
 from .._relay import LINGER, Relay, RelayOutcome, check_linger
 from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_limit

@@ -17,8 +17,8 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-from .._flow import Reason
-from .._port import Source
+from .._core.flow import Reason
+from .._platform.interface import Source
 from .._runtime import Runtime, current
 from .._splice import Outcome
 from ._copying import STREAMS

@@ -7,9 +7,9 @@ import contextlib
 import threading
 from typing import Any, TypeVar
 
+from .._operation import Waitable
 from .._relay import RelayOutcome
 from .._splice import Outcome
-from .._waitable import Waitable
 
 OutcomeT = TypeVar("OutcomeT")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import why
-from .._reset import no_linger, reset_on_close
+from .._platform.reset import no_linger, reset_on_close
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
 

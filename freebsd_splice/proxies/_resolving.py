@@ -6,7 +6,7 @@ import os
 import socket
 from functools import lru_cache, partial
 
-from .._threads import start as start_thread
+from .._platform.threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
 from ._turns import Turns
 

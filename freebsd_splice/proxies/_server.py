@@ -17,10 +17,10 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
-from .._engine import LocalWorker
 from .._errors import why
 from .._relay import LINGER, GivenRelay
 from .._runtime import current
+from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from ._accepting import Accepting
 from ._addresses import Address, Resolved, SocketAddress, show

@@ -182,7 +182,11 @@ class ModelNet:
 
     @contextlib.contextmanager
     def running(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        runtime = _runtime.Runtime(self.world.port, choose=self.world.port.choose, demanded=lambda: self.world.port.demanded)
+        runtime = _runtime.Runtime(
+            self.world.port,
+            choose=self.world.port.choose,
+            demanded=lambda: self.world.port.demanded,
+        )
         before = _runtime.install(runtime)
         turning = loop.create_task(self._turn())
         try:

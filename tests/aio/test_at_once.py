@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, Relay, Splice, aio
-from freebsd_splice._port import Endpoint, Source
+from freebsd_splice._platform.interface import Endpoint, Source
 from ports import EnginePort, runtime
 
 from .nets import LOOPS, MODELS, ModelNet, Net, RealNet, Stream, buffered, play

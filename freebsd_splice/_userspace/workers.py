@@ -1,0 +1,283 @@
+"""The userspace engine: a few worker threads that move the bytes of every flow.
+
+It mirrors the kernel's design (F6): one worker per CPU, started on first use, a flow belongs to
+one of them.  An idle flow costs nothing: no wake-up, no pipe, no buffer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+
+from .._platform.interface import Endpoint, Poller, Port, Readiness, Runner
+from .flow import EngineFlow
+from .movers import Mover, Supplies
+
+_READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
+_FAILURE = _HANGUP | int(Readiness.ERROR)
+#: By whether somebody reads, and whether somebody writes.
+_INTERESTS = (
+    (Readiness.NONE, Readiness.WRITE),
+    (Readiness.READ, Readiness.READ | Readiness.WRITE),
+)
+
+#: So many flows that move at a time are many, and are served so often before others.
+_BUSY, _ROUNDS = 4, 4
+
+logger = logging.getLogger("freebsd_splice")
+
+
+class Engine:
+    """The workers of one port."""
+
+    def __init__(self, port: Port, mover: str | None = None) -> None:
+        self._port = port
+        self._mover = mover
+        self._cpus = port.cpus()
+        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        self._turn = itertools.count()
+        self._closed = False
+
+    def local(self) -> LocalWorker | None:
+        """A worker whose thread is the caller's; None where no poller can be watched by another."""
+        worker = LocalWorker(self._port, self._mover)
+        if worker.fileno() >= 0:
+            return worker
+        worker.close()
+        return None
+
+    def flows(self, count: int, local: LocalWorker | None = None) -> list[EngineFlow]:
+        """That many new flows, on the worker whose turn it is: from the start, or later.
+
+        ``local`` has them until they are busy.
+
+        The two directions of a pair share a worker.  Dealt out singly, all the pairs' busy
+        directions would meet on one worker and their quiet ones on another.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("freebsd_splice was shut down while a splice was being made")
+            if len(self._workers) < self._cpus:
+                try:
+                    self._add_worker()
+                except (OSError, RuntimeError):  # no descriptors, no thread
+                    if not self._workers:
+                        raise
+            worker = self._workers[next(self._turn) % len(self._workers)]
+        return [EngineFlow(local or worker, worker) for _ in range(count)]
+
+    def start(self) -> None:
+        """Have one worker, for flows that must not fail for want of one."""
+        with self._lock:
+            if not self._workers:
+                self._add_worker()
+
+    def close(self) -> None:
+        """End the workers.  Every flow must have been stopped before."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers:
+                worker.close()
+            self._workers.clear()
+
+    def _add_worker(self) -> None:
+        name = f"freebsd-splice-worker-{len(self._workers)}"
+        self._workers.append(Worker(self._port, self._mover, name))
+
+
+class Worker:
+    """A thread that waits for sockets, and gives each flow that can move a turn.
+
+    Its flows know it as a ``FlowWorker``.
+    """
+
+    #: Whether the threads that start flows here are the one that gives them their turns.
+    is_local = False
+
+    def __init__(self, port: Port, mover: str | None, name: str | None) -> None:
+        self.port = port
+        self._supplies = Supplies(port, mover)
+        self._poller: Poller = port.poller()
+        self._lock = threading.Lock()
+        self._watched: dict[int, _Watched] = {}
+        self._ready: deque[EngineFlow] = deque()
+        self._closing = False
+        self._runner: Runner | None = None
+        if name is not None:
+            try:
+                self._runner = port.run(self.step, name)
+            except BaseException:
+                self._poller.close()
+                raise
+
+    def step(self) -> bool:
+        """Wait until some flow can move, and give each such flow one turn."""
+        self._serve(self._poller.wait(0 if self._ready else None))
+        return not self._closing
+
+    def _serve(self, reported: list[tuple[int, Readiness]]) -> None:
+        failed_drains = []
+        for descriptor, ready in reported:
+            failed_drains += self._report(descriptor, ready)
+        # One turn each, in order of arrival: whoever has more to move goes to the back, behind
+        # those that become ready meanwhile.
+        for _ in range(len(self._ready)):
+            flow = self._ready.popleft()
+            flow.queued = False
+            try:
+                if flow.turn():
+                    self._queue(flow)
+            except BaseException:
+                _log_failure()
+        # After the turns: a socket that fails is often a source as well, and as that it says
+        # first what came before the failure.
+        for flow in failed_drains:
+            try:
+                flow.drain_failed()
+            except BaseException:
+                _log_failure()
+
+    def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
+        return self._supplies.mover(copy=copy, busy=busy)
+
+    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+        with self._lock:
+            source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
+            drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
+            source.reader = flow if read else None
+            flow.reads_until_empty = source.is_quiet
+            drain.writer = flow if write else None
+            drain.guard = flow
+            self._apply(source)
+            self._apply(drain)
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            watched = self._watched.get(endpoint.fileno())
+            if watched is not None:
+                watched.is_quiet = True
+                if watched.reader is not None:
+                    watched.reader.reads_until_empty = True
+                self._poller.quieten(endpoint)
+
+    def release(self, flow: EngineFlow) -> None:
+        with self._lock:
+            source = self._watched.get(flow.source.fileno())
+            if source is not None and source.reader is flow:
+                source.reader = None
+                self._apply(source)
+            drain = self._watched.get(flow.drain.fileno())
+            if drain is not None and flow in (drain.guard, drain.writer):
+                drain.guard = drain.writer = None
+                self._apply(drain)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self._closing = True
+        self._poller.wake()
+        if self._runner is not None:
+            self._runner.join()
+        self._poller.close()
+        self._supplies.close()
+
+    def _queue(self, flow: EngineFlow) -> None:
+        if not flow.queued:
+            flow.queued = True
+            self._ready.append(flow)
+
+    def _apply(self, watched: _Watched) -> None:
+        interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
+        if not (interest or watched.guard):
+            # A socket that failed reports so as long as it is watched: nobody here would hear it.
+            del self._watched[watched.descriptor]
+            if watched.applied is not None:
+                self._poller.forget(watched.endpoint)
+        elif watched.applied is not interest:
+            self._poller.watch(watched.endpoint, interest)
+            watched.applied = interest
+
+    def _report(self, descriptor: int, ready: Readiness) -> list[EngineFlow]:
+        """Queue who can move now; give back whose drain has failed."""
+        with self._lock:
+            watched = self._watched.get(descriptor)
+            if watched is None:
+                return []  # released since the poller saw it
+            reader, writer, guard = watched.reader, watched.writer, watched.guard
+        shown = int(ready)  # operators of flags are slow
+        failed = bool(shown & _FAILURE)
+        if failed and not shown & _HANGUP and not _has_failed(reader, writer, guard):
+            # A time stamp in the error queue, for instance: it would be reported for ever.  It is
+            # its owner's to read.
+            failed = False
+            if not shown & (_READ | _WRITE):
+                self.quieten(watched.endpoint)
+        if reader and (failed or shown & _READ):
+            self._queue(reader)
+        if writer and (failed or shown & _WRITE):
+            self._queue(writer)
+        if guard and failed:
+            return [guard]
+        return []
+
+
+class LocalWorker(Worker):
+    """A worker without a thread of its own, for an event loop: ``turn`` when it is readable.
+
+    What is started here is moved by the loop's own thread, which wakes nobody for it, and has to
+    wait for nobody: that is most of what a short connection, or a short message, costs. A flow
+    with much to move goes to a worker that has a thread.
+    """
+
+    is_local = True
+
+    def __init__(self, port: Port, mover: str | None) -> None:
+        super().__init__(port, mover, None)
+
+    def fileno(self) -> int:
+        """Readable while some flow can move; -1: there is no such descriptor."""
+        return self._poller.fileno()
+
+    def turn(self) -> bool:
+        """Give each flow that can move one turn; whether some could go on at once."""
+        reported = self._poller.wait(0)
+        for _ in range(_ROUNDS):
+            self._serve(reported)
+            # Where many are busy, more have become ready meanwhile: the loop's own round takes
+            # longer than to look. Where few are, the next message comes later than that.
+            if len(reported) < _BUSY:
+                break
+            reported = self._poller.wait(0)
+        return bool(self._ready)
+
+
+def _has_failed(
+    reader: EngineFlow | None, writer: EngineFlow | None, guard: EngineFlow | None
+) -> bool:
+    flow = writer or guard
+    return flow.drain_has_failed() if flow else reader is not None and reader.source_has_failed()
+
+
+def _log_failure() -> None:
+    """An exception that a callback of the program lets through, even SystemExit, ends no worker."""
+    logger.exception("ending a splice failed")
+
+
+class _Watched:
+    """One socket in the poller: at most one flow reads it, and one writes it."""
+
+    __slots__ = ("applied", "descriptor", "endpoint", "guard", "is_quiet", "reader", "writer")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.descriptor = endpoint.fileno()
+        self.reader: EngineFlow | None = None
+        self.writer: EngineFlow | None = None
+        self.guard: EngineFlow | None = None
+        self.applied: Readiness | None = None
+        self.is_quiet = False
