@@ -80,7 +80,7 @@ def test_without_a_kernel_nothing_but_the_kernel_is_an_error(harness: Harness) -
     assert refused.value.errno == errno.ENOPROTOOPT
 
 
-def test_somebody_elses_drain_is_refused_before_the_kernel_is_asked(on: Stage) -> None:
+def test_somebody_elses_drain_is_refused_unasked(on: Stage) -> None:
     """F20, F22"""
     other, _ = on.world.pair()
     on.world.calls.set_splice(other.fileno(), on.drain.fileno(), 0, 0)
@@ -103,7 +103,7 @@ def test_somebody_elses_source_is_an_outcome(on: Stage) -> None:
     on.world.calls.end_splice(on.source.fileno())
 
 
-def test_a_source_that_is_still_connecting_is_served_by_userspace(on: Stage) -> None:
+def test_a_source_still_connecting_is_served_by_userspace(on: Stage) -> None:
     on.source.endpoint.state = SYN_SENT
     splice = on.splice()
     on.source.endpoint.state = None
@@ -158,7 +158,7 @@ def test_a_busy_pair_may_have_cost_the_source_before_15_1(on: Stage) -> None:
     on.world.calls.end_splice(other.fileno())
 
 
-def test_bytes_given_ahead_come_back_where_nobody_could_send_them(
+def test_bytes_given_ahead_come_back_where_nobody_sends_them(
     on: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     on.splice().cancel()

@@ -307,7 +307,7 @@ def test_a_kernel_that_poisons_nothing_is_not_tried_twice(
     assert len(calls.set) == 1
 
 
-def test_a_full_drain_in_somebody_elses_use_may_have_cost_the_source(
+def test_a_full_drain_others_use_may_have_cost_the_source(
     thin: ThinKernel, calls: ModelledFreeBSDCalls
 ) -> None:
     """F22: and the message says that it isn't known."""
@@ -331,7 +331,7 @@ def test_a_full_drain_in_use_is_merely_busy_since_15_1(
         thin.splice(SOURCE, DRAIN, 0, 0.0)
 
 
-def test_a_busy_source_is_merely_busy_where_the_drain_was_known_to_be_free(
+def test_a_busy_source_is_merely_busy_where_the_drain_is_free(
     thin: ThinKernel, calls: ModelledFreeBSDCalls
 ) -> None:
     """F22: then it was spliced by somebody else."""
@@ -340,7 +340,7 @@ def test_a_busy_source_is_merely_busy_where_the_drain_was_known_to_be_free(
         thin.splice(SOURCE, DRAIN, 0, 0.0)
 
 
-def test_a_full_drain_used_by_another_splice_of_ours_is_not_risked(
+def test_a_full_drain_of_another_splice_of_ours_is_not_risked(
     thin: ThinKernel, calls: ModelledFreeBSDCalls
 ) -> None:
     """F22: the message says what makes it free."""
@@ -352,7 +352,7 @@ def test_a_full_drain_used_by_another_splice_of_ours_is_not_risked(
     thin.splice(SOURCE, DRAIN, 0, 0.0)
 
 
-def test_a_full_drain_used_by_another_splice_of_ours_is_asked_about_since_15_1(
+def test_a_full_drain_of_ours_is_asked_about_since_15_1(
     thin: ThinKernel, calls: ModelledFreeBSDCalls
 ) -> None:
     calls.release = (15, 1)
@@ -374,7 +374,7 @@ def test_openbsd_is_asked_and_nothing_else() -> None:
         thin.unsplice(SOURCE)
 
 
-def test_room_that_comes_between_the_two_looks_is_no_sign_of_a_splice() -> None:
+def test_room_made_between_the_two_looks_shows_no_splice() -> None:
     """F20: a full drain that nobody uses; an ACK arrives while it is being looked at."""
 
     class Acknowledged(ModelledFreeBSDCalls):

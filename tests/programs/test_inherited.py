@@ -138,7 +138,7 @@ sys.exit(main({forward(echo_server)[2:]}))
     assert front.lines == ["left []", "inheritable [False]"]
 
 
-def test_those_that_are_accepted_have_the_buffers_that_were_asked_for(
+def test_accepted_sockets_have_the_buffers_asked_for(
     echo_server: Server, program: StartProgram
 ) -> None:
     look = f"""
@@ -175,7 +175,7 @@ def test_what_is_not_said_as_systemd_says_it_is_not_meant(
     assert not {"LISTEN_PID", "LISTEN_FDS"} & set(os.environ)
 
 
-def test_a_socket_that_listens_no_more_ends_the_program_in_one_line(
+def test_a_socket_that_listens_no_more_ends_it_in_one_line(
     echo_server: Server,
 ) -> None:
     """Whoever has given it can have shut it down."""

@@ -194,7 +194,7 @@ def test_without_listen_it_is_a_port_of_this_machine_alone(command: list[str], p
     assert parsed(*command).listen == f"127.0.0.1:{port}"
 
 
-def test_nothing_ends_after_a_while_without_traffic_where_that_is_asked_for(
+def test_nothing_ends_without_traffic_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[dict[str, Any]] = []

@@ -57,7 +57,7 @@ def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
     assert said[-1].startswith("No transfer lost a byte, but 1 facts differ")
 
 
-def test_it_ends_when_its_time_is_over_and_says_what_was_left_out() -> None:
+def test_it_ends_when_its_time_is_over_and_says_what_is_missing() -> None:
     said: list[str] = []
     assert _selftest.selftest(300, 1, said.append, seconds=1e-9)
     assert said[1].startswith("Facts: 0 hold, 0 differ, looked at 0 of ")

@@ -149,7 +149,7 @@ def test_all_workers_get_clients_of_one_port(
 
 @pytest.mark.parametrize("group", [False, True], ids=["the parent", "the whole group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_lets_live_connections_end_and_a_second_one_cuts_them(
+def test_one_signal_lets_connections_end_a_second_cuts_them(
     number: signal.Signals, group: bool, echo_server: Server, forwarder: StartForwarder
 ) -> None:
     """A terminal's Ctrl-C and systemd signal the parent and the workers, and that is one signal."""
@@ -234,7 +234,7 @@ def test_with_every_worker_dead_clients_wait(
     front.expect("has died: signal 9", 2)
 
 
-def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_knows(
+def test_the_parent_is_asked_before_each_worker_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known: list[str] = []
@@ -260,7 +260,7 @@ def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_the_parent_reads_the_passwords_again_for_the_next_worker(
+def test_the_parent_rereads_the_passwords_for_the_next_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the worker itself can't, whoever was deleted long ago would be known again."""
@@ -302,7 +302,7 @@ def test_what_a_proxy_does_before_a_worker_starts_is_done(
     assert front.stop() == 0
 
 
-def test_workers_that_die_at_once_are_started_again_only_after_a_while(
+def test_workers_that_die_at_once_are_restarted_after_a_while(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
     assert _workers._SHORT_LIFE == 1.0
@@ -457,7 +457,7 @@ def test_each_worker_has_sockets_of_its_own_on_one_free_port() -> None:
         assert len({listener.getsockname() for listener in sockets}) == 1
 
 
-def test_another_program_on_the_port_is_an_error_although_it_would_share_it(
+def test_another_program_that_shares_the_port_is_an_error(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
     front = forwarder(echo_server.address, "--workers", "2")
@@ -477,7 +477,7 @@ def test_one_worker_does_not_share_its_port() -> None:
         assert option is None or not listener.getsockopt(socket.SOL_SOCKET, option)
 
 
-def test_where_clients_cannot_be_dealt_out_all_workers_have_the_same_sockets(
+def test_where_ports_are_not_shared_all_workers_have_one_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_workers, "share_option", lambda: None)
