@@ -9,10 +9,10 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 
-from ._kernel_stage import SLOWNESS, KernelStage, cannot_play
-from ._play import Result, Stage, play, played_here
-from ._row import Row
-from ._table import rows
+from .fact import Row
+from .kernel_rig import SLOWNESS, KernelStage, cannot_play
+from .running import Result, Stage, play, played_here
+from .table import rows
 
 __all__ = [
     "SLOWNESS",

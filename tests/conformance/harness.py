@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from freebsd_splice import _abi
-from freebsd_splice._facts._kernel_stage import POLLRDHUP
+from freebsd_splice._facts.kernel_rig import POLLRDHUP
 from slowness import SLOWNESS
 
 T = TypeVar("T")

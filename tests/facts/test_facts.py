@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from freebsd_splice._facts import KernelStage, Row, cannot_play, play, rows
-from freebsd_splice._facts._play import played_here
+from freebsd_splice._facts.running import played_here
 from freebsd_splice._selftest import EmulationStage
 
-from .model_stage import ModelStage
+from .model_rig import ModelStage
 
 table = pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.facts}: {row.name}")
 
@@ -62,8 +62,8 @@ import select, sys
 sys.platform = "openbsd7"
 vars(select).pop("POLLRDHUP", None)
 from freebsd_splice import _kernel_events
-from freebsd_splice._facts import _kernel_stage
-print(_kernel_events._READ_HANGUP, _kernel_stage.POLLRDHUP)
+from freebsd_splice._facts import kernel_rig
+print(_kernel_events._READ_HANGUP, kernel_rig.POLLRDHUP)
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple, Protocol
 
-from ._row import Row
+from .fact import Row
 
 
 class Stage(Protocol):

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from ._row import Row
+from .fact import Row
 
 SO_SPLICE = 0x1023
 FIONREAD = getattr(importlib.import_module("termios"), "FIONREAD", 0) if os.name == "posix" else 0

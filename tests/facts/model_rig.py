@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from freebsd_splice._facts import Row
-from freebsd_splice._facts._kernel_stage import _pattern
+from freebsd_splice._facts.kernel_rig import _pattern
 from freebsd_splice._port import Readiness
 from model.so_splice import PUSHING
 from model.sockets import ModelPeer, ModelSocket

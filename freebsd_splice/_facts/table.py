@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._row import Row
+from .fact import Row
 
 BOTH = ("FreeBSD", "OpenBSD")
 OPENBSD = ("OpenBSD",)
