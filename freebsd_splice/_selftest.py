@@ -38,7 +38,7 @@ def selftest(
     allowed = float("inf") if seconds is None else seconds
     show = _Counter(terminal)
     try:
-        facts = _play_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
+        facts = _run_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
         wrong = _play_transfers(
             chosen.name == "kernel", transfers, first_seed, say, began + allowed, show
         )
@@ -68,7 +68,7 @@ class _Counter:
             self("")
 
 
-def _play_facts(
+def _run_facts(
     kernel: bool, say: Callable[[str], object], until: float, show: _Counter
 ) -> Counter[str]:
     """On the kernel all that can be seen of it; in userspace what the thin functions promise."""
@@ -83,10 +83,10 @@ def _play_facts(
         return False
 
     lines: list[str] = []
-    counts = _facts.run(lines.append, _facts.KernelStage if kernel else EmulationStage, goes_on)
+    counts = _facts.run_facts(lines.append, _facts.KernelRig if kernel else EmulationRig, goes_on)
     show.clear()
     shown = False
-    for line in lines:  # a row that holds needs no line here
+    for line in lines:  # a fact that holds needs no line here
         shown = line.startswith("differs") or (shown and line.startswith(" "))
         if shown:
             say(line)
@@ -94,7 +94,7 @@ def _play_facts(
     return counts
 
 
-class EmulationStage(_facts.KernelStage):
+class EmulationRig(_facts.KernelRig):
     """This machine's sockets, and the thin functions in place of the kernel's call.
 
     Events and poll(2) can't be as they are in a kernel (F33); what the calls say and what becomes
@@ -103,10 +103,10 @@ class EmulationStage(_facts.KernelStage):
 
     system, release = "FreeBSD", (15, 1)
 
-    def plays(self, row: _facts.Row) -> _facts.Row | None:
-        if row.raw:
+    def shows(self, fact: _facts.Fact) -> _facts.Fact | None:
+        if fact.raw:
             return None
-        return dataclasses.replace(row, events=None, source=None, drain=None, errors=None)
+        return dataclasses.replace(fact, events=None, source=None, drain=None, errors=None)
 
     def seen_count(self) -> int:
         return _thin.spliced_bytes(self.source)

@@ -1,4 +1,4 @@
-"""The facts' stage in the modelled kernel."""
+"""The facts' rig in the modelled kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from freebsd_splice._facts import Row
+from freebsd_splice._facts import Fact
 from freebsd_splice._facts.kernel_rig import _pattern
 from freebsd_splice._port import Readiness
 from model.so_splice import PUSHING
-from model.sockets import ModelPeer, ModelSocket
 from model.tcp import LISTEN, Endpoint, Half, fail
 from model.world import World
 
@@ -20,8 +19,8 @@ from model.world import World
 FULL = 60_000 + 40_000
 
 
-class ModelStage:
-    """See ``freebsd_splice._facts.Stage``."""
+class ModelRig:
+    """See ``freebsd_splice._facts.Rig``."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)
@@ -51,8 +50,8 @@ class ModelStage:
     def release(self) -> tuple[int, int]:
         return self.world.calls.release
 
-    def plays(self, row: Row) -> Row | None:
-        return row
+    def shows(self, fact: Fact) -> Fact | None:
+        return fact
 
     # What is seen
 
@@ -297,6 +296,3 @@ class ModelStage:
             read = which is Readiness.READ
             over = endpoint.cannot_receive if read else endpoint.cannot_send
             self._events.append(("src.R" if read else "drain.W") + (" EOF" if over else ""))
-
-
-__all__ = ["ModelPeer", "ModelSocket", "ModelStage"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice import _cli, _selftest
-from freebsd_splice._facts import Row
+from freebsd_splice._facts import Fact
 from freebsd_splice._selftest_transfers import TransferError
 from programs.processes import MAIN, Program
 
@@ -30,7 +30,7 @@ def test_its_verdict_is_in_plain_words(program: StartProgram) -> None:
 
 @pytest.fixture
 def no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freebsd_splice._facts.rows", list)
+    monkeypatch.setattr("freebsd_splice._facts.facts", list)
 
 
 @pytest.mark.usefixtures("no_facts")
@@ -49,8 +49,8 @@ def test_a_transfer_that_goes_wrong_is_named_with_its_plan(monkeypatch: pytest.M
 def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row = Row("ten bytes are eleven", "F4", "splice; send 10; end", count=11)
-    monkeypatch.setattr("freebsd_splice._facts.rows", lambda: [row])
+    fact = Fact("ten bytes are eleven", "F4", "splice; send 10; end", count=11)
+    monkeypatch.setattr("freebsd_splice._facts.facts", lambda: [fact])
     said: list[str] = []
     assert not _selftest.selftest(1, 1, said.append)
     assert any("11 expected, 10 seen" in line for line in said)
@@ -112,8 +112,8 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
-    row = Row("nothing happens", "F4", "nothing", count=0)
-    monkeypatch.setattr("freebsd_splice._facts.rows", lambda: [row])
+    fact = Fact("nothing happens", "F4", "nothing", count=0)
+    monkeypatch.setattr("freebsd_splice._facts.facts", lambda: [fact])
     shown = stream()
     assert _selftest.selftest(2, 1, lambda line: None, terminal=shown)
     if stream is Terminal:
