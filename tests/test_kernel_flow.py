@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from machine.scenarios import FREEBSD, OPENBSD, Stage, stage
+from stateful.scenarios import FREEBSD, OPENBSD, Stage, stage
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1"])

@@ -13,9 +13,9 @@ from conformance.harness import DEADLINE, Harness
 from faked_splices import FakedSplicePort
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
 from freebsd_splice._engine import Engine
-from machine.scenarios import Stage, stage
 from model.tcp import SYN_SENT
 from ports import runtime
+from stateful.scenarios import Stage, stage
 
 
 @pytest.fixture(params=["14.3", "15.1"])

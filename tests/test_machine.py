@@ -9,7 +9,7 @@ pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from machine.machine import KernelMachine
+from stateful.rules import KernelMachine
 
 STEPS = 50
 

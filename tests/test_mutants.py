@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from machine.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
-from machine.scenarios import FREEBSD, OPENBSD, Stage, stage
+from stateful.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
+from stateful.scenarios import FREEBSD, OPENBSD, Stage, stage
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -46,7 +46,7 @@ def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:
     from hypothesis import HealthCheck, Phase, settings
     from hypothesis.stateful import run_state_machine_as_test
 
-    from machine.machine import KernelMachine
+    from stateful.rules import KernelMachine
 
     with applied(mutant), pytest.raises(BaseException):  # noqa: B017 - whichever assertion it is
         run_state_machine_as_test(

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.so_splice import PUSHING, SETTING_AGAIN
 
-from .scene import Scene
+from .transfer import Scene
 
 numbers = st.integers(0, 7)
 sizes = st.sampled_from([1, 2, 100, 2_500, 6_000, 30_000])
