@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from stateful.scenarios import FREEBSD, OPENBSD, Stage, stage
+from stateful.scenarios import FREEBSD, OPENBSD, Rig, rig
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1"])
 @pytest.mark.parametrize("scenario", FREEBSD, ids=lambda scenario: scenario.__name__)
-def test_on_freebsd(scenario: Callable[[Stage], None], version: str) -> None:
-    with stage(version) as made:
+def test_on_freebsd(scenario: Callable[[Rig], None], version: str) -> None:
+    with rig(version) as made:
         scenario(made)
 
 
 @pytest.mark.parametrize("scenario", OPENBSD, ids=lambda scenario: scenario.__name__)
-def test_on_openbsd(scenario: Callable[[Stage], None]) -> None:
-    with stage("openbsd") as made:
+def test_on_openbsd(scenario: Callable[[Rig], None]) -> None:
+    with rig("openbsd") as made:
         scenario(made)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from stateful.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
-from stateful.scenarios import FREEBSD, OPENBSD, Stage, stage
+from stateful.scenarios import FREEBSD, OPENBSD, Rig, rig
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -22,14 +22,14 @@ def test_a_scenario_notices_on_openbsd(mutant: Callable[[], Patches]) -> None:
 
 
 def _noticing(
-    mutant: Callable[[], Patches], version: str, scenarios: list[Callable[[Stage], None]]
+    mutant: Callable[[], Patches], version: str, scenarios: list[Callable[[Rig], None]]
 ) -> list[str]:
     noticed = []
     logging.disable(logging.CRITICAL)
     with applied(mutant):
         for scenario in scenarios:
             try:
-                with stage(version) as made:
+                with rig(version) as made:
                     scenario(made)
             except Exception:
                 noticed.append(scenario.__name__)
@@ -41,16 +41,16 @@ def _noticing(
 @pytest.mark.timeout(600, method="thread")
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MET_BY_CHANCE, ids=lambda mutant: mutant.__name__)
-def test_the_machine_notices(mutant: Callable[[], Patches]) -> None:
+def test_the_stateful_test_notices(mutant: Callable[[], Patches]) -> None:
     pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
     from hypothesis import HealthCheck, Phase, settings
     from hypothesis.stateful import run_state_machine_as_test
 
-    from stateful.rules import KernelMachine
+    from stateful.rules import TransferRules
 
     with applied(mutant), pytest.raises(BaseException):  # noqa: B017 - whichever assertion it is
         run_state_machine_as_test(
-            KernelMachine,
+            TransferRules,
             settings=settings(
                 # Ten times what the slowest of them mostly takes: it ends with the first failure.
                 max_examples=40_000,

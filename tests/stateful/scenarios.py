@@ -19,7 +19,7 @@ SOON, LATE = 3 * FIRST_SECONDS, 2.2
 TWO_SOON, TWO_LATE = 10 * FIRST_SECONDS, 1.2
 
 
-class Stage:
+class Rig:
     """Two connections in a world whose clock and worker stand still until they are told to go."""
 
     def __init__(self, version: str) -> None:
@@ -74,8 +74,8 @@ class Stage:
 
 
 @contextmanager
-def stage(version: str) -> Iterator[Stage]:
-    made = Stage(version)
+def rig(version: str) -> Iterator[Rig]:
+    made = Rig(version)
     runtime = _runtime.Runtime(made.world.port)
     before = _runtime.install(runtime)
     try:
@@ -90,7 +90,7 @@ def stage(version: str) -> Iterator[Stage]:
 # Learning of the end
 
 
-def an_end_within_the_call_is_learnt_at_once(on: Stage) -> None:
+def an_end_within_the_call_is_learnt_at_once(on: Rig) -> None:
     """F19, F20: waiting data meets the limit before setsockopt has returned."""
     on.arrive(b"123456789")
     splice = on.splice(limit=5)
@@ -98,7 +98,7 @@ def an_end_within_the_call_is_learnt_at_once(on: Stage) -> None:
     assert on.source.recv(10) == b"6789"
 
 
-def a_stale_event_ends_nothing(on: Stage) -> None:
+def a_stale_event_ends_nothing(on: Rig) -> None:
     """F19: an event between the registration and the splice; all goes on."""
     on.drain.send(b"ahead")
     on.world.deliver(on.receiver.incoming)
@@ -116,7 +116,7 @@ def a_stale_event_ends_nothing(on: Stage) -> None:
     on.ended(splice, Reason.EOF, 4)
 
 
-def a_stale_event_of_a_full_drain_is_settled(on: Stage) -> None:
+def a_stale_event_of_a_full_drain_is_settled(on: Rig) -> None:
     """F19, F20: it can't be told whether the splice lives; it is ended by hand, and set again."""
     data = on.fill_the_drain()  # which is no drain yet: all of it waits at the source
     on.drain.send(b"ahead" * 3_900)
@@ -131,7 +131,7 @@ def a_stale_event_of_a_full_drain_is_settled(on: Stage) -> None:
     on.ended(splice, Reason.EOF, len(data))
 
 
-def only_the_first_event_can_be_stale(on: Stage) -> None:
+def only_the_first_event_can_be_stale(on: Rig) -> None:
     """F19: one that comes later is of an end, whoever uses the drain by then."""
     on.drain.send(b"ahead")
     on.world.deliver(on.receiver.incoming)
@@ -145,7 +145,7 @@ def only_the_first_event_can_be_stale(on: Stage) -> None:
     on.world.calls.end_splice(other.fileno())
 
 
-def a_lost_eof_is_found_soon(on: Stage) -> None:
+def a_lost_eof_is_found_soon(on: Rig) -> None:
     """F14"""
     splice = on.splice()
     on.arrive(b"short answer")
@@ -160,7 +160,7 @@ def a_lost_eof_is_found_soon(on: Stage) -> None:
     on.ended(splice, Reason.EOF, 12)
 
 
-def a_lost_eof_is_found_late_too(on: Stage) -> None:
+def a_lost_eof_is_found_late_too(on: Rig) -> None:
     """F14, after a long silence."""
     splice = on.splice()
     on.world.quiet(60)
@@ -174,7 +174,7 @@ def a_lost_eof_is_found_late_too(on: Stage) -> None:
     on.ended(splice, Reason.EOF, 7)
 
 
-def a_lost_reset_of_the_drain_is_found(on: Stage) -> None:
+def a_lost_reset_of_the_drain_is_found(on: Rig) -> None:
     """F14, F16"""
     splice = on.splice()
     on.arrive(b"data")
@@ -187,7 +187,7 @@ def a_lost_reset_of_the_drain_is_found(on: Stage) -> None:
     on.ended(splice, Reason.DRAIN_ERROR, 4)
 
 
-def a_limit_met_behind_a_full_drain_is_found(on: Stage) -> None:
+def a_limit_met_behind_a_full_drain_is_found(on: Rig) -> None:
     """F19's second silent end."""
     splice = on.splice(limit=28_192)
     on.fill_the_drain()
@@ -199,7 +199,7 @@ def a_limit_met_behind_a_full_drain_is_found(on: Stage) -> None:
     on.ended(splice, Reason.LIMIT, 28_192)
 
 
-def the_other_directions_eof_brings_the_looks_back(on: Stage) -> None:
+def the_other_directions_eof_brings_the_looks_back(on: Rig) -> None:
     """F14: the answer ends soon after the request."""
     relay = Relay(on.source, on.drain)
     on.world.quiet(60)
@@ -220,7 +220,7 @@ def the_other_directions_eof_brings_the_looks_back(on: Stage) -> None:
     assert relay.wait().reason is Reason.EOF
 
 
-def an_idle_splice_is_left_alone(on: Stage) -> None:
+def an_idle_splice_is_left_alone(on: Rig) -> None:
     """F19: a look that shows nothing touches nothing."""
     splice = on.splice()
     on.world.quiet(3)
@@ -237,7 +237,7 @@ def an_idle_splice_is_left_alone(on: Stage) -> None:
 # Standing still, on OpenBSD
 
 
-def a_splice_that_stands_still_is_pushed(on: Stage) -> None:
+def a_splice_that_stands_still_is_pushed(on: Rig) -> None:
     """F38: and nothing more is done to it, nor before it stands still."""
     splice = on.splice()
     on.world.quiet(60)
@@ -257,7 +257,7 @@ def a_splice_that_stands_still_is_pushed(on: Stage) -> None:
     on.ended(splice, Reason.EOF, 22)
 
 
-def one_that_a_push_does_not_help_is_set_again(on: Stage) -> None:
+def one_that_a_push_does_not_help_is_set_again(on: Rig) -> None:
     """F38"""
     splice = on.splice(limit=11)
     on.kernel.stall = SETTING_AGAIN
@@ -268,7 +268,7 @@ def one_that_a_push_does_not_help_is_set_again(on: Stage) -> None:
     on.ended(splice, Reason.LIMIT, 11)
 
 
-def one_that_nothing_helps_is_not_set_again_and_again(on: Stage) -> None:
+def one_that_nothing_helps_is_not_set_again_and_again(on: Rig) -> None:
     """F38: whatever holds it up, it burns no processor."""
     splice = on.splice()
     on.kernel.stall = NOTHING
@@ -280,7 +280,7 @@ def one_that_nothing_helps_is_not_set_again_and_again(on: Stage) -> None:
     assert on.source.recv(99) == b"ten bytes!"
 
 
-def a_full_drain_is_no_stall(on: Stage) -> None:
+def a_full_drain_is_no_stall(on: Rig) -> None:
     """F38: its reader will take what there is, some time."""
     splice = on.splice()
     data = on.fill_the_drain(30_000)
@@ -290,7 +290,7 @@ def a_full_drain_is_no_stall(on: Stage) -> None:
     splice.cancel()
 
 
-def traffic_at_every_look_is_no_stall(on: Stage) -> None:
+def traffic_at_every_look_is_no_stall(on: Rig) -> None:
     """F38: bytes wait whenever somebody looks, but not the same ones."""
     splice = on.splice()
     for _ in range(200):
@@ -306,7 +306,7 @@ def traffic_at_every_look_is_no_stall(on: Stage) -> None:
     splice.cancel()
 
 
-def a_drain_that_died_in_a_stall_is_no_failure_of_ours(on: Stage) -> None:
+def a_drain_that_died_in_a_stall_is_no_failure_of_ours(on: Rig) -> None:
     """F38: the push is refused; the end comes as ever."""
     splice = on.splice()
     on.kernel.stall = PUSHING
@@ -323,7 +323,7 @@ def a_drain_that_died_in_a_stall_is_no_failure_of_ours(on: Stage) -> None:
     on.ended(splice, Reason.DRAIN_ERROR, 6)
 
 
-def a_cause_left_at_the_source_ends_no_splice(on: Stage) -> None:
+def a_cause_left_at_the_source_ends_no_splice(on: Rig) -> None:
     """F10: of a splice that the program itself made before."""
     on.arrive(b"1234567890")
     on.world.calls.set_splice(on.source.fileno(), on.drain.fileno(), 5, 0)
@@ -342,7 +342,7 @@ def a_cause_left_at_the_source_ends_no_splice(on: Stage) -> None:
 # Every byte
 
 
-def bytes_behind_a_full_drain_come_before_the_eof(on: Stage) -> None:
+def bytes_behind_a_full_drain_come_before_the_eof(on: Rig) -> None:
     """F13"""
     splice = on.splice()
     data = on.fill_the_drain()
@@ -356,7 +356,7 @@ def bytes_behind_a_full_drain_come_before_the_eof(on: Stage) -> None:
     on.ended(splice, Reason.EOF, len(data + more))
 
 
-def a_limit_is_exact_over_all_segments(on: Stage) -> None:
+def a_limit_is_exact_over_all_segments(on: Rig) -> None:
     """Stale events cut the splice in pieces; the limit counts through."""
     splice = on.splice(limit=3_000)
     for _ in range(5):
@@ -373,7 +373,7 @@ def a_limit_is_exact_over_all_segments(on: Stage) -> None:
     assert on.source.recv(1000) == b"x" * 100
 
 
-def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Stage) -> None:
+def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Rig) -> None:
     """F21"""
     on.arrive(b"kept")
     on.drain.shutdown(socket.SHUT_WR)
@@ -382,7 +382,7 @@ def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Stage) -> None:
     assert on.source.recv(9) == b"kept"
 
 
-def nothing_is_spliced_into_a_drain_that_is_connecting(on: Stage) -> None:
+def nothing_is_spliced_into_a_drain_that_is_connecting(on: Rig) -> None:
     """F21; OpenBSD's kernel waits for it."""
     on.drain.endpoint.state = 2
     on.arrive(b"kept")
@@ -392,7 +392,7 @@ def nothing_is_spliced_into_a_drain_that_is_connecting(on: Stage) -> None:
     assert on.source.recv(9) == b"kept"
 
 
-def a_batch_that_vanishes_is_no_success(on: Stage) -> None:
+def a_batch_that_vanishes_is_no_success(on: Rig) -> None:
     """F16: a FIN follows what the dying drain has swallowed."""
     on.kernel.vanish = True
     splice = on.splice()
@@ -406,7 +406,7 @@ def a_batch_that_vanishes_is_no_success(on: Stage) -> None:
     assert isinstance(outcome.error, ConnectionResetError)
 
 
-def a_reset_of_the_source_comes_after_its_bytes(on: Stage) -> None:
+def a_reset_of_the_source_comes_after_its_bytes(on: Rig) -> None:
     """F18, F13: also where the drain was full."""
     splice = on.splice()
     data = on.fill_the_drain()
@@ -418,7 +418,7 @@ def a_reset_of_the_source_comes_after_its_bytes(on: Stage) -> None:
     assert isinstance(outcome.error, ConnectionResetError)
 
 
-def cancelling_leaves_the_rest_at_the_source(on: Stage) -> None:
+def cancelling_leaves_the_rest_at_the_source(on: Rig) -> None:
     splice = on.splice()
     data = on.fill_the_drain(30_000)
     on.arrive(b"kept")
@@ -430,7 +430,7 @@ def cancelling_leaves_the_rest_at_the_source(on: Stage) -> None:
     assert left == (data + b"kept")[outcome.bytes :]
 
 
-def bytes_read_before_go_ahead(on: Stage) -> None:
+def bytes_read_before_go_ahead(on: Rig) -> None:
     on.arrive(b" world")
     splice = Splice(on.source, on.drain, initial=b"hello")
     on.now()
@@ -440,7 +440,7 @@ def bytes_read_before_go_ahead(on: Stage) -> None:
     on.ended(splice, Reason.EOF, 11)
 
 
-def bytes_sent_ahead_to_a_drain_that_died_are_no_success(on: Stage) -> None:
+def bytes_sent_ahead_to_a_drain_that_died_are_no_success(on: Rig) -> None:
     """F16: cancelled between ``initial`` and the first splice."""
     splice = Splice(on.source, on.drain, initial=b"ahead")
     [worker] = [loop for loop in on.world.loops if "worker" in loop.name]
@@ -454,7 +454,7 @@ def bytes_sent_ahead_to_a_drain_that_died_are_no_success(on: Stage) -> None:
 # Reasons
 
 
-def somebody_elses_unsplice_is_an_end(on: Stage) -> None:
+def somebody_elses_unsplice_is_an_end(on: Rig) -> None:
     splice = on.splice()
     on.arrive(b"12345")
     on.now()
@@ -465,7 +465,7 @@ def somebody_elses_unsplice_is_an_end(on: Stage) -> None:
     assert on.source.recv(99) == b"mine again"
 
 
-def traffic_keeps_it_alive(on: Stage) -> None:
+def traffic_keeps_it_alive(on: Rig) -> None:
     """F11: FreeBSD's sp_idle would end it."""
     splice = on.splice(idle_timeout=0.5)
     for _ in range(20):
@@ -477,7 +477,7 @@ def traffic_keeps_it_alive(on: Stage) -> None:
     on.ended(splice, Reason.IDLE, 20)
 
 
-def a_closed_object_ends_it_within_a_second(on: Stage) -> None:
+def a_closed_object_ends_it_within_a_second(on: Rig) -> None:
     """F27"""
     splice = on.splice()
     on.source.close()
@@ -488,7 +488,7 @@ def a_closed_object_ends_it_within_a_second(on: Stage) -> None:
 # What others may do at the same time
 
 
-def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Stage) -> None:
+def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Rig) -> None:
     """F24"""
     on.source.setblocking(True)
     on.drain.setblocking(True)
@@ -498,7 +498,7 @@ def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Stage) -> N
     assert not on.drain.endpoint.non_blocking
 
 
-def an_end_waits_for_a_set_under_way(on: Stage) -> None:
+def an_end_waits_for_a_set_under_way(on: Rig) -> None:
     """F35: ended in the middle of the call, it would answer ENOTCONN and live."""
     threads: list[threading.Thread] = []
     ended = threading.Event()
@@ -524,7 +524,7 @@ def an_end_waits_for_a_set_under_way(on: Stage) -> None:
     assert not on.world.splices, "a splice lives on that nobody knows"
 
 
-def a_reset_between_the_check_and_the_call(on: Stage) -> None:
+def a_reset_between_the_check_and_the_call(on: Rig) -> None:
     """F22: before 15.1 the source is lost by it, and the error says so."""
 
     def reset() -> None:
@@ -544,7 +544,7 @@ def a_reset_between_the_check_and_the_call(on: Stage) -> None:
         assert on.source.recv(9) == b"data"
 
 
-def setting_up_takes_three_calls(on: Stage) -> None:
+def setting_up_takes_three_calls(on: Rig) -> None:
     """Besides the checks, the duplicates and O_NONBLOCK; and no thread of its own."""
     other, another = on.world.pair()[0], on.world.pair()[0]
     first = on.splice()
@@ -557,7 +557,7 @@ def setting_up_takes_three_calls(on: Stage) -> None:
     second.cancel()
 
 
-FREEBSD: list[Callable[[Stage], None]] = [
+FREEBSD: list[Callable[[Rig], None]] = [
     an_end_within_the_call_is_learnt_at_once,
     a_stale_event_ends_nothing,
     a_stale_event_of_a_full_drain_is_settled,
@@ -594,7 +594,7 @@ NOT_OPENBSD = {
     the_other_directions_eof_brings_the_looks_back,
     nothing_is_spliced_into_a_drain_that_is_connecting,
 }
-OPENBSD_ALONE: list[Callable[[Stage], None]] = [
+OPENBSD_ALONE: list[Callable[[Rig], None]] = [
     a_splice_that_stands_still_is_pushed,
     one_that_a_push_does_not_help_is_set_again,
     one_that_nothing_helps_is_not_set_again_and_again,
@@ -605,4 +605,4 @@ OPENBSD_ALONE: list[Callable[[Stage], None]] = [
 ]
 OPENBSD = [scenario for scenario in FREEBSD if scenario not in NOT_OPENBSD] + OPENBSD_ALONE
 
-__all__ = ["FREEBSD", "OPENBSD", "OPENBSD_ALONE", "ModelPeer", "ModelSocket", "Stage", "stage"]
+__all__ = ["FREEBSD", "OPENBSD", "OPENBSD_ALONE", "ModelPeer", "ModelSocket", "Rig", "rig"]
