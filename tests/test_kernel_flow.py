@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from stateful.scenarios import FREEBSD, OPENBSD, Rig, rig
+from stateful.rig import Rig, rig
+from stateful.scenarios import FREEBSD, OPENBSD
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1"])

@@ -15,7 +15,7 @@ from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
 from freebsd_splice._engine import Engine
 from model.tcp import SYN_SENT
 from ports import runtime
-from stateful.scenarios import Rig, rig
+from stateful.rig import Rig, rig
 
 
 @pytest.fixture(params=["14.3", "15.1"])

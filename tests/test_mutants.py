@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from stateful.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
-from stateful.scenarios import FREEBSD, OPENBSD, Rig, rig
+from stateful.rig import Rig, rig
+from stateful.scenarios import FREEBSD, OPENBSD
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
