@@ -8,23 +8,22 @@ from collections.abc import Callable
 import pytest
 
 from stateful.mutants import MET_BY_CHANCE, MUTANTS, OPENBSD_MUTANTS, Patches, applied
-from stateful.rig import Rig, rig
-from stateful.scenarios import FREEBSD, OPENBSD
+from stateful.registry import FREEBSD, OPENBSD
+from stateful.rig import rig
+from stateful.scenarios import Scenario, scenarios_of
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_scenario_notices(mutant: Callable[[], Patches]) -> None:
-    assert _noticing(mutant, "14.3", FREEBSD), "no scenario fails without it"
+    assert _noticing(mutant, "14.3", scenarios_of(FREEBSD)), "no scenario fails without it"
 
 
 @pytest.mark.parametrize("mutant", OPENBSD_MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_scenario_notices_on_openbsd(mutant: Callable[[], Patches]) -> None:
-    assert _noticing(mutant, "openbsd", OPENBSD), "no scenario fails without it"
+    assert _noticing(mutant, "openbsd", scenarios_of(OPENBSD)), "no scenario fails without it"
 
 
-def _noticing(
-    mutant: Callable[[], Patches], version: str, scenarios: list[Callable[[Rig], None]]
-) -> list[str]:
+def _noticing(mutant: Callable[[], Patches], version: str, scenarios: list[Scenario]) -> list[str]:
     noticed = []
     logging.disable(logging.CRITICAL)
     with applied(mutant):

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.so_splice import PUSHING, SETTING_AGAIN
 
-from .transfer import Transfer
+from .transfer import Direction, Transfer
 
 numbers = st.integers(0, 7)
 sizes = st.sampled_from([1, 2, 100, 2_500, 6_000, 30_000])
@@ -182,5 +182,5 @@ class TransferRules(RuleBasedStateMachine):
     def _step(self) -> None:
         self.transfer.events += 1
 
-    def _direction(self, number: int):  # type: ignore[no-untyped-def]
+    def _direction(self, number: int) -> Direction:
         return self.transfer.directions[number % len(self.transfer.directions)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from freebsd_splice import Splice
 
 from ..rig import Rig
+from . import scenario
 
 
+@scenario()
 def an_idle_splice_is_left_alone(on: Rig) -> None:
     """F19: a look that shows nothing touches nothing."""
     splice = on.splice()
@@ -21,6 +23,7 @@ def an_idle_splice_is_left_alone(on: Rig) -> None:
     assert not splice.done
 
 
+@scenario()
 def setting_up_takes_three_calls(on: Rig) -> None:
     """Besides the checks, the duplicates and O_NONBLOCK; and no thread of its own."""
     other, another = on.world.pair()[0], on.world.pair()[0]

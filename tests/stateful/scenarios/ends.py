@@ -1,12 +1,18 @@
-"""Learning of the end: events before their time, after it, or never."""
+"""Learning of the end: events before their time, after it, or never.
+
+OpenBSD's kernel loses no event: what is about lost ones is FreeBSD's alone.
+"""
 
 from __future__ import annotations
 
 from freebsd_splice import Reason, Relay
 
+from ..registry import FREEBSD
 from ..rig import LATE, SOON, Rig
+from . import scenario
 
 
+@scenario()
 def an_end_within_the_call_is_learnt_at_once(on: Rig) -> None:
     """F19, F20: waiting data meets the limit before setsockopt has returned."""
     on.arrive(b"123456789")
@@ -15,6 +21,7 @@ def an_end_within_the_call_is_learnt_at_once(on: Rig) -> None:
     assert on.source.recv(10) == b"6789"
 
 
+@scenario()
 def a_stale_event_ends_nothing(on: Rig) -> None:
     """F19: an event between the registration and the splice; all goes on."""
     on.drain.send(b"ahead")
@@ -33,6 +40,7 @@ def a_stale_event_ends_nothing(on: Rig) -> None:
     on.ended(splice, Reason.EOF, 4)
 
 
+@scenario()
 def a_stale_event_of_a_full_drain_is_settled(on: Rig) -> None:
     """F19, F20: it can't be told whether the splice lives; it is ended by hand, and set again."""
     data = on.fill_the_drain()  # which is no drain yet: all of it waits at the source
@@ -48,6 +56,7 @@ def a_stale_event_of_a_full_drain_is_settled(on: Rig) -> None:
     on.ended(splice, Reason.EOF, len(data))
 
 
+@scenario(FREEBSD)
 def only_the_first_event_can_be_stale(on: Rig) -> None:
     """F19: one that comes later is of an end, whoever uses the drain by then."""
     on.drain.send(b"ahead")
@@ -62,6 +71,7 @@ def only_the_first_event_can_be_stale(on: Rig) -> None:
     on.world.calls.end_splice(other.fileno())
 
 
+@scenario(FREEBSD)
 def a_lost_eof_is_found_soon(on: Rig) -> None:
     """F14"""
     splice = on.splice()
@@ -77,6 +87,7 @@ def a_lost_eof_is_found_soon(on: Rig) -> None:
     on.ended(splice, Reason.EOF, 12)
 
 
+@scenario(FREEBSD)
 def a_lost_eof_is_found_late_too(on: Rig) -> None:
     """F14, after a long silence."""
     splice = on.splice()
@@ -91,6 +102,7 @@ def a_lost_eof_is_found_late_too(on: Rig) -> None:
     on.ended(splice, Reason.EOF, 7)
 
 
+@scenario(FREEBSD)
 def a_lost_reset_of_the_drain_is_found(on: Rig) -> None:
     """F14, F16"""
     splice = on.splice()
@@ -104,6 +116,7 @@ def a_lost_reset_of_the_drain_is_found(on: Rig) -> None:
     on.ended(splice, Reason.DRAIN_ERROR, 4)
 
 
+@scenario()
 def a_limit_met_behind_a_full_drain_is_found(on: Rig) -> None:
     """F19's second silent end."""
     splice = on.splice(limit=28_192)
@@ -116,6 +129,7 @@ def a_limit_met_behind_a_full_drain_is_found(on: Rig) -> None:
     on.ended(splice, Reason.LIMIT, 28_192)
 
 
+@scenario(FREEBSD)
 def the_other_directions_eof_brings_the_looks_back(on: Rig) -> None:
     """F14: the answer ends soon after the request."""
     relay = Relay(on.source, on.drain)

@@ -7,9 +7,12 @@ import socket
 
 from freebsd_splice import Reason, Splice
 
+from ..registry import FREEBSD
 from ..rig import Rig
+from . import scenario
 
 
+@scenario()
 def bytes_behind_a_full_drain_come_before_the_eof(on: Rig) -> None:
     """F13"""
     splice = on.splice()
@@ -24,6 +27,7 @@ def bytes_behind_a_full_drain_come_before_the_eof(on: Rig) -> None:
     on.ended(splice, Reason.EOF, len(data + more))
 
 
+@scenario()
 def a_limit_is_exact_over_all_segments(on: Rig) -> None:
     """Stale events cut the splice in pieces; the limit counts through."""
     splice = on.splice(limit=3_000)
@@ -41,6 +45,7 @@ def a_limit_is_exact_over_all_segments(on: Rig) -> None:
     assert on.source.recv(1000) == b"x" * 100
 
 
+@scenario()
 def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Rig) -> None:
     """F21"""
     on.arrive(b"kept")
@@ -50,6 +55,7 @@ def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Rig) -> None:
     assert on.source.recv(9) == b"kept"
 
 
+@scenario(FREEBSD)
 def nothing_is_spliced_into_a_drain_that_is_connecting(on: Rig) -> None:
     """F21; OpenBSD's kernel waits for it."""
     on.drain.endpoint.state = 2
@@ -60,6 +66,7 @@ def nothing_is_spliced_into_a_drain_that_is_connecting(on: Rig) -> None:
     assert on.source.recv(9) == b"kept"
 
 
+@scenario()
 def a_batch_that_vanishes_is_no_success(on: Rig) -> None:
     """F16: a FIN follows what the dying drain has swallowed."""
     on.kernel.vanish = True
@@ -74,6 +81,7 @@ def a_batch_that_vanishes_is_no_success(on: Rig) -> None:
     assert isinstance(outcome.error, ConnectionResetError)
 
 
+@scenario()
 def a_reset_of_the_source_comes_after_its_bytes(on: Rig) -> None:
     """F18, F13: also where the drain was full."""
     splice = on.splice()
@@ -86,6 +94,7 @@ def a_reset_of_the_source_comes_after_its_bytes(on: Rig) -> None:
     assert isinstance(outcome.error, ConnectionResetError)
 
 
+@scenario()
 def cancelling_leaves_the_rest_at_the_source(on: Rig) -> None:
     splice = on.splice()
     data = on.fill_the_drain(30_000)
@@ -98,6 +107,7 @@ def cancelling_leaves_the_rest_at_the_source(on: Rig) -> None:
     assert left == (data + b"kept")[outcome.bytes :]
 
 
+@scenario()
 def bytes_read_before_go_ahead(on: Rig) -> None:
     on.arrive(b" world")
     splice = Splice(on.source, on.drain, initial=b"hello")
@@ -108,6 +118,7 @@ def bytes_read_before_go_ahead(on: Rig) -> None:
     on.ended(splice, Reason.EOF, 11)
 
 
+@scenario()
 def bytes_sent_ahead_to_a_drain_that_died_are_no_success(on: Rig) -> None:
     """F16: cancelled between ``initial`` and the first splice."""
     splice = Splice(on.source, on.drain, initial=b"ahead")

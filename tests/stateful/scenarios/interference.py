@@ -8,8 +8,10 @@ import threading
 from freebsd_splice import Reason, Splice, _runtime
 
 from ..rig import Rig
+from . import scenario
 
 
+@scenario()
 def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Rig) -> None:
     """F24"""
     on.source.setblocking(True)
@@ -20,6 +22,7 @@ def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Rig) -> Non
     assert not on.drain.endpoint.non_blocking
 
 
+@scenario()
 def an_end_waits_for_a_set_under_way(on: Rig) -> None:
     """F35: ended in the middle of the call, it would answer ENOTCONN and live."""
     threads: list[threading.Thread] = []
@@ -46,6 +49,7 @@ def an_end_waits_for_a_set_under_way(on: Rig) -> None:
     assert not on.world.splices, "a splice lives on that nobody knows"
 
 
+@scenario()
 def a_reset_between_the_check_and_the_call(on: Rig) -> None:
     """F22: before 15.1 the source is lost by it, and the error says so."""
 

@@ -6,9 +6,12 @@ import errno
 
 from freebsd_splice import Reason
 
+from ..registry import OPENBSD
 from ..rig import Rig
+from . import scenario
 
 
+@scenario(OPENBSD)
 def a_cause_left_at_the_source_ends_no_splice(on: Rig) -> None:
     """F10: of a splice that the program itself made before."""
     on.arrive(b"1234567890")
@@ -25,6 +28,7 @@ def a_cause_left_at_the_source_ends_no_splice(on: Rig) -> None:
     assert on.world.counts["recv"] == 0, "userspace has moved what the kernel could"
 
 
+@scenario()
 def somebody_elses_unsplice_is_an_end(on: Rig) -> None:
     splice = on.splice()
     on.arrive(b"12345")
@@ -36,6 +40,7 @@ def somebody_elses_unsplice_is_an_end(on: Rig) -> None:
     assert on.source.recv(99) == b"mine again"
 
 
+@scenario()
 def traffic_keeps_it_alive(on: Rig) -> None:
     """F11: FreeBSD's sp_idle would end it."""
     splice = on.splice(idle_timeout=0.5)
@@ -48,6 +53,7 @@ def traffic_keeps_it_alive(on: Rig) -> None:
     on.ended(splice, Reason.IDLE, 20)
 
 
+@scenario()
 def a_closed_object_ends_it_within_a_second(on: Rig) -> None:
     """F27"""
     splice = on.splice()

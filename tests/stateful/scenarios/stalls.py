@@ -7,9 +7,12 @@ import errno
 from freebsd_splice import Reason
 from model.so_splice import NOTHING, PUSHING, SETTING_AGAIN
 
+from ..registry import OPENBSD
 from ..rig import LATE, TWO_LATE, TWO_SOON, Rig
+from . import scenario
 
 
+@scenario(OPENBSD)
 def a_splice_that_stands_still_is_pushed(on: Rig) -> None:
     """F38: and nothing more is done to it, nor before it stands still."""
     splice = on.splice()
@@ -30,6 +33,7 @@ def a_splice_that_stands_still_is_pushed(on: Rig) -> None:
     on.ended(splice, Reason.EOF, 22)
 
 
+@scenario(OPENBSD)
 def one_that_a_push_does_not_help_is_set_again(on: Rig) -> None:
     """F38"""
     splice = on.splice(limit=11)
@@ -41,6 +45,7 @@ def one_that_a_push_does_not_help_is_set_again(on: Rig) -> None:
     on.ended(splice, Reason.LIMIT, 11)
 
 
+@scenario(OPENBSD)
 def one_that_nothing_helps_is_not_set_again_and_again(on: Rig) -> None:
     """F38: whatever holds it up, it burns no processor."""
     splice = on.splice()
@@ -53,6 +58,7 @@ def one_that_nothing_helps_is_not_set_again_and_again(on: Rig) -> None:
     assert on.source.recv(99) == b"ten bytes!"
 
 
+@scenario(OPENBSD)
 def a_full_drain_is_no_stall(on: Rig) -> None:
     """F38: its reader will take what there is, some time."""
     splice = on.splice()
@@ -63,6 +69,7 @@ def a_full_drain_is_no_stall(on: Rig) -> None:
     splice.cancel()
 
 
+@scenario(OPENBSD)
 def traffic_at_every_look_is_no_stall(on: Rig) -> None:
     """F38: bytes wait whenever somebody looks, but not the same ones."""
     splice = on.splice()
@@ -79,6 +86,7 @@ def traffic_at_every_look_is_no_stall(on: Rig) -> None:
     splice.cancel()
 
 
+@scenario(OPENBSD)
 def a_drain_that_died_in_a_stall_is_no_failure_of_ours(on: Rig) -> None:
     """F38: the push is refused; the end comes as ever."""
     splice = on.splice()
