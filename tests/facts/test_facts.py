@@ -9,16 +9,18 @@ import sys
 
 import pytest
 
-from freebsd_splice._facts import Fact, KernelRig, cannot_run, facts, run_fact, shown_by
+from freebsd_splice._facts import Fact, KernelRig, cannot_run, facts, run_fact, shown_by, table
 from freebsd_splice._selftest import EmulationRig
 
 from .model_rig import ModelRig
 
-table = pytest.mark.parametrize("fact", facts(), ids=lambda fact: f"{fact.numbers}: {fact.name}")
+each_fact = pytest.mark.parametrize(
+    "fact", facts(), ids=lambda fact: f"{fact.numbers}: {fact.name}"
+)
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1", "openbsd"])
-@table
+@each_fact
 def test_on_the_model(fact: Fact, version: str) -> None:
     rig = ModelRig(version)
     if shown_by(fact, rig) is None:
@@ -27,7 +29,7 @@ def test_on_the_model(fact: Fact, version: str) -> None:
 
 
 @pytest.mark.skipif(cannot_run() is not None, reason=str(cannot_run()))
-@table
+@each_fact
 def test_on_this_kernel(fact: Fact) -> None:
     rig = KernelRig()
     try:
@@ -74,6 +76,14 @@ def test_nobody_asks_for_pollrdhup_where_there_is_none() -> None:
         [sys.executable, "-c", WITHOUT_POLLRDHUP], capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == ["0", "0"]
+
+
+def test_every_part_of_the_table_is_in_it() -> None:
+    parts = [part for part in vars(table).values() if isinstance(part, list)]
+    assert len(parts) > 3
+    written = [fact for part in parts for fact in part]
+    assert len(facts()) == len(written)
+    assert all(fact in written for fact in facts())
 
 
 def test_every_observable_fact_is_in_the_table() -> None:
