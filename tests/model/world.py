@@ -17,7 +17,7 @@ from .kqueue import Kqueue
 from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort
 from .so_splice import IDLE, QUEUED, RUNNING, ModelledSplice, SoSplice
 from .sockets import ModelPeer, ModelSocket
-from .tcp import Endpoint, Half
+from .tcp import CLOSED, Endpoint, Half
 
 __all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
 
@@ -49,6 +49,7 @@ class World:
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
         self.halves: list[Half] = []
+        self.files: set[int] = set()  # descriptors of what is no socket
         self._descriptors: dict[int, Endpoint] = {}
         self._numbers = itertools.count(10)
         self._kqueues: list[Kqueue] = []
@@ -74,9 +75,22 @@ class World:
         self.halves += [there, back]
         return ModelSocket(self, self.open(near)), ModelPeer(self, far)
 
+    def lone(self, state: int = CLOSED) -> ModelSocket:
+        """A socket without a peer: not connected, or listening."""
+        endpoint = Endpoint(Half(1), Half(1), 1)
+        endpoint.outgoing.receiver = endpoint
+        endpoint.state = state
+        return ModelSocket(self, self.open(endpoint))
+
     def open(self, endpoint: Endpoint) -> int:
         descriptor = next(self._numbers)
         self._descriptors[descriptor] = endpoint
+        return descriptor
+
+    def open_file(self) -> int:
+        """A descriptor of what is no socket."""
+        descriptor = next(self._numbers)
+        self.files.add(descriptor)
         return descriptor
 
     def endpoint(self, descriptor: int) -> Endpoint | None:
