@@ -1,21 +1,28 @@
-"""Which of the two does the moving: the kernel, or the package itself in userspace."""
+"""Which backend moves the bytes, and by which mover: the two environment variables."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import Literal, NamedTuple
 
 from . import _abi
 from ._errors import BackendUnavailable
+from ._kernel_port import KernelCalls
 
-__all__ = ["VARIABLE", "Backend", "backend"]
+__all__ = ["BACKEND", "COPY", "OS_SPLICE", "Backend", "KernelChoice", "backend", "choose_kernel"]
 
-VARIABLE = "FREEBSD_SPLICE_BACKEND"
+BACKEND = "FREEBSD_SPLICE_BACKEND"
+MOVER = "FREEBSD_SPLICE_MOVER"
+
+#: The names of userspace's movers.
+OS_SPLICE = "os.splice"
+COPY = "copy"
 
 
 class Backend(NamedTuple):
-    """What moves the bytes, and why that."""
+    """Which backend moves the bytes, and why it was chosen."""
 
     name: Literal["kernel", "userspace"]
     reason: str
@@ -33,14 +40,45 @@ def backend() -> Backend:
             the message says what is missing: system, release, option or extension.
         ValueError: the variable has another value.
     """
-    wanted = os.environ.get(VARIABLE, "") or "auto"
+    wanted = os.environ.get(BACKEND, "") or "auto"
     if wanted not in ("auto", "kernel", "userspace"):
-        raise ValueError(f"{VARIABLE}={wanted!r}: it must be auto, kernel or userspace")
+        raise ValueError(f"{BACKEND}={wanted!r}: it must be auto, kernel or userspace")
     if wanted == "userspace":
-        return Backend("userspace", f"{VARIABLE}=userspace")
+        return Backend("userspace", f"{BACKEND}=userspace")
     missing = _abi.missing()
     if missing is None:
         return Backend("kernel", "the kernel has SO_SPLICE")
     if wanted == "kernel":
-        raise BackendUnavailable(errno.ENOPROTOOPT, f"{VARIABLE}=kernel: {missing}")
+        raise BackendUnavailable(errno.ENOPROTOOPT, f"{BACKEND}=kernel: {missing}")
     return Backend("userspace", missing)
+
+
+class KernelChoice(NamedTuple):
+    """Whether the kernel serves new splices."""
+
+    #: The kernel's calls; None where userspace has to serve.
+    calls: KernelCalls | None
+    #: Userspace must not stand in where the kernel can't serve.
+    demanded: bool
+
+
+def choose_kernel() -> KernelChoice:
+    """What ``backend()`` says, for whoever makes flows.  Raises as ``backend()`` does."""
+    chosen = backend()
+    demanded = os.environ.get(BACKEND) == "kernel"
+    if sys.platform != "win32" and chosen.name == "kernel":
+        from ._kernel_calls import SystemKernelCalls
+
+        return KernelChoice(SystemKernelCalls(), demanded)
+    return KernelChoice(None, demanded)
+
+
+def forced_mover() -> str | None:
+    """The mover that ``FREEBSD_SPLICE_MOVER`` names; None: the best there is.
+
+    Raises ValueError where the variable has another value.
+    """
+    wanted = os.environ.get(MOVER, "auto")
+    if wanted not in ("auto", OS_SPLICE, COPY):
+        raise ValueError(f"{MOVER} is {wanted!r}; it can be 'auto', {OS_SPLICE!r} or {COPY!r}")
+    return None if wanted == "auto" else wanted

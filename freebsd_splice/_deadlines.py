@@ -47,15 +47,14 @@ class Deadlines:
         self._lock = threading.Lock()
         self._over = False
         self._timers: dict[Reason, Timer] = {}
-        self._seen = 0, 0
-        self._last_change = 0.0
+        self._idle: IdleClock | None = None
 
     def start(self) -> None:
-        self._last_change = self._port.now()
         if self._timeout is not None:
             self._set(Reason.TIMEOUT, self._timeout, lambda: self._expire(Reason.TIMEOUT))
         if self._idle_timeout is not None:
-            self._look_again(self._idle_timeout)
+            self._idle = IdleClock(self._idle_timeout, (0, 0), self._port.now())
+            self._look_again()
 
     def cancel(self) -> None:
         with self._lock:
@@ -65,27 +64,42 @@ class Deadlines:
             timer.cancel()
 
     def _look(self) -> None:
-        assert self._idle_timeout is not None
-        found = self._moved(), self._undelivered()
-        now = self._port.now()
-        if found != self._seen:
-            # Some time since the last look; counted from now, so that it is never too early.
-            self._seen, self._last_change = found, now
-        left = self._last_change + self._idle_timeout - now
-        if left <= 0:
+        assert self._idle is not None
+        if self._idle.has_passed((self._moved(), self._undelivered()), self._port.now()):
             self._expire(Reason.IDLE)
         else:
-            self._look_again(left)
+            self._look_again()
 
-    def _look_again(self, left: float) -> None:
-        assert self._idle_timeout is not None
-        step = max(self._idle_timeout * _LOOK_SHARE, _LOOK_SECONDS)
-        self._set(Reason.IDLE, min(left, step), self._look)
+    def _look_again(self) -> None:
+        assert self._idle is not None
+        self._set(Reason.IDLE, self._idle.seconds_to_next_look(self._port.now()), self._look)
 
     def _set(self, which: Reason, seconds: float, call: Callable[[], object]) -> None:
         with self._lock:
             if not self._over:
                 self._timers[which] = self._watcher.after(seconds, lambda: self._errand(call))
+
+
+class IdleClock:
+    """Whether a count has stood still for ``idle_timeout`` seconds, and when to look next.
+
+    It is never early: a change is taken for one of the moment in which it is seen.
+    """
+
+    def __init__(self, idle_timeout: float, count: object, now: float) -> None:
+        self._idle_timeout = idle_timeout
+        self._step = max(idle_timeout * _LOOK_SHARE, _LOOK_SECONDS)
+        self._count = count
+        self._changed = now
+
+    def has_passed(self, count: object, now: float) -> bool:
+        """``count`` is what it is now."""
+        if count != self._count:
+            self._count, self._changed = count, now
+        return now >= self._changed + self._idle_timeout
+
+    def seconds_to_next_look(self, now: float) -> float:
+        return max(0.0, min(self._step, self._changed + self._idle_timeout - now))
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

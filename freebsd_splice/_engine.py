@@ -70,7 +70,10 @@ class Engine:
 
 
 class Worker:
-    """A thread that waits for sockets, and gives each flow that can move a turn."""
+    """A thread that waits for sockets, and gives each flow that can move a turn.
+
+    Its flows know it as a ``FlowWorker``.
+    """
 
     def __init__(self, port: Port, mover: str | None, name: str) -> None:
         self.port = port
@@ -107,14 +110,9 @@ class Worker:
         return not self._closing
 
     def mover(self, *, copy: bool = False) -> Mover:
-        """A mover for one flow; with ``copy`` the one that can serve any socket."""
         return self._supplies.mover(copy=copy)
 
     def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
-        """Give ``flow`` a turn once its source can be read, or once its drain can be written.
-
-        It is told when the drain fails, also while it has nothing to write.
-        """
         with self._lock:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
@@ -125,13 +123,11 @@ class Worker:
             self._apply(drain)
 
     def quieten(self, endpoint: Endpoint) -> None:
-        """What the poller has reported of it has led to nothing."""
         with self._lock:
             if endpoint.fileno() in self._watched:
                 self._poller.quieten(endpoint)
 
     def release(self, flow: EngineFlow) -> None:
-        """Watch neither of its sockets for it any more, so that they can be closed."""
         with self._lock:
             source = self._watched.get(flow.source.fileno())
             if source is not None and source.reader is flow:

@@ -7,15 +7,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ._flow import End, Reason, closed_or
-from ._movers import MoverRefusedError
-from ._port import Endpoint
-
-if TYPE_CHECKING:
-    from ._engine import Worker
-    from ._sockets import SharedSocket
+from ._movers import Mover, MoverRefusedError
+from ._port import Endpoint, Port
+from ._sockets import SharedSocket
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -25,10 +22,36 @@ MOVES_A_TURN = 16
 _NO_LIMIT = 1 << 30
 
 
+class FlowWorker(Protocol):
+    """What a flow asks of the worker that it belongs to."""
+
+    @property
+    def port(self) -> Port: ...
+
+    def mover(self, *, copy: bool = False) -> Mover:
+        """A mover for one flow; with ``copy`` the one that can serve any socket."""
+        ...
+
+    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+        """Give ``flow`` a turn once its source can be read, or once its drain can be written.
+
+        It is told when the drain fails, also while it has nothing to write.
+        """
+        ...
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        """What the poller has reported of ``endpoint`` has led to nothing."""
+        ...
+
+    def release(self, flow: EngineFlow) -> None:
+        """Watch neither of its sockets for it any more, so that they can be closed."""
+        ...
+
+
 class EngineFlow:
     """A flow (see ``_flow.Flow``) that a worker moves."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: FlowWorker) -> None:
         self.queued = False  # the worker's own mark: it waits for its turn
         self.source: Endpoint
         self.drain: Endpoint

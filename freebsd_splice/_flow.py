@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from ._port import Port
-    from ._sockets import SharedSocket
+from ._port import Port
+from ._sockets import SharedSocket
 
 
 class Reason(enum.Enum):

@@ -11,9 +11,8 @@ import textwrap
 from pathlib import Path
 
 from . import __version__, _abi
-from ._backend import backend
+from ._backend import COPY, OS_SPLICE, backend
 from ._backlog import backlog_limit
-from ._movers import COPY, OS_SPLICE
 from ._pollers import kinds
 from ._system import PIPE_BYTES, SystemPort
 

@@ -1,26 +1,23 @@
-"""What all flows of the kernel's share: one kqueue for their ends, and the second look."""
+"""SO_SPLICE for the flows of one runtime."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ._crew import Crew
 from ._engine import Engine
 from ._engine_flow import EngineFlow
+from ._flow import Flow
 from ._kernel_flow import KernelFlow
 from ._kernel_port import KernelCalls
-from ._port import Port, Readiness
+from ._port import Port
 from ._second_look import SecondLook
+from ._splice_events import SpliceEvents
 from ._watcher import Watcher
-
-if TYPE_CHECKING:
-    from ._flow import Flow
 
 
 class Kernel:
-    """SO_SPLICE for the flows of one runtime."""
+    """What all flows that the kernel serves share.  They know it as ``KernelServices``."""
 
     def __init__(
         self, port: Port, calls: KernelCalls, watcher: Watcher, engine: Engine, crew: Crew
@@ -32,15 +29,11 @@ class Kernel:
         engine.start()
         self._engine = engine
         self._crew = crew
-        # Held by whoever reads the kqueue, and from before a flow's registration until what that
-        # makes fire has been read away: nobody else can take a first event for an end (F19).
-        self._reading = threading.Lock()
-        self._flows: dict[tuple[int, Readiness], KernelFlow] = {}
-        self._events = calls.end_events()
+        self.events = SpliceEvents(calls.end_events())
         try:
-            watcher.listen(self._events, self._collect)
+            watcher.listen(self.events, self.events.collect)
         except BaseException:
-            self._events.close()
+            self.events.close()
             raise
 
     def flows(self, count: int, *, fallback: bool) -> list[Flow]:
@@ -48,44 +41,14 @@ class Kernel:
         return [KernelFlow(self, fallback=fallback) for _ in range(count)]
 
     def engine_flow(self) -> EngineFlow:
-        """A flow in userspace, for what the kernel leaves to it."""
         return self._engine.flows(1)[0]
 
-    def arm(self, flow: KernelFlow) -> None:
-        """Have ``flow`` woken by its sockets' events; to be called before it is spliced."""
-        source, drain = flow.pair
-        own = {(source, Readiness.READ), (drain, Readiness.WRITE)}
-        with self._reading:
-            fired = self._events.arm(source, drain)
-            others = [self._flows.get(event) for event in fired if event not in own]
-            self._flows.update(dict.fromkeys(own, flow))
-        _wake(others)
-
-    def disarm(self, flow: KernelFlow) -> None:
-        """The reverse; before one of the sockets is closed."""
-        source, drain = flow.pair
-        with self._reading:
-            self._events.disarm(source, drain)
-            del self._flows[source, Readiness.READ], self._flows[drain, Readiness.WRITE]
-
     def submit(self, call: Callable[[], object]) -> None:
-        """Have ``call``, which may have to wait, made on a thread that may."""
         self._crew.submit(call)
 
     def close(self) -> None:
-        self._events.close()
+        self.events.close()
 
     def abandon(self) -> None:
         """In a forked child."""
-        self._events.abandon()
-
-    def _collect(self) -> None:
-        with self._reading:
-            flows = [self._flows.get(event) for event in self._events.collect()]
-        _wake(flows)
-
-
-def _wake(flows: Iterable[KernelFlow | None]) -> None:
-    for flow in flows:
-        if flow is not None:  # None: an event of a flow that has ended since
-            flow.event()
+        self.events.abandon()

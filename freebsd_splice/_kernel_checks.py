@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ._kernel_port import KernelCalls
+from ._sockets import SharedSocket
 from ._splice_checks import (
     DrainUse,
     decrypts,
@@ -15,9 +14,6 @@ from ._splice_checks import (
     tcp_state,
 )
 from ._tcp import State
-
-if TYPE_CHECKING:
-    from ._sockets import SharedSocket
 
 
 def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocket) -> str | None:

@@ -14,18 +14,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ._engine_flow import EngineFlow
 from ._errors import BackendUnavailable, refusal
 from ._flow import End, Reason, closed_or
 from ._kernel_checks import drain_failure, is_live_drain, why_not_spliced
+from ._kernel_port import KernelCalls
+from ._port import Port
+from ._second_look import SecondLook
+from ._sockets import SharedSocket
 from ._splice_checks import set_splice
+from ._splice_events import SpliceEvents
 from ._verdict import Decision, EndedSplice, take_cause, verdict
-
-if TYPE_CHECKING:
-    from ._kernel import Kernel
-    from ._sockets import SharedSocket
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -63,6 +64,30 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 }
 
 
+class KernelServices(Protocol):
+    """What a flow shares with the others that the kernel serves."""
+
+    @property
+    def port(self) -> Port: ...
+
+    @property
+    def calls(self) -> KernelCalls: ...
+
+    @property
+    def events(self) -> SpliceEvents: ...
+
+    @property
+    def looks(self) -> SecondLook: ...
+
+    def engine_flow(self) -> EngineFlow:
+        """A flow in userspace, for what the kernel leaves to it."""
+        ...
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have ``call``, which may have to wait, made on a thread that may."""
+        ...
+
+
 class KernelFlow:
     """A flow (see ``_flow.Flow``) that the kernel moves.
 
@@ -70,7 +95,7 @@ class KernelFlow:
     still setting would answer ENOTCONN, and the splice would live (F35).
     """
 
-    def __init__(self, kernel: Kernel, *, fallback: bool) -> None:
+    def __init__(self, kernel: KernelServices, *, fallback: bool) -> None:
         self._kernel = kernel
         self._calls = kernel.calls
         self._may_fall_back = fallback
@@ -254,7 +279,7 @@ class KernelFlow:
         take_cause(self._source)
         source, drain = self.pair
         try:
-            self._kernel.arm(self)
+            self._kernel.events.arm(self)
         except OSError as error:
             self._refused(error)
             return
@@ -267,7 +292,7 @@ class KernelFlow:
             set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         except OSError as error:
             self._enter(Phase.BETWEEN)
-            self._kernel.disarm(self)
+            self._kernel.events.disarm(self)
             self._refused(error)
         else:
             self._kernel.looks.begin(self)
@@ -286,7 +311,7 @@ class KernelFlow:
         moved = self._calls.spliced_count(source)
         self._enter(Phase.BETWEEN)
         self._kernel.looks.end(self)
-        self._kernel.disarm(self)
+        self._kernel.events.disarm(self)
         ended = EndedSplice(was_live, moved, self._room())
         self._moved += moved
         found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
@@ -433,7 +458,7 @@ class KernelFlow:
             self._kernel.looks.end(self)
             with suppress(OSError):
                 self._calls.end_splice(self.pair[0])
-            self._kernel.disarm(self)
+            self._kernel.events.disarm(self)
         if self._end is None:
             failure = OSError(errno.EIO, f"splicing failed unexpectedly: {error!r}")
             self._finish(Reason.SOURCE_ERROR, failure, unsent=self._ahead)

@@ -11,10 +11,8 @@ import errno
 import os
 from typing import Protocol
 
+from ._backend import COPY, OS_SPLICE
 from ._port import Endpoint, Pipe, Port
-
-OS_SPLICE = "os.splice"
-COPY = "copy"
 
 #: Bytes copied at once at most, and at least: what a slow drain leaves over is kept for each flow.
 _SCRATCH_BYTES = 1 << 20

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from ._kernel_port import KernelCalls
+from typing import Protocol
 
 
 class Source(Protocol):
@@ -210,18 +207,6 @@ class Port(Protocol):
     def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int: ...
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes: ...
-
-    # SO_SPLICE
-    def kernel(self) -> KernelCalls | None:
-        """The kernel's calls; None where userspace has to serve.
-
-        Raises BackendUnavailable where the program demands the kernel and there is none.
-        """
-        ...
-
-    def kernel_demanded(self) -> bool:
-        """Whether userspace is not to stand in for the kernel."""
-        ...
 
     # Waiting, time and threads
     def poller(self, *, few: bool = False) -> Poller:

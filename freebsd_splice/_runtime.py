@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import errno
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from ._backend import backend
+from ._backend import KernelChoice, backend, choose_kernel, forced_mover
 from ._closing import Closer
 from ._crew import Crew
 from ._engine import Engine
@@ -18,7 +17,6 @@ from ._errors import BackendUnavailable
 from ._flow import Flow
 from ._kernel import Kernel
 from ._kernel_port import KernelCalls
-from ._movers import COPY, OS_SPLICE
 from ._port import Port
 from ._process import PerProcess, in_forked_child
 from ._sockets import Sockets
@@ -31,10 +29,20 @@ class _Endable(Protocol):
 
 
 class Runtime:
-    """All that flows, splices and relays share, over one port."""
+    """All that flows, splices and relays share, over one port.
 
-    def __init__(self, port: Port, mover: str | None = None) -> None:
+    ``choose`` says whether the kernel serves; it is asked for each new flow.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        mover: str | None = None,
+        *,
+        choose: Callable[[], KernelChoice] = choose_kernel,
+    ) -> None:
         self.port = port
+        self._choose = choose
         self.watcher = Watcher(port)
         self._crew = Crew(port, self.watcher)
         self.sockets = Sockets(port, self.watcher, self.errand, self._crew.submit)
@@ -53,8 +61,8 @@ class Runtime:
 
         Without ``fallback`` nothing but the kernel serves them.  Raises BackendUnavailable.
         """
-        calls = self.port.kernel()
-        fallback = fallback and not self.port.kernel_demanded()
+        calls, demanded = self._choose()
+        fallback = fallback and not demanded
         if calls is not None:
             return self._kernel_for(calls).flows(count, fallback=fallback)
         if not fallback:
@@ -62,6 +70,10 @@ class Runtime:
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"
             )
         return list(self._engine.flows(count))
+
+    def may_fall_back(self) -> bool:
+        """Whether userspace may serve what the kernel can't."""
+        return not self._choose().demanded
 
     def errand(self, call: Callable[[], object]) -> None:
         """Make ``call``, which may have to wait where the kernel serves, on a thread that may."""
@@ -161,18 +173,7 @@ def shutdown() -> None:
                 _closing.remove(closed)
 
 
-def _mover_from_environment() -> str | None:
-    wanted = os.environ.get("FREEBSD_SPLICE_MOVER", "auto")
-    if wanted not in ("auto", OS_SPLICE, COPY):
-        raise ValueError(
-            f"FREEBSD_SPLICE_MOVER is {wanted!r}; it can be 'auto', {OS_SPLICE!r} or {COPY!r}"
-        )
-    return None if wanted == "auto" else wanted
-
-
-_own = PerProcess(
-    lambda: Runtime(SystemPort(), _mover_from_environment()), leave=lambda made: made.abandon()
-)
+_own = PerProcess(lambda: Runtime(SystemPort(), forced_mover()), leave=lambda made: made.abandon())
 #: Those whose threads may not all have ended.
 _closing: list[Runtime] = []
 in_forked_child(_closing.clear)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from ._backend import VARIABLE, backend
 from ._callers_options import (
     is_survived,
     lower_read_mark,
@@ -23,7 +22,6 @@ from ._callers_options import (
     restore_read_mark,
     unread,
 )
-from ._kernel_port import KernelCalls
 from ._pollers import BasePoller, kinds, make_poller
 from ._port import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
 from ._reset import last_close_waits, reset_on_close
@@ -193,19 +191,6 @@ class SystemPort:
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
         return os.read(_pipe(pipe).exit, count)
-
-    # SO_SPLICE
-
-    def kernel(self) -> KernelCalls | None:
-        chosen = backend()
-        if sys.platform != "win32" and chosen.name == "kernel":
-            from ._kernel_calls import SystemKernelCalls
-
-            return SystemKernelCalls()
-        return None
-
-    def kernel_demanded(self) -> bool:
-        return os.environ.get(VARIABLE) == "kernel"
 
     # Waiting, time and threads
 

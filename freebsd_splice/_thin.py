@@ -14,8 +14,9 @@ import sys
 from typing import Protocol
 
 from ._backend import backend
-from ._errors import InvalidArgument, call_error
+from ._errors import InvalidArgument
 from ._thin_kernel import ThinKernel
+from ._thin_messages import call_error
 
 if sys.platform != "win32":
     from ._kernel_calls import SystemKernelCalls

@@ -6,8 +6,9 @@ import errno
 import os
 import socket
 
+from freebsd_splice._backend import KernelChoice
 from freebsd_splice._kernel_events import PollGlances
-from freebsd_splice._kernel_port import Glance, KernelCalls, capabilities_of
+from freebsd_splice._kernel_port import Glance, capabilities_of
 from freebsd_splice._port import Readiness
 from freebsd_splice._system import SystemPort
 
@@ -98,5 +99,5 @@ class FakedSplicePort(SystemPort):
         super().__init__()
         self.calls = FakedKernelCalls()
 
-    def kernel(self) -> KernelCalls:
-        return self.calls
+    def choose(self) -> KernelChoice:
+        return KernelChoice(self.calls, demanded=False)

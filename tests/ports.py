@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from conformance.harness import Harness
 from freebsd_splice import _runtime
+from freebsd_splice._backend import KernelChoice, choose_kernel
 from freebsd_splice._port import Endpoint, Pipe, Poller, Port, Readiness, Runner
 from freebsd_splice._system import SystemPort
 
@@ -16,7 +17,7 @@ from freebsd_splice._system import SystemPort
 @contextmanager
 def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
     """Have splices made over ``port`` inside the block."""
-    made = _runtime.Runtime(port, mover)
+    made = _runtime.Runtime(port, mover, choose=getattr(port, "choose", choose_kernel))
     before = _runtime.install(made)
     try:
         yield made
@@ -28,11 +29,8 @@ def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
 class EnginePort(SystemPort):
     """This machine without the kernel's splices, also where they are there and demanded."""
 
-    def kernel(self) -> None:
-        return None
-
-    def kernel_demanded(self) -> bool:
-        return False
+    def choose(self) -> KernelChoice:
+        return KernelChoice(None, demanded=False)
 
 
 class RecordingPort(EnginePort):

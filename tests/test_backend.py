@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from conformance.harness import Harness
-from freebsd_splice import Backend, BackendUnavailable, InvalidArgument, _abi, _errors, backend
+from freebsd_splice import (
+    Backend,
+    BackendUnavailable,
+    InvalidArgument,
+    _abi,
+    _errors,
+    _thin_messages,
+    backend,
+)
 from freebsd_splice._borrow import Borrowed
 
 
@@ -270,19 +278,21 @@ def test_the_exceptions_survive_pickling(kind: type[OSError]) -> None:
 def test_a_socket_is_described_by_its_addresses(harness: Harness) -> None:
     ours, peer = harness.pair(socket.AF_INET6)
     near, far = ours.getsockname()[1], peer.address[1]
-    assert _errors.describe(ours.fileno()) == f"fd {ours.fileno()}, [::1]:{near} -> [::1]:{far}"
+    assert (
+        _thin_messages.describe(ours.fileno()) == f"fd {ours.fileno()}, [::1]:{near} -> [::1]:{far}"
+    )
 
 
 def test_whatever_is_there_is_described(harness: Harness) -> None:
     unconnected = harness.keep(socket.socket())
-    assert _errors.describe(unconnected.fileno()).endswith("0.0.0.0:0, not connected")
-    assert _errors.describe(-1) == "fd -1, closed"
-    assert _errors.describe(2**20) == f"fd {2**20}, closed"
-    assert _errors.describe(2**70) == f"fd {2**70}, closed"
+    assert _thin_messages.describe(unconnected.fileno()).endswith("0.0.0.0:0, not connected")
+    assert _thin_messages.describe(-1) == "fd -1, closed"
+    assert _thin_messages.describe(2**20) == f"fd {2**20}, closed"
+    assert _thin_messages.describe(2**70) == f"fd {2**70}, closed"
     left, _ = map(harness.keep, socket.socketpair())
-    assert _errors.describe(left.fileno()) == f"fd {left.fileno()}, unnamed -> unnamed"
+    assert _thin_messages.describe(left.fileno()) == f"fd {left.fileno()}, unnamed -> unnamed"
     with open(os.devnull) as file:
-        assert _errors.describe(file.fileno()).endswith(os.strerror(errno.ENOTSOCK))
+        assert _thin_messages.describe(file.fileno()).endswith(os.strerror(errno.ENOTSOCK))
 
 
 def test_describing_works_without_a_descriptor_left(
@@ -291,8 +301,8 @@ def test_describing_works_without_a_descriptor_left(
     def none_left() -> Borrowed:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(_errors, "Borrowed", none_left)
-    assert _errors.describe(7) == "fd 7"
+    monkeypatch.setattr(_thin_messages, "Borrowed", none_left)
+    assert _thin_messages.describe(7) == "fd 7"
 
 
 def test_describing_changes_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +314,7 @@ def test_describing_changes_nothing(harness: Harness, monkeypatch: pytest.Monkey
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(5)
     try:
-        assert "->" in _errors.describe(ours.fileno())
+        assert "->" in _thin_messages.describe(ours.fileno())
     finally:
         socket.setdefaulttimeout(before)
     assert os.get_blocking(ours.fileno())
@@ -314,11 +324,11 @@ def test_an_error_is_of_the_class_that_belongs_to_its_errno() -> None:
     reset = _errors.refusal(errno.ECONNRESET, "dial again")
     assert isinstance(reset, ConnectionResetError)
     assert reset.strerror == f"{os.strerror(errno.ECONNRESET)}: dial again"
-    named = _errors.call_error("splice", reset, source=2**20)
+    named = _thin_messages.call_error("splice", reset, source=2**20)
     assert isinstance(named, ConnectionResetError)
     assert named.strerror == f"splice(source=<fd {2**20}, closed>): {reset.strerror}"
 
 
 def test_a_bare_error_of_the_kernel_is_given_advice() -> None:
-    named = _errors.call_error("splice", OSError(errno.EBUSY, os.strerror(errno.EBUSY)))
+    named = _thin_messages.call_error("splice", OSError(errno.EBUSY, os.strerror(errno.EBUSY)))
     assert "unsplice(source)" in str(named)

@@ -20,8 +20,8 @@ from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
 from descriptors import enough_descriptors
 from freebsd_splice import Reason, Relay, Splice
+from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._flow import End
-from freebsd_splice._movers import COPY, OS_SPLICE
 from freebsd_splice._pollers import kinds
 from freebsd_splice._port import Endpoint, Notice, Readiness, Runner, Source
 from leaks import open_descriptors

@@ -10,7 +10,8 @@ import socket
 import pytest
 
 from freebsd_splice._borrow import Borrowed
-from freebsd_splice._errors import call_error, describe, why
+from freebsd_splice._errors import why
+from freebsd_splice._thin_messages import call_error, describe
 
 REFUSED = os.strerror(errno.ECONNREFUSED)
 

@@ -24,8 +24,12 @@ from freebsd_splice._system import SystemPort
 from faked_splices import FakedSplicePort
 
 faked, seconds, count = sys.argv[1] == "faked", float(sys.argv[2]), int(sys.argv[3])
-port = FakedSplicePort() if faked else SystemPort()
-_runtime.install(_runtime.Runtime(port))
+if faked:
+    port = FakedSplicePort()
+    runtime = _runtime.Runtime(port, choose=port.choose)
+else:
+    runtime = _runtime.Runtime(SystemPort())
+_runtime.install(runtime)
 looks = 0.0
 look_late = SecondLook._look_late
 

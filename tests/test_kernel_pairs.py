@@ -323,7 +323,7 @@ def test_a_forked_child_leaves_the_parents_kqueue_alone(
         abandoned: list[bool] = []
         made = _runtime.current()._kernel
         assert made is not None
-        monkeypatch.setattr(made._events, "abandon", lambda: abandoned.append(True))
+        monkeypatch.setattr(made.events._events, "abandon", lambda: abandoned.append(True))
         child = os.fork()
         if child == 0:
             os._exit(len(abandoned))

@@ -27,11 +27,11 @@ LAYERS: list[set[str]] = [
         "_tcp",
         "_threads",
     },
-    {"_abi", "_pollers", "_kernel_events", "_movers"},
+    {"_abi", "_pollers", "_kernel_events"},
     {"_backend", "_kernel_calls", "_system", "_watcher"},
     {"_sockets", "_flow", "_deadlines", "_crew", "_second_look", "_pair_policy", "_closing"},
-    {"_engine", "_engine_flow"},
-    {"_kernel_checks", "_verdict", "_kernel_flow", "_kernel"},
+    {"_engine", "_engine_flow", "_movers"},
+    {"_splice_events", "_kernel_checks", "_verdict", "_kernel_flow", "_kernel"},
     {"_runtime"},
     {"_waitable", "_splice", "_relay"},
     {"__init__"},
@@ -41,7 +41,7 @@ LAYERS: list[set[str]] = [
     {"_info", "_cli", "__main__"},
 ]
 #: Beside ``Splice``, not under it: the thin functions, and an emulation that they alone know.
-THIN = {"_thin", "_thin_kernel", "_emulation"}
+THIN = {"_thin", "_thin_kernel", "_thin_messages", "_emulation"}
 UNDER_THIN = {
     "_abi",
     "_backend",

@@ -238,7 +238,7 @@ def _tell_readers(
 def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
     """Why the loop has to copy, where it has to; BackendUnavailable where it must not."""
     why = next((each.why_copied for each in sides if each.why_copied), None)
-    if why is not None and (not fallback or current().port.kernel_demanded()):
+    if why is not None and (not fallback or not current().may_fall_back()):
         raise BackendUnavailable(errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {why}")
     return why
 

@@ -7,11 +7,8 @@ from collections.abc import Callable, Collection
 from math import inf
 from time import monotonic
 
-from .._deadlines import check_seconds
+from .._deadlines import IdleClock, check_seconds
 from .._flow import Reason
-
-#: As ``_deadlines`` looks at a count: a share of the idle time, and seconds at least.
-_LOOK_SHARE, _LOOK_SECONDS = 1 / 5, 0.05
 
 #: Seconds between two looks whether a connection is lost that nobody reads or writes.
 _LOST_SECONDS = 0.8
@@ -21,10 +18,10 @@ class Patience:
     """``timeout`` seconds from now, and ``idle_timeout`` in which the count stays the same."""
 
     def __init__(self, *, idle_timeout: float | None, timeout: float | None) -> None:
-        self._idle = check_seconds("idle_timeout", idle_timeout) or inf
-        self._changed = monotonic()
-        self._deadline = self._changed + (check_seconds("timeout", timeout) or inf)
-        self._seen: object = None
+        self._idle_timeout = check_seconds("idle_timeout", idle_timeout)
+        self._began = monotonic()
+        self._deadline = self._began + (check_seconds("timeout", timeout) or inf)
+        self._idle: IdleClock | None = None
 
     async def wait(
         self,
@@ -36,8 +33,8 @@ class Patience:
 
         There is traffic as long as ``moved()`` changes.
         """
-        if self._seen is None:
-            self._seen = moved()
+        if self._idle is None and self._idle_timeout is not None:
+            self._idle = IdleClock(self._idle_timeout, moved(), self._began)
         while True:
             seconds = min(self._until_the_next_look(), inf if lost is None else _LOST_SECONDS)
             done, _ = await asyncio.wait(
@@ -53,13 +50,12 @@ class Patience:
 
     def _until_the_next_look(self) -> float:
         now = monotonic()
-        step = max(self._idle * _LOOK_SHARE, _LOOK_SECONDS)
-        return max(0.0, min(step, self._changed + self._idle - now, self._deadline - now))
+        look = inf if self._idle is None else self._idle.seconds_to_next_look(now)
+        return max(0.0, min(look, self._deadline - now))
 
     def _look(self, moved: object) -> Reason | None:
         now = monotonic()
-        if moved != self._seen:
-            self._seen, self._changed = moved, now
+        has_passed = self._idle is not None and self._idle.has_passed(moved, now)
         if now >= self._deadline:
             return Reason.TIMEOUT
-        return Reason.IDLE if now >= self._changed + self._idle else None
+        return Reason.IDLE if has_passed else None

@@ -182,7 +182,7 @@ class ModelNet:
 
     @contextlib.contextmanager
     def running(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        runtime = _runtime.Runtime(self.world.port)
+        runtime = _runtime.Runtime(self.world.port, choose=self.world.port.choose)
         before = _runtime.install(runtime)
         turning = loop.create_task(self._turn())
         try:

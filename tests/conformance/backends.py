@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from freebsd_splice import Outcome, _abi
-from freebsd_splice._movers import COPY, OS_SPLICE
+from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._system import SystemPort
 from model.harness import ModelHarness
 from ports import RecordingPort, runtime

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from freebsd_splice._kernel_port import Glances, KernelCalls, capabilities_of
+from freebsd_splice._backend import KernelChoice
+from freebsd_splice._kernel_port import Glances, capabilities_of
 from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
 
 from .kqueue import Glancer, Kqueue, PollBits, poll_bits
@@ -126,11 +127,8 @@ class ModelPort:
         self.demanded = False
         self.calls = Calls(world)
 
-    def kernel(self) -> KernelCalls | None:
-        return self.calls
-
-    def kernel_demanded(self) -> bool:
-        return self.demanded
+    def choose(self) -> KernelChoice:
+        return KernelChoice(self.calls, self.demanded)
 
     # Sockets
 

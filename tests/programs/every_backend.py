@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from freebsd_splice import _abi
-from freebsd_splice._movers import COPY, OS_SPLICE
+from freebsd_splice._backend import COPY, OS_SPLICE
 from ports import RecordingPort
 
 #: What a process is told, and what its log says of a connection then.

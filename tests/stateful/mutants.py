@@ -47,7 +47,7 @@ def splicing_before_arming() -> Patches:
         source, drain = self.pair
         self._enter(_kernel_flow.Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
-        self._kernel.arm(self)
+        self._kernel.events.arm(self)
         self._kernel.looks.begin(self)
 
     return [(KernelFlow, "_splice", _checked(splice))]

@@ -73,7 +73,7 @@ class Rig:
 @contextmanager
 def rig(version: str) -> Iterator[Rig]:
     made = Rig(version)
-    runtime = _runtime.Runtime(made.world.port)
+    runtime = _runtime.Runtime(made.world.port, choose=made.world.port.choose)
     before = _runtime.install(runtime)
     try:
         yield made
