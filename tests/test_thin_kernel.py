@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import pytest
 
-from freebsd_splice._kernel_port import KernelCalls
-from freebsd_splice._thin_kernel import ThinKernel
+from freebsd_splice._platform.kernel_interface import KernelCalls
+from freebsd_splice._thin.kernel import ThinKernel
 from model.sockets import ModelPeer, ModelSocket
 from model.tcp import (
     CLOSE_WAIT,

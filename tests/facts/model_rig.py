@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from freebsd_splice._facts import Fact
-from freebsd_splice._facts.kernel_rig import _pattern
-from freebsd_splice._port import Readiness
+from freebsd_splice._diagnostics.facts import Fact
+from freebsd_splice._diagnostics.facts.kernel_rig import _pattern
+from freebsd_splice._platform.interface import Readiness
 from model.kqueue import PollBits, poll_bits
 from model.port import STRUCT_SIZE
 from model.so_splice import PUSHING
@@ -22,7 +22,7 @@ FULL = 60_000 + 40_000
 
 
 class ModelRig:
-    """See ``freebsd_splice._facts.Rig``."""
+    """See ``freebsd_splice._diagnostics.facts.Rig``."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)

@@ -9,8 +9,16 @@ import sys
 
 import pytest
 
-from freebsd_splice._facts import Fact, KernelRig, cannot_run, facts, run_fact, shown_by, table
-from freebsd_splice._selftest import EmulationRig
+from freebsd_splice._diagnostics.facts import (
+    Fact,
+    KernelRig,
+    cannot_run,
+    facts,
+    run_fact,
+    shown_by,
+    table,
+)
+from freebsd_splice._diagnostics.selftest import EmulationRig
 
 from .model_rig import ModelRig
 
@@ -63,7 +71,7 @@ import select, sys
 sys.platform = "openbsd7"
 vars(select).pop("POLLRDHUP", None)
 from freebsd_splice import _kernel_events
-from freebsd_splice._facts import kernel_rig
+from freebsd_splice._diagnostics.facts import kernel_rig
 print(_kernel_events._READ_HANGUP, kernel_rig.POLLRDHUP)
 """
 

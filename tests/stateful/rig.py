@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from freebsd_splice import Outcome, Reason, Splice, _runtime
-from freebsd_splice._second_look import FIRST_SECONDS
+from freebsd_splice._kernel.lost_events import FIRST_SECONDS
 from model.so_splice import ModelledSplice
 from model.world import World
 
