@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from freebsd_splice._cli._inherited import inherited_listeners
+from freebsd_splice._cli.inherited import inherited_listeners
 from programs.processes import (
     MAIN,
     PATIENCE,

@@ -11,7 +11,7 @@ import pytest
 
 from freebsd_splice import _cli
 from freebsd_splice._cli import _choosing, _forward, _serving
-from freebsd_splice._cli._options import limits_of
+from freebsd_splice._cli.options import limits_of
 from freebsd_splice.proxies import Limits, Rules
 from programs.processes import MAIN, Program, Proxy
 

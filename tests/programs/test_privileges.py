@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice._cli import _privileges
-from freebsd_splice._cli._privileges import User
+from freebsd_splice._cli.privileges import User
 from programs.processes import MAIN, Forwarder, Program, Server, exchange
 
 StartForwarder = Callable[..., Forwarder]
@@ -37,8 +37,8 @@ as_root_or_nobody = pytest.mark.skipif(
 #: Become nobody as soon as the options are known: Python itself can be where nobody may look.
 AS_NOBODY = """
 import encodings.idna, os, pwd
-import freebsd_splice._cli._serving as serving
-import freebsd_splice._cli._privileges
+import freebsd_splice._cli.serving as serving
+import freebsd_splice._cli.privileges
 nobody = pwd.getpwnam("nobody")
 raise_limit = serving._raise_descriptor_limit
 def become_nobody():

@@ -26,7 +26,7 @@ StartForwarder = Callable[..., Forwarder]
 
 #: As on systems that can't deal out a port's clients among several sockets.
 WITHOUT_SHARING = """
-import freebsd_splice._cli._workers as workers
+import freebsd_splice._cli.workers as workers
 workers.share_option = lambda: None
 """
 
@@ -35,8 +35,8 @@ OWN_GROUP = "import os; os.setpgid(0, 0)"
 
 WORKERS_THAT_DIE_AT_ONCE = """
 import os
-import freebsd_splice._cli._serving as serving
-import freebsd_splice._cli._workers as workers
+import freebsd_splice._cli.serving as serving
+import freebsd_splice._cli.workers as workers
 async def die(*args):
     os._exit(3)
 serving._run = die
@@ -44,7 +44,7 @@ workers._SHORT_LIFE = 0.4
 """
 
 WORKERS_WITH_A_DEFECT = """
-import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli.serving as serving
 async def fail(*args):
     raise ZeroDivisionError
 serving._run = fail
@@ -53,7 +53,7 @@ serving._run = fail
 #: The second fork fails once.
 NO_PROCESS_TO_BE_HAD = """
 import errno, os
-import freebsd_splice._cli._workers as workers
+import freebsd_splice._cli.workers as workers
 workers._SHORT_LIFE = 0.2
 fork = os.fork
 calls = 0
@@ -75,7 +75,7 @@ if not os.fork():
     os.read(go, 1)
     os._exit(0)
 os.close(go)
-import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli.serving as serving
 say = serving.say_listening
 def end_the_child_and_say(listeners):
     os.close(tell)
@@ -87,14 +87,14 @@ serving.say_listening = end_the_child_and_say
 SAYS_WHEN_IT_STARTS_A_WORKER = """
 import sys
 from functools import partial
-import freebsd_splice._cli._forward as forward
+import freebsd_splice._cli.forward as forward
 forward.serve = partial(forward.serve, before_fork=lambda: print("another worker", file=sys.stderr))
 """
 
 #: Whoever stops the program does so when its workers have not yet said what to do then.
 STOPPED_AT_THE_START = """
 import os, select, signal
-import freebsd_splice._cli._workers as workers
+import freebsd_splice._cli.workers as workers
 obey = workers.obey
 def obey_late(parent, stop):
     os.kill(os.getppid(), signal.SIGTERM)

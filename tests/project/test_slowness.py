@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 ROOT = Path(__file__).parents[1]
 

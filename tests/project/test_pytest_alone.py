@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 ROOT = Path(__file__).parents[1]
 
