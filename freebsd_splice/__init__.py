@@ -6,10 +6,10 @@ are what a proxy needs: every byte delivered, every end reported with its reason
 
 from __future__ import annotations
 
-from ._abi import SO_SPLICE
 from ._backend import Backend, backend
+from ._core.flow import Reason
 from ._errors import BackendUnavailable, InvalidArgument
-from ._flow import Reason
+from ._platform.raw_splice import SO_SPLICE
 from ._relay import Relay, RelayOutcome
 from ._runtime import shutdown
 from ._splice import Outcome, Splice

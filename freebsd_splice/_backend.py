@@ -7,9 +7,9 @@ import os
 import sys
 from typing import Literal, NamedTuple
 
-from . import _abi
 from ._errors import BackendUnavailable
-from ._kernel_port import KernelCalls
+from ._platform import raw_splice
+from ._platform.kernel_interface import KernelCalls
 
 __all__ = ["BACKEND", "COPY", "OS_SPLICE", "Backend", "KernelChoice", "backend", "choose_kernel"]
 
@@ -45,7 +45,7 @@ def backend() -> Backend:
         raise ValueError(f"{BACKEND}={wanted!r}: it must be auto, kernel or userspace")
     if wanted == "userspace":
         return Backend("userspace", f"{BACKEND}=userspace")
-    missing = _abi.missing()
+    missing = raw_splice.missing()
     if missing is None:
         return Backend("kernel", "the kernel has SO_SPLICE")
     if wanted == "kernel":
@@ -67,7 +67,7 @@ def choose_kernel() -> KernelChoice:
     chosen = backend()
     demanded = os.environ.get(BACKEND) == "kernel"
     if sys.platform != "win32" and chosen.name == "kernel":
-        from ._kernel_calls import SystemKernelCalls
+        from ._platform.kernel_calls import SystemKernelCalls
 
         return KernelChoice(SystemKernelCalls(), demanded)
     return KernelChoice(None, demanded)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from ._closing import Waiting
-from ._deadlines import Deadlines, check_seconds
-from ._flow import End, Reason
-from ._pair_policy import Ended, PairPolicy
-from ._port import Source
+from ._core.closing import Waiting
+from ._core.flow import End, Reason
+from ._core.pair_policy import Ended, PairPolicy
+from ._core.shared_sockets import SharedSocket
+from ._core.time_limits import Deadlines, check_seconds
+from ._operation import Waitable
+from ._platform.interface import Source
 from ._runtime import current
-from ._sockets import SharedSocket
 from ._splice import Outcome, make_outcome
-from ._waitable import Waitable
 
 #: Seconds that the reader of a side that is to be reset may take nothing of what it was sent.
 LINGER = 10.0

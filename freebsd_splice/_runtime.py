@@ -10,18 +10,18 @@ from contextlib import suppress
 from typing import Protocol
 
 from ._backend import KernelChoice, backend, choose_kernel, forced_mover
-from ._closing import Closer
-from ._crew import Crew
-from ._engine import Engine
+from ._core.blocking_pool import Crew
+from ._core.closing import Closer
+from ._core.flow import Flow
+from ._core.shared_sockets import Sockets
+from ._core.timers import Watcher
 from ._errors import BackendUnavailable
-from ._flow import Flow
-from ._kernel import Kernel
-from ._kernel_port import KernelCalls
-from ._port import Port
-from ._process import PerProcess, in_forked_child
-from ._sockets import Sockets
-from ._system import SystemPort
-from ._watcher import Watcher
+from ._kernel.backend import Kernel
+from ._platform.interface import Port
+from ._platform.kernel_interface import KernelCalls
+from ._platform.process import PerProcess, in_forked_child
+from ._platform.system import SystemPort
+from ._userspace.workers import Engine
 
 
 class _Endable(Protocol):

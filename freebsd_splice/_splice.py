@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from ._deadlines import Deadlines
+from ._core.flow import End, Reason
+from ._core.time_limits import Deadlines
 from ._errors import InvalidArgument
-from ._flow import End, Reason
-from ._port import Source
+from ._operation import Waitable
+from ._platform.interface import Source
 from ._runtime import current
-from ._waitable import Waitable
 
 #: The most that ``off_t`` can say, which the kernel's own limit is.
 _MAX_BYTES = (1 << 63) - 1

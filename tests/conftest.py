@@ -13,7 +13,7 @@ import pytest
 import freebsd_splice
 from conformance.backends import BACKENDS, Served, reason_against, serving
 from conformance.harness import Harness
-from freebsd_splice import _emulation
+from freebsd_splice._thin import emulation
 from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
 from slowness import SLOWNESS
@@ -101,7 +101,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     descriptors = open_descriptors()
     yield
     freebsd_splice.shutdown()
-    _emulation.shutdown()
+    emulation.shutdown()
     for thread in set(threading.enumerate()) - threads:
         thread.join(10 * SLOWNESS)  # a test's own that is on its way out
     assert set(threading.enumerate()) <= threads

@@ -7,10 +7,10 @@ import os
 import socket
 
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._kernel_events import PollGlances
-from freebsd_splice._kernel_port import Glance, capabilities_of
-from freebsd_splice._port import Readiness
-from freebsd_splice._system import SystemPort
+from freebsd_splice._platform.end_events import PollGlances
+from freebsd_splice._platform.interface import Readiness
+from freebsd_splice._platform.kernel_interface import Glance, capabilities_of
+from freebsd_splice._platform.system import SystemPort
 
 
 class FakedKernelCalls:

@@ -6,7 +6,12 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from freebsd_splice._kernel_port import Capabilities, EndEvents, Glances, capabilities_of
+from freebsd_splice._platform.kernel_interface import (
+    Capabilities,
+    EndEvents,
+    Glances,
+    capabilities_of,
+)
 
 LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1 = 1, 2, 3, 4, 5, 6
 FIRST, SOURCE, DRAIN, OTHER = 10, 20, 30, 40  # descriptors

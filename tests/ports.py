@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from conformance.harness import Harness
 from freebsd_splice import _runtime
 from freebsd_splice._backend import KernelChoice, choose_kernel
-from freebsd_splice._port import Endpoint, Pipe, Poller, Port, Readiness, Runner
-from freebsd_splice._system import SystemPort
+from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Port, Readiness, Runner
+from freebsd_splice._platform.system import SystemPort
 
 
 @contextmanager

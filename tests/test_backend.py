@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 
 from conformance.harness import Harness
-from freebsd_splice import (
-    Backend,
-    BackendUnavailable,
-    InvalidArgument,
-    _abi,
-    _errors,
-    _thin_messages,
-    backend,
-)
-from freebsd_splice._borrow import Borrowed
+from freebsd_splice import Backend, BackendUnavailable, InvalidArgument, _errors, backend
+from freebsd_splice._platform import raw_splice
+from freebsd_splice._platform.borrowed import Borrowed
+from freebsd_splice._thin import messages
 
 
 def _ffi() -> Any:
@@ -72,15 +66,15 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> ModelledLibrary:
     ffi = _ffi()
     ffi.cdef(LAYOUT)
     library = ModelledLibrary(ffi)
-    monkeypatch.setattr(_abi, "_extension", SimpleNamespace(ffi=ffi, lib=library))
+    monkeypatch.setattr(raw_splice, "_extension", SimpleNamespace(ffi=ffi, lib=library))
     return library
 
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    _abi.missing.cache_clear()
+    raw_splice.missing.cache_clear()
     yield
-    _abi.missing.cache_clear()
+    raw_splice.missing.cache_clear()
 
 
 @pytest.fixture
@@ -93,12 +87,12 @@ def on_freebsd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_option_has_its_number() -> None:
     """F1"""
-    assert _abi.SO_SPLICE == 0x1023
+    assert raw_splice.SO_SPLICE == 0x1023
 
 
 def test_setting_a_splice_fills_the_struct(extension: ModelledLibrary) -> None:
     """F2: 32 bytes, offsets 0/8/16."""
-    _abi.set_splice(5, 6, 2**40 + 7, 1.25)
+    raw_splice.set_splice(5, 6, 2**40 + 7, 1.25)
     expected = b"".join(number.to_bytes(8, sys.byteorder) for number in (6, 2**40 + 7, 1, 250_000))
     assert extension.set == [(5, 0xFFFF, 0x1023, expected)]
 
@@ -111,14 +105,14 @@ def test_idle_is_rounded_to_microseconds(
     extension: ModelledLibrary, idle: float, seconds: int, microseconds: int
 ) -> None:
     """Never to 1,000,000 of them, which OpenBSD refuses."""
-    _abi.set_splice(5, 6, 0, idle)
+    raw_splice.set_splice(5, 6, 0, idle)
     content = extension.set[0][3]
     assert int.from_bytes(content[16:24], sys.byteorder) == seconds
     assert int.from_bytes(content[24:32], sys.byteorder) == microseconds
 
 
 def test_ending_is_a_negative_drain(extension: ModelledLibrary) -> None:
-    _abi.end_splice(5)
+    raw_splice.end_splice(5)
     ((descriptor, _, option, content),) = extension.set
     assert (descriptor, option) == (5, 0x1023)
     assert int.from_bytes(content[:4], sys.byteorder, signed=True) < 0
@@ -127,26 +121,26 @@ def test_ending_is_a_negative_drain(extension: ModelledLibrary) -> None:
 def test_the_count_is_eight_bytes(extension: ModelledLibrary) -> None:
     """F4: a shorter buffer would cut it."""
     extension.count = 2**40 + 1
-    assert _abi.spliced_count(5) == 2**40 + 1
+    assert raw_splice.spliced_count(5) == 2**40 + 1
 
 
 def test_a_failing_call_raises_the_errno_it_left(extension: ModelledLibrary) -> None:
     extension.errno = errno.EPIPE
     with pytest.raises(BrokenPipeError) as caught:
-        _abi.set_splice(5, 6, 0, 0.0)
+        raw_splice.set_splice(5, 6, 0, 0.0)
     assert caught.value.strerror == os.strerror(errno.EPIPE)
     with pytest.raises(BrokenPipeError):
-        _abi.end_splice(5)
+        raw_splice.end_splice(5)
     with pytest.raises(BrokenPipeError):
-        _abi.spliced_count(5)
+        raw_splice.spliced_count(5)
 
 
 def test_an_option_of_a_bare_descriptor_is_set(extension: ModelledLibrary) -> None:
-    _abi.write_option(5, 6, 0x10, 1)
+    raw_splice.write_option(5, 6, 0x10, 1)
     assert extension.set == [(5, 6, 0x10, (1).to_bytes(4, sys.byteorder))]
     extension.errno = errno.EPIPE
     with pytest.raises(BrokenPipeError):
-        _abi.write_option(5, 6, 0x10, 1)
+        raw_splice.write_option(5, 6, 0x10, 1)
 
 
 def test_an_option_is_read_from_a_bare_descriptor(
@@ -154,13 +148,13 @@ def test_an_option_is_read_from_a_bare_descriptor(
 ) -> None:
     ffi = _ffi()
     ffi.cdef(LAYOUT)
-    monkeypatch.setattr(_abi, "_extension", SimpleNamespace(ffi=ffi, lib=ffi.dlopen(None)))
+    monkeypatch.setattr(raw_splice, "_extension", SimpleNamespace(ffi=ffi, lib=ffi.dlopen(None)))
     ours, _ = harness.pair()
-    kind = _abi.read_option(ours.fileno(), socket.SOL_SOCKET, socket.SO_TYPE, 4)
+    kind = raw_splice.read_option(ours.fileno(), socket.SOL_SOCKET, socket.SO_TYPE, 4)
     assert int.from_bytes(kind, sys.byteorder) == socket.SOCK_STREAM
     ours.close()
     with pytest.raises(OSError) as caught:
-        _abi.read_option(ours.fileno(), socket.SOL_SOCKET, socket.SO_TYPE, 4)
+        raw_splice.read_option(ours.fileno(), socket.SOL_SOCKET, socket.SO_TYPE, 4)
     assert caught.value.errno == errno.EBADF
 
 
@@ -170,14 +164,14 @@ def test_an_option_is_read_from_a_bare_descriptor(
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32", "netbsd10"])
 def test_other_systems_have_none(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    assert f"{platform} has no SO_SPLICE" in (_abi.missing() or "")
+    assert f"{platform} has no SO_SPLICE" in (raw_splice.missing() or "")
 
 
 @pytest.mark.usefixtures("on_freebsd")
 def test_an_extension_that_is_not_built_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_abi, "_extension", None)
-    monkeypatch.setattr(_abi, "_why_not_built", "No module named '_so_splice'")
-    missing = _abi.missing() or ""
+    monkeypatch.setattr(raw_splice, "_extension", None)
+    monkeypatch.setattr(raw_splice, "_why_not_built", "No module named '_so_splice'")
+    missing = raw_splice.missing() or ""
     assert "not built" in missing
     assert "No module named '_so_splice'" in missing
 
@@ -188,15 +182,15 @@ def test_a_kernel_that_refuses_the_option_is_named(
 ) -> None:
     """F5"""
     extension.errno = errno.ENOPROTOOPT
-    monkeypatch.setattr(_abi, "_kernel", lambda: "FreeBSD 14.2-RELEASE releng/14.2 GENERIC")
-    missing = _abi.missing() or ""
+    monkeypatch.setattr(raw_splice, "_kernel", lambda: "FreeBSD 14.2-RELEASE releng/14.2 GENERIC")
+    missing = raw_splice.missing() or ""
     assert "FreeBSD 14.2-RELEASE" in missing
     assert "14.3" in missing
 
 
 @pytest.mark.usefixtures("on_freebsd")
 def test_nothing_is_missing_where_the_kernel_answers(extension: ModelledLibrary) -> None:
-    assert _abi.missing() is None
+    assert raw_splice.missing() is None
 
 
 @pytest.mark.usefixtures("on_freebsd")
@@ -204,10 +198,10 @@ def test_a_passing_failure_is_not_remembered(extension: ModelledLibrary) -> None
     """Of a process that is out of descriptors, for one."""
     extension.errno = errno.EMFILE
     with pytest.raises(OSError) as caught:
-        _abi.missing()
+        raw_splice.missing()
     assert caught.value.errno == errno.EMFILE
     extension.errno = 0
-    assert _abi.missing() is None
+    assert raw_splice.missing() is None
 
 
 @pytest.mark.usefixtures("on_freebsd")
@@ -223,7 +217,7 @@ def test_a_system_without_ipv4_is_asked_through_ipv6(
         return real(family, kind)
 
     monkeypatch.setattr(socket, "socket", without_ipv4)
-    assert _abi.missing() is None
+    assert raw_splice.missing() is None
 
 
 # The choice
@@ -237,15 +231,15 @@ def test_auto_takes_the_kernel_where_there_is_one(
         monkeypatch.delenv("FREEBSD_SPLICE_BACKEND", raising=False)
     else:
         monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", value)
-    monkeypatch.setattr(_abi, "missing", lambda: None)
+    monkeypatch.setattr(raw_splice, "missing", lambda: None)
     assert backend().name == "kernel"
-    monkeypatch.setattr(_abi, "missing", lambda: "no such thing here")
+    monkeypatch.setattr(raw_splice, "missing", lambda: "no such thing here")
     assert backend() == Backend("userspace", "no such thing here")
 
 
 def test_userspace_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
-    monkeypatch.setattr(_abi, "missing", lambda: None)
+    monkeypatch.setattr(raw_splice, "missing", lambda: None)
     assert backend() == Backend("userspace", "FREEBSD_SPLICE_BACKEND=userspace")
 
 
@@ -253,7 +247,7 @@ def test_the_kernel_where_there_is_none_is_an_error_that_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "kernel")
-    monkeypatch.setattr(_abi, "missing", lambda: "no such thing here")
+    monkeypatch.setattr(raw_splice, "missing", lambda: "no such thing here")
     with pytest.raises(BackendUnavailable, match="no such thing here") as caught:
         backend()
     assert caught.value.errno == errno.ENOPROTOOPT
@@ -278,21 +272,19 @@ def test_the_exceptions_survive_pickling(kind: type[OSError]) -> None:
 def test_a_socket_is_described_by_its_addresses(harness: Harness) -> None:
     ours, peer = harness.pair(socket.AF_INET6)
     near, far = ours.getsockname()[1], peer.address[1]
-    assert (
-        _thin_messages.describe(ours.fileno()) == f"fd {ours.fileno()}, [::1]:{near} -> [::1]:{far}"
-    )
+    assert messages.describe(ours.fileno()) == f"fd {ours.fileno()}, [::1]:{near} -> [::1]:{far}"
 
 
 def test_whatever_is_there_is_described(harness: Harness) -> None:
     unconnected = harness.keep(socket.socket())
-    assert _thin_messages.describe(unconnected.fileno()).endswith("0.0.0.0:0, not connected")
-    assert _thin_messages.describe(-1) == "fd -1, closed"
-    assert _thin_messages.describe(2**20) == f"fd {2**20}, closed"
-    assert _thin_messages.describe(2**70) == f"fd {2**70}, closed"
+    assert messages.describe(unconnected.fileno()).endswith("0.0.0.0:0, not connected")
+    assert messages.describe(-1) == "fd -1, closed"
+    assert messages.describe(2**20) == f"fd {2**20}, closed"
+    assert messages.describe(2**70) == f"fd {2**70}, closed"
     left, _ = map(harness.keep, socket.socketpair())
-    assert _thin_messages.describe(left.fileno()) == f"fd {left.fileno()}, unnamed -> unnamed"
+    assert messages.describe(left.fileno()) == f"fd {left.fileno()}, unnamed -> unnamed"
     with open(os.devnull) as file:
-        assert _thin_messages.describe(file.fileno()).endswith(os.strerror(errno.ENOTSOCK))
+        assert messages.describe(file.fileno()).endswith(os.strerror(errno.ENOTSOCK))
 
 
 def test_describing_works_without_a_descriptor_left(
@@ -301,8 +293,8 @@ def test_describing_works_without_a_descriptor_left(
     def none_left() -> Borrowed:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(_thin_messages, "Borrowed", none_left)
-    assert _thin_messages.describe(7) == "fd 7"
+    monkeypatch.setattr(messages, "Borrowed", none_left)
+    assert messages.describe(7) == "fd 7"
 
 
 def test_describing_changes_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +306,7 @@ def test_describing_changes_nothing(harness: Harness, monkeypatch: pytest.Monkey
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(5)
     try:
-        assert "->" in _thin_messages.describe(ours.fileno())
+        assert "->" in messages.describe(ours.fileno())
     finally:
         socket.setdefaulttimeout(before)
     assert os.get_blocking(ours.fileno())
@@ -324,11 +316,11 @@ def test_an_error_is_of_the_class_that_belongs_to_its_errno() -> None:
     reset = _errors.refusal(errno.ECONNRESET, "dial again")
     assert isinstance(reset, ConnectionResetError)
     assert reset.strerror == f"{os.strerror(errno.ECONNRESET)}: dial again"
-    named = _thin_messages.call_error("splice", reset, source=2**20)
+    named = messages.call_error("splice", reset, source=2**20)
     assert isinstance(named, ConnectionResetError)
     assert named.strerror == f"splice(source=<fd {2**20}, closed>): {reset.strerror}"
 
 
 def test_a_bare_error_of_the_kernel_is_given_advice() -> None:
-    named = _thin_messages.call_error("splice", OSError(errno.EBUSY, os.strerror(errno.EBUSY)))
+    named = messages.call_error("splice", OSError(errno.EBUSY, os.strerror(errno.EBUSY)))
     assert "unsplice(source)" in str(named)

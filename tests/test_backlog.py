@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from freebsd_splice import _backlog
-from freebsd_splice._backlog import BacklogLimit, backlog_limit
+from freebsd_splice._platform import backlog
+from freebsd_splice._platform.backlog import BacklogLimit, backlog_limit
 from freebsd_splice.proxies import Address, _listening
 from freebsd_splice.proxies._listening import listen_on
 
@@ -30,7 +30,7 @@ def test_this_system_has_one_that_can_be_read() -> None:
 def sysctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The program that is asked."""
     program = tmp_path / "sysctl"
-    monkeypatch.setattr(_backlog, "_PROGRAMS", (str(tmp_path / "elsewhere"), str(program)))
+    monkeypatch.setattr(backlog, "_PROGRAMS", (str(tmp_path / "elsewhere"), str(program)))
     return program
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_no_limit(
     """Nor does it hold anything up."""
     if script is not None:
         write(sysctl, script)
-    monkeypatch.setattr(_backlog, "_PATIENCE", 0.3 if script and "sleep" in script else 30.0)
+    monkeypatch.setattr(backlog, "_PATIENCE", 0.3 if script and "sleep" in script else 30.0)
     monkeypatch.setattr(sys, "platform", "freebsd15")
     assert backlog_limit() is None
 

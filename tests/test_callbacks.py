@@ -14,7 +14,8 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE, Harness
-from freebsd_splice import Reason, Relay, Splice, _crew, aio
+from freebsd_splice import Reason, Relay, Splice, aio
+from freebsd_splice._core import blocking_pool
 from ports import RecordingPort, runtime
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork are POSIX's")
@@ -192,7 +193,7 @@ def test_what_one_raises_is_logged_and_keeps_no_other_from_being_called(
 def test_those_that_hang_hold_up_neither_splices_nor_other_callbacks(harness: Harness) -> None:
     let_go = threading.Event()
     with runtime(OneWorker()):
-        hanging = [Called(lambda _: let_go.wait(DEADLINE)) for _ in range(_crew.USUAL + 2)]
+        hanging = [Called(lambda _: let_go.wait(DEADLINE)) for _ in range(blocking_pool.USUAL + 2)]
         for each in hanging:
             end_one(harness, each)
         assert passes_bytes(harness)
@@ -311,7 +312,7 @@ def test_a_child_that_is_forked_in_one_calls_no_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sys.platform != "win32"
-    monkeypatch.setattr(_crew, "USUAL", 1)
+    monkeypatch.setattr(blocking_pool, "USUAL", 1)
     begun, go_on = threading.Event(), threading.Event()
     mine, theirs = os.pipe()
     parent = os.getpid()
@@ -357,7 +358,7 @@ def test_a_child_that_is_forked_after_shutdown_calls_none_of_those_to_come(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sys.platform != "win32"
-    monkeypatch.setattr(_crew, "USUAL", 1)
+    monkeypatch.setattr(blocking_pool, "USUAL", 1)
     begun, go_on, closed, end = (threading.Event() for _ in range(4))
     mine, theirs = os.pipe()
     parent = os.getpid()

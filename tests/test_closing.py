@@ -18,10 +18,10 @@ import pytest
 import freebsd_splice
 from conformance.harness import DEADLINE, Harness, Peer
 from freebsd_splice import Reason, Relay, Splice
-from freebsd_splice._closing import Closer
-from freebsd_splice._pair_policy import Closing, Delivery, Ended, PairPolicy
-from freebsd_splice._send_queue import size_without_room, unacknowledged
-from freebsd_splice._system import SystemPort
+from freebsd_splice._core.closing import Closer
+from freebsd_splice._core.pair_policy import Closing, Delivery, Ended, PairPolicy
+from freebsd_splice._platform.send_queue import size_without_room, unacknowledged
+from freebsd_splice._platform.system import SystemPort
 from ports import EnginePort, SteppedPort, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.

@@ -11,11 +11,11 @@ from typing import NoReturn
 import pytest
 
 from conformance.harness import DEADLINE, Harness
-from freebsd_splice import _crew
-from freebsd_splice._crew import USUAL, Crew
-from freebsd_splice._port import Runner
-from freebsd_splice._system import SystemPort
-from freebsd_splice._watcher import Watcher
+from freebsd_splice._core import blocking_pool
+from freebsd_splice._core.blocking_pool import USUAL, Crew
+from freebsd_splice._core.timers import Watcher
+from freebsd_splice._platform.interface import Runner
+from freebsd_splice._platform.system import SystemPort
 
 
 class CountingPort(SystemPort):
@@ -89,7 +89,7 @@ def test_a_call_that_fails_ends_no_thread(
 def test_a_thread_without_calls_ends_and_another_one_starts(
     crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_crew, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(blocking_pool, "IDLE_SECONDS", 0.01)
     first, second = threading.Event(), threading.Event()
     crew.submit(first.set)
     assert first.wait(DEADLINE)

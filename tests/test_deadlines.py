@@ -10,8 +10,8 @@ import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import Reason, Splice
-from freebsd_splice._deadlines import Deadlines
-from freebsd_splice._watcher import Watcher
+from freebsd_splice._core.time_limits import Deadlines
+from freebsd_splice._core.timers import Watcher
 from ports import SteppedPort, runtime
 
 
@@ -144,7 +144,7 @@ def test_cancelled_timers_do_not_pile_up() -> None:
 
 
 def test_a_nearer_timer_wakes_the_watcher_that_sleeps_for_a_farther_one(harness: Harness) -> None:
-    from freebsd_splice._system import SystemPort
+    from freebsd_splice._platform.system import SystemPort
 
     watcher = Watcher(SystemPort())
     called: list[str] = []

@@ -8,21 +8,14 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from conformance.harness import Harness, Peer
-from freebsd_splice import (
-    _emulation,
-    _emulation_copier,
-    _emulation_readiness,
-    _emulation_sockets,
-    _tcp,
-    splice,
-    spliced_bytes,
-    unsplice,
-)
+from freebsd_splice import splice, spliced_bytes, unsplice
+from freebsd_splice._platform import tcp
+from freebsd_splice._thin import emulation
+from freebsd_splice._thin.emulation import readiness, sockets, thread
 
 if not sys.platform.startswith("linux"):
     pytest.skip("looks into Linux's /proc", allow_module_level=True)
@@ -33,9 +26,9 @@ Way = tuple[socket.socket, Peer, socket.socket, Peer]
 @pytest.fixture(autouse=True)
 def in_userspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
-    _emulation.shutdown()
+    emulation.shutdown()
     yield
-    _emulation.shutdown()
+    emulation.shutdown()
 
 
 @pytest.fixture
@@ -73,9 +66,9 @@ def descriptors() -> dict[int, str]:
     return found
 
 
-def running() -> _emulation_copier.Copier:
-    assert _emulation._running.made is not None
-    return _emulation._running.made
+def running() -> thread.Copier:
+    assert emulation._running.made is not None
+    return emulation._running.made
 
 
 # What it holds
@@ -115,7 +108,7 @@ def test_shutdown_ends_the_thread_and_closes_every_descriptor(way: Way) -> None:
     splice(source, drain)
     moves(source, client, server)
     assert len(threads()) == 1
-    _emulation.shutdown()
+    emulation.shutdown()
     assert threads() == []
     assert descriptors() == before
     over(source)
@@ -124,7 +117,7 @@ def test_shutdown_ends_the_thread_and_closes_every_descriptor(way: Way) -> None:
 def test_splicing_works_again_after_a_shutdown(way: Way) -> None:
     source, client, drain, server = way
     splice(source, drain)
-    _emulation.shutdown()
+    emulation.shutdown()
     splice(source, drain)
     moves(source, client, server)
 
@@ -136,7 +129,7 @@ def test_a_shutdown_in_the_middle_of_a_stream_loses_nothing(harness: Harness) ->
     writer = threading.Thread(target=client.write, args=(data,))
     writer.start()
     received = server.read(50_000)
-    _emulation.shutdown()
+    emulation.shutdown()
     splice(source, drain)
     received += server.read(len(data) - 50_000)
     writer.join()
@@ -147,7 +140,7 @@ def test_what_is_asked_during_a_shutdown_is_answered(way: Way) -> None:
     source, _, drain, _ = way
     for _ in range(50):
         splice(source, drain)
-        ender = threading.Thread(target=_emulation.shutdown)
+        ender = threading.Thread(target=emulation.shutdown)
         ender.start()
         assert answer_or_errno(source) in (0, errno.ECANCELED)
         ender.join()
@@ -156,7 +149,7 @@ def test_what_is_asked_during_a_shutdown_is_answered(way: Way) -> None:
 def test_what_is_asked_of_a_thread_that_has_stopped_is_refused(way: Way) -> None:
     splice(way[0], way[2])
     copier = running()
-    _emulation.shutdown()
+    emulation.shutdown()
     with pytest.raises(OSError) as caught:
         copier.ask(lambda stopped: stopped.spliced_bytes(way[0].fileno()))
     assert caught.value.errno == errno.ECANCELED
@@ -177,7 +170,7 @@ def test_starting_without_a_descriptor_left_leaves_nothing_behind(
     def none_left() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(_emulation_readiness, "best", none_left)
+    monkeypatch.setattr(readiness, "best", none_left)
     with pytest.raises(OSError) as caught:
         splice(way[0], way[2])
     assert caught.value.errno == errno.EMFILE
@@ -202,7 +195,7 @@ def test_a_thread_that_failed_answers_and_is_replaced(
 
 def closes_many(harness: Harness) -> None:
     """Make and close so many splices that the closed ones are looked for."""
-    for _ in range(3 * _emulation_copier.SWEEP):
+    for _ in range(3 * thread.SWEEP):
         (source, _), (drain, _) = harness.pair(), harness.pair()
         splice(source, drain)
         source.close()
@@ -214,12 +207,12 @@ def test_closed_splices_are_forgotten_in_the_end(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch, inodes: bool
 ) -> None:
     """And no others."""
-    monkeypatch.setattr(_tcp, "HAS_INODES", inodes)
+    monkeypatch.setattr(tcp, "HAS_INODES", inodes)
     source, client, drain, server = way
     splice(source, drain)
     closes_many(harness)
-    assert len(running()._by_source) <= 2 * _emulation_copier.SWEEP
-    assert len(running()._by_drain) <= 2 * _emulation_copier.SWEEP
+    assert len(running()._by_source) <= 2 * thread.SWEEP
+    assert len(running()._by_drain) <= 2 * thread.SWEEP
     moves(source, client, server)
 
 
@@ -267,14 +260,14 @@ def test_more_than_a_turn_is_moved_within_the_call(harness: Harness, way: Way) -
     """F34"""
     source, client, drain, server = way
     splice(drain, source)  # so that there is a thread to ask
-    size = 2 * _emulation_copier.TURN
+    size = 2 * thread.TURN
     source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * size)
     drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size)
     client.write(b"x" * size)
     waiting = len(source.recv(size, socket.MSG_PEEK))
-    assert waiting > _emulation_copier.TURN
+    assert waiting > thread.TURN
 
-    def splice_and_count(copier: _emulation_copier.Copier) -> int:
+    def splice_and_count(copier: thread.Copier) -> int:
         copier.splice(source.fileno(), drain.fileno(), 0, 0.0)
         return copier.spliced_bytes(source.fileno())
 
@@ -311,11 +304,11 @@ def test_a_drain_reset_during_a_turn_keeps_its_error(
     source, client, drain, server = way
     splice(source, drain)
 
-    def look(source: socket.socket, drain: socket.socket) -> _emulation_sockets.Look:
+    def look(source: socket.socket, drain: socket.socket) -> sockets.Look:
         server.reset()
-        return _emulation_sockets.look(source, drain)
+        return sockets.look(source, drain)
 
-    monkeypatch.setattr(_emulation_copier, "look", look)
+    monkeypatch.setattr(thread, "look", look)
     client.write(b"kept")
     harness.until(lambda: running().ask(lambda copier: not copier._waiting), "the end")
     assert harness.error(drain) == errno.ECONNRESET
@@ -334,13 +327,13 @@ def test_a_read_between_look_and_move_ends_nothing(
         socket.setdefaulttimeout(None)
     stolen: list[bytes] = []
 
-    def look(borrowed: socket.socket, drain: socket.socket) -> _emulation_sockets.Look:
-        seen = _emulation_sockets.look(borrowed, drain)
+    def look(borrowed: socket.socket, drain: socket.socket) -> sockets.Look:
+        seen = sockets.look(borrowed, drain)
         if seen.readable and not stolen:
             stolen.append(source.recv(6))
         return seen
 
-    monkeypatch.setattr(_emulation_copier, "look", look)
+    monkeypatch.setattr(thread, "look", look)
     client.write(b"stolen")
     harness.until(lambda: stolen == [b"stolen"], "the theft")
     moves(source, client, server)
@@ -410,7 +403,7 @@ def test_another_descriptor_is_found_without_proc(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F8: or without a descriptor left to look into it."""
-    monkeypatch.setattr(_emulation_sockets, "OWN_DESCRIPTORS", "/nonexistent")
+    monkeypatch.setattr(sockets, "OWN_DESCRIPTORS", "/nonexistent")
     source, client, drain, server = way
     splice(source, drain)
     kept = harness.keep(source.dup())
@@ -489,16 +482,3 @@ def test_a_child_forked_in_the_middle_of_a_stream_disturbs_nothing(harness: Harn
         assert in_child(lambda: spliced_bytes(source) == 0)
     writer.join()
     assert received == data
-
-
-# The package
-
-
-def test_nothing_but_the_thin_layer_imports_the_emulation() -> None:
-    package = Path(_emulation.__file__).parent
-    importers = {
-        path.name
-        for path in package.rglob("*.py")
-        if "import _emulation" in path.read_text() or "from ._emulation" in path.read_text()
-    }
-    assert importers == {"_thin.py", "_emulation.py", "_emulation_copier.py"}

@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 
 from conformance.harness import Harness, Peer
-from freebsd_splice import (
-    _emulation,
-    _emulation_copier,
-    _emulation_readiness,
-    _emulation_sockets,
-    _tcp,
-    splice,
-    spliced_bytes,
-    unsplice,
-)
+from freebsd_splice import splice, spliced_bytes, unsplice
+from freebsd_splice._platform import tcp
+from freebsd_splice._thin import emulation
+from freebsd_splice._thin.emulation import readiness, sockets, thread
 
 if not sys.platform.startswith("linux"):
     pytest.skip("looks into Linux's /proc", allow_module_level=True)
@@ -34,9 +28,9 @@ Way = tuple[socket.socket, Peer, socket.socket, Peer]
 @pytest.fixture(autouse=True)
 def in_userspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
-    _emulation.shutdown()
+    emulation.shutdown()
     yield
-    _emulation.shutdown()
+    emulation.shutdown()
 
 
 @pytest.fixture
@@ -60,9 +54,9 @@ def over(source: socket.socket | int) -> None:
     assert caught.value.errno == errno.ENOTCONN
 
 
-def running() -> _emulation_copier.Copier:
-    assert _emulation._running.made is not None
-    return _emulation._running.made
+def running() -> thread.Copier:
+    assert emulation._running.made is not None
+    return emulation._running.made
 
 
 # How it waits
@@ -133,26 +127,26 @@ class ModelledSelectModule:
     KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_ONESHOT = 1, 2, 0x10
 
 
-def kqueue_readiness() -> _emulation_readiness.KqueueReadiness:
-    made = _emulation_readiness.KqueueReadiness.__new__(_emulation_readiness.KqueueReadiness)
+def kqueue_readiness() -> readiness.KqueueReadiness:
+    made = readiness.KqueueReadiness.__new__(readiness.KqueueReadiness)
     made._select = ModelledSelectModule
     made._kqueue = ModelledKqueue()
     return made
 
 
-WAYS_TO_WAIT: dict[str, Callable[[], _emulation_readiness.Readiness]] = {
+WAYS_TO_WAIT: dict[str, Callable[[], readiness.Readiness]] = {
     "kqueue": kqueue_readiness,
-    "select": _emulation_readiness.SelectReadiness,
+    "select": readiness.SelectReadiness,
 }
 if sys.platform != "win32":
-    WAYS_TO_WAIT["poll"] = _emulation_readiness.PollReadiness
+    WAYS_TO_WAIT["poll"] = readiness.PollReadiness
 if sys.platform.startswith("linux"):
-    WAYS_TO_WAIT["epoll"] = _emulation_readiness.EpollReadiness
+    WAYS_TO_WAIT["epoll"] = readiness.EpollReadiness
 
 
 @pytest.fixture(params=sorted(WAYS_TO_WAIT))
 def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_emulation_readiness, "best", WAYS_TO_WAIT[request.param])
+    monkeypatch.setattr(readiness, "best", WAYS_TO_WAIT[request.param])
     name: str = request.param
     return name
 
@@ -291,9 +285,9 @@ def test_what_can_be_watched_at_the_second_try_is_spliced(
 
 
 def test_select_refuses_a_number_it_cannot_take() -> None:
-    readiness = _emulation_readiness.SelectReadiness()
+    select = readiness.SelectReadiness()
     with pytest.raises(OSError) as caught:
-        readiness.arm(readiness.HIGHEST + 1, True, False)
+        select.arm(readiness.SelectReadiness.HIGHEST + 1, True, False)
     assert caught.value.errno == errno.EMFILE
 
 
@@ -303,7 +297,7 @@ def test_select_refuses_a_number_it_cannot_take() -> None:
 @pytest.fixture
 def without_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on systems whose fstat says nothing of a TCP socket."""
-    monkeypatch.setattr(_tcp, "HAS_INODES", False)
+    monkeypatch.setattr(tcp, "HAS_INODES", False)
 
 
 @pytest.mark.usefixtures("without_inodes")
@@ -347,7 +341,7 @@ def test_a_stranger_is_known_by_its_addresses(harness: Harness, way: Way) -> Non
 def test_states_are_guessed_where_the_system_does_not_tell(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tcp, "STATE_OPTION", None)
+    monkeypatch.setattr(tcp, "STATE_OPTION", None)
     source, client, drain, server = way
     listener = harness.keep(socket.create_server(("127.0.0.1", 0)))
     for unfit, number in ((listener, errno.EINVAL), (socket.socket(), errno.ENOTCONN)):
@@ -380,8 +374,8 @@ class ModelledTlsSocket:
 @pytest.mark.parametrize("sending", [True, False])
 def test_tls_is_seen_in_the_direction_it_is_done(sending: bool) -> None:
     asked: Any = ModelledTlsSocket(1 if sending else 2)
-    assert _emulation_sockets.does_tls(asked, sending=sending)
-    assert not _emulation_sockets.does_tls(asked, sending=not sending)
+    assert sockets.does_tls(asked, sending=sending)
+    assert not sockets.does_tls(asked, sending=not sending)
 
 
 @pytest.mark.parametrize("sending", [True, False])
@@ -393,7 +387,7 @@ def test_a_socket_with_tls_is_refused(
     def does_tls(asked: socket.socket, *, sending: bool, which: bool = sending) -> bool:
         return sending is which
 
-    monkeypatch.setattr(_emulation_copier, "does_tls", does_tls)
+    monkeypatch.setattr(thread, "does_tls", does_tls)
     with pytest.raises(OSError) as caught:
         splice(way[0], way[2])
     assert caught.value.errno == errno.EINVAL
@@ -402,12 +396,12 @@ def test_a_socket_with_tls_is_refused(
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_close_a_kqueue(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """It hasn't inherited it: the number may be another file's by then."""
-    monkeypatch.setattr(_emulation_readiness, "best", kqueue_readiness)
+    monkeypatch.setattr(readiness, "best", kqueue_readiness)
     source, client, drain, server = way
     splice(source, drain)
     moves(source, client, server)
-    readiness: Any = running()._readiness
+    waiting: Any = running()._readiness
     child = os.fork()
     if child == 0:
-        os._exit(1 if readiness._kqueue._epoll.closed else 0)
+        os._exit(1 if waiting._kqueue._epoll.closed else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

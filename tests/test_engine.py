@@ -21,9 +21,9 @@ from conformance.harness import DEADLINE, Harness
 from descriptors import enough_descriptors
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._backend import COPY, OS_SPLICE
-from freebsd_splice._flow import End
-from freebsd_splice._pollers import kinds
-from freebsd_splice._port import Endpoint, Notice, Readiness, Runner, Source
+from freebsd_splice._core.flow import End
+from freebsd_splice._platform.interface import Endpoint, Notice, Readiness, Runner, Source
+from freebsd_splice._platform.pollers import kinds
 from leaks import open_descriptors
 from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
 from slowness import SLOWNESS
@@ -123,7 +123,9 @@ def test_small_pipes_serve_when_the_users_share_is_used_up(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F31"""
-    monkeypatch.setattr("freebsd_splice._system.PIPE_BYTES", 1 << 40)  # refused by the system
+    monkeypatch.setattr(
+        "freebsd_splice._platform.system.PIPE_BYTES", 1 << 40
+    )  # refused by the system
     data = random.Random(31).randbytes(1_000_000)
     with runtime(RecordingPort(), OS_SPLICE):
         source, sender = harness.pair()
@@ -564,7 +566,7 @@ def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system tells an error once, to the send here, and gives the reads after it EOF."""
-    monkeypatch.setattr("freebsd_splice._engine_flow.MOVES_A_TURN", 1)
+    monkeypatch.setattr("freebsd_splice._userspace.flow.MOVES_A_TURN", 1)
     port = SteppedPort()
     with runtime(port):
         left, client = harness.pair()

@@ -9,9 +9,9 @@ import socket
 
 import pytest
 
-from freebsd_splice._borrow import Borrowed
 from freebsd_splice._errors import why
-from freebsd_splice._thin_messages import call_error, describe
+from freebsd_splice._platform.borrowed import Borrowed
+from freebsd_splice._thin.messages import call_error, describe
 
 REFUSED = os.strerror(errno.ECONNREFUSED)
 

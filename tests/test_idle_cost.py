@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("userspace")
 PROGRAM = """
 import resource, socket, sys, time
 from freebsd_splice import Relay, _runtime
-from freebsd_splice._second_look import SecondLook
-from freebsd_splice._system import SystemPort
+from freebsd_splice._kernel.lost_events import SecondLook
+from freebsd_splice._platform.system import SystemPort
 from faked_splices import FakedSplicePort
 
 faked, seconds, count = sys.argv[1] == "faked", float(sys.argv[2]), int(sys.argv[3])

@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 import pytest
 
-from freebsd_splice import _abi
-from freebsd_splice._kernel_port import capabilities_of
+from freebsd_splice._platform import raw_splice
+from freebsd_splice._platform.kernel_interface import capabilities_of
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such kernel", allow_module_level=True)
 
-from freebsd_splice._kernel_calls import SystemKernelCalls
+from freebsd_splice._platform.kernel_calls import SystemKernelCalls
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_a_push_leaves_the_callers_option_as_it_was(
             cleared.append(True)
         value[0] = asked[3]
 
-    monkeypatch.setattr(_abi, "read_option", read)
-    monkeypatch.setattr(_abi, "write_option", write)
+    monkeypatch.setattr(raw_splice, "read_option", read)
+    monkeypatch.setattr(raw_splice, "write_option", write)
     SystemKernelCalls().push(7)
     assert cleared
     assert value == [before]

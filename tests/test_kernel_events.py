@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conformance.harness import Harness
-from freebsd_splice._kernel_events import KqueueEndEvents, PollGlances
-from freebsd_splice._kernel_port import Glance
-from freebsd_splice._port import Readiness
+from freebsd_splice._platform.end_events import KqueueEndEvents, PollGlances
+from freebsd_splice._platform.interface import Readiness
+from freebsd_splice._platform.kernel_interface import Glance
 from test_pollers import PollingKqueue
 
 READ, WRITE = Readiness.READ, Readiness.WRITE
@@ -63,7 +63,7 @@ def test_after_disarming_nothing_is_reported(harness: Harness, events: KqueueEnd
 def test_more_events_than_one_call_takes_are_all_collected(
     harness: Harness, events: KqueueEndEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("freebsd_splice._kernel_events._BATCH", 2)
+    monkeypatch.setattr("freebsd_splice._platform.end_events._BATCH", 2)
     drains = [harness.pair()[0].fileno() for _ in range(5)]
     source, _ = harness.pair()
     for drain in drains[:-1]:

@@ -12,7 +12,7 @@ import pytest
 from conformance.harness import DEADLINE, Harness
 from faked_splices import FakedSplicePort
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
-from freebsd_splice._engine import Engine
+from freebsd_splice._userspace.workers import Engine
 from machine.scenarios import Stage, stage
 from model.tcp import SYN_SENT
 from ports import runtime

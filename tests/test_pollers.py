@@ -11,8 +11,8 @@ import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import Reason, Relay, Splice
-from freebsd_splice._pollers import BasePoller, KqueuePoller, kinds, make_poller
-from freebsd_splice._port import Readiness
+from freebsd_splice._platform.interface import Readiness
+from freebsd_splice._platform.pollers import BasePoller, KqueuePoller, kinds, make_poller
 from ports import SteppedPort, runtime
 
 READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
@@ -208,7 +208,7 @@ def test_a_socket_watched_anew_is_reported_as_long_as_it_is_ready(harness: Harne
 
 def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
-    monkeypatch.setattr("freebsd_splice._system.make_poller", lambda kind: KqueuePoller())
+    monkeypatch.setattr("freebsd_splice._platform.system.make_poller", lambda kind: KqueuePoller())
     data = bytes(range(256)) * 2000
     port = SteppedPort()
     with runtime(port):
@@ -233,7 +233,7 @@ def test_an_idle_drains_death_is_seen_by_kqueue(
 ) -> None:
     """F16"""
     monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
-    monkeypatch.setattr("freebsd_splice._system.make_poller", lambda kind: KqueuePoller())
+    monkeypatch.setattr("freebsd_splice._platform.system.make_poller", lambda kind: KqueuePoller())
     port = SteppedPort()
     with runtime(port):
         source, _ = harness.pair()

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from freebsd_splice._kernel_port import Glance, capabilities_of
-from freebsd_splice._second_look import SecondLook
-from freebsd_splice._watcher import Watcher
+from freebsd_splice._core.timers import Watcher
+from freebsd_splice._kernel.lost_events import SecondLook
+from freebsd_splice._platform.kernel_interface import Glance, capabilities_of
 from ports import SteppedPort
 
 

@@ -21,20 +21,12 @@ import pytest
 
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness, Peer
-from freebsd_splice import (
-    Reason,
-    Relay,
-    Splice,
-    _emulation,
-    _emulation_copier,
-    _emulation_readiness,
-    splice,
-    spliced_bytes,
-    unsplice,
-)
-from freebsd_splice._backoff import Backoff
-from freebsd_splice._callers_options import is_survived, lower_read_mark, restore_read_mark
-from freebsd_splice._pollers import kinds
+from freebsd_splice import Reason, Relay, Splice, splice, spliced_bytes, unsplice
+from freebsd_splice._platform.backoff import Backoff
+from freebsd_splice._platform.callers_options import is_survived, lower_read_mark, restore_read_mark
+from freebsd_splice._platform.pollers import kinds
+from freebsd_splice._thin import emulation
+from freebsd_splice._thin.emulation import readiness, thread
 from ports import SteppedPort, WakeUpsPort, runtime
 
 linux = pytest.mark.skipif(
@@ -64,9 +56,9 @@ Way = tuple[socket.socket, Peer, socket.socket, Peer]
 @pytest.fixture(autouse=True)
 def in_userspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
-    _emulation.shutdown()
+    emulation.shutdown()
     yield
-    _emulation.shutdown()
+    emulation.shutdown()
 
 
 @pytest.fixture
@@ -211,24 +203,22 @@ def test_what_is_reported_for_nothing_is_looked_at_ever_more_seldom(
 # The same in the thin emulation
 
 
-WAYS_TO_WAIT: dict[str, Callable[[], _emulation_readiness.Readiness]] = {
-    "select": _emulation_readiness.SelectReadiness
-}
+WAYS_TO_WAIT: dict[str, Callable[[], readiness.Readiness]] = {"select": readiness.SelectReadiness}
 if sys.platform != "win32":
-    WAYS_TO_WAIT["poll"] = _emulation_readiness.PollReadiness
+    WAYS_TO_WAIT["poll"] = readiness.PollReadiness
 if sys.platform.startswith("linux"):
-    WAYS_TO_WAIT["epoll"] = _emulation_readiness.EpollReadiness
+    WAYS_TO_WAIT["epoll"] = readiness.EpollReadiness
 
 
 @pytest.fixture(params=sorted(WAYS_TO_WAIT))
 def waiting_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_emulation_readiness, "best", WAYS_TO_WAIT[request.param])
+    monkeypatch.setattr(readiness, "best", WAYS_TO_WAIT[request.param])
     return str(request.param)
 
 
-def running() -> _emulation_copier.Copier:
-    assert _emulation._running.made is not None
-    return _emulation._running.made
+def running() -> thread.Copier:
+    assert emulation._running.made is not None
+    return emulation._running.made
 
 
 def count_serves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -329,7 +319,7 @@ def read_what_arrives(harness: Harness, ours: socket.socket, size: int) -> None:
     harness.until(complete, f"{size} bytes")
 
 
-def _waits_for_drain(copier: _emulation_copier.Copier) -> bool:
+def _waits_for_drain(copier: thread.Copier) -> bool:
     return any(splice.waits_for_drain for splice in copier._by_drain.values())
 
 
@@ -357,7 +347,7 @@ def test_a_full_drain_with_a_notice_spins_no_thin_splice(
 def test_what_a_thin_splice_moves_starts_the_short_waits_anew(
     harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_emulation_readiness, "best", _emulation_readiness.PollReadiness)
+    monkeypatch.setattr(readiness, "best", readiness.PollReadiness)
     source, sender, drain, receiver = way
     put_notice(harness, "time stamp", source, sender)
     splice(source, drain)
@@ -386,7 +376,7 @@ def test_one_of_two_splices_at_a_descriptor_that_goes_on_is_served_at_once(
     def arm(*given: object) -> None:
         armed.append(given)
 
-    def ask(copier: _emulation_copier.Copier) -> None:
+    def ask(copier: thread.Copier) -> None:
         [one] = copier._waiting[source.fileno()]
         [other] = copier._waiting[drain.fileno()]
         copier._waiting[source.fileno()].add(other)
@@ -493,7 +483,7 @@ def test_bytes_below_the_low_water_mark_pass_a_thin_splice(
     other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
     splice(other, drain)
     assert mark_of(other) == 1
-    _emulation.shutdown()
+    emulation.shutdown()
     assert mark_of(other) == 100
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, Splice
-from freebsd_splice._port import Endpoint, Source
+from freebsd_splice._platform.interface import Endpoint, Source
 from ports import RecordingPort, SteppedPort, runtime
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and fork are POSIX's")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from freebsd_splice._kernel_port import KernelCalls
-from freebsd_splice._thin_kernel import ThinKernel
+from freebsd_splice._platform.kernel_interface import KernelCalls
+from freebsd_splice._thin.kernel import ThinKernel
 from modelled_kernels import (
     CLOSE_WAIT,
     DRAIN,

@@ -14,7 +14,7 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE
-from freebsd_splice import _threads
+from freebsd_splice._platform import threads
 
 PACKAGE = Path(freebsd_splice.__file__).parent
 
@@ -95,7 +95,7 @@ def test_no_signal_can_arrive_in_a_thread_from_its_first_moment_on(
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     monkeypatch.setattr(threading.Thread, "start", start)
-    _threads.start(lambda: None, "test").join(DEADLINE)
+    threads.start(lambda: None, "test").join(DEADLINE)
     assert begins_with[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD}
     assert not begins_with[0] & {signal.SIGSEGV, signal.SIGBUS}  # faulthandler's
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
@@ -113,12 +113,12 @@ def test_where_the_start_is_interrupted_nothing_runs(monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    before = _threads.signal_mask()
+    before = threads.signal_mask()
     with pytest.raises(KeyboardInterrupt):
-        _threads.start(lambda: called.append(1), "test")
+        threads.start(lambda: called.append(1), "test")
     started[0].join(DEADLINE)
     assert not called
-    assert _threads.signal_mask() == before
+    assert threads.signal_mask() == before
 
 
 def test_no_thread_is_started_in_another_way() -> None:
@@ -129,7 +129,7 @@ def test_no_thread_is_started_in_another_way() -> None:
         if name in STARTS
     }
     # Annotations apart, which start nothing.
-    assert found == {"_threads.py: Thread"}
+    assert found == {"_platform/threads.py: Thread"}
 
 
 def test_what_is_forgotten_by_a_forked_child_is_said_in_one_place() -> None:
@@ -139,7 +139,7 @@ def test_what_is_forgotten_by_a_forked_child_is_said_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "register_at_fork"
     }
-    assert users == {"_process.py"}
+    assert users == {"process.py"}
 
 
 def _names_of_threading(tree: ast.AST) -> Iterator[str]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from .._info import report
-from .._selftest import SECONDS, TRANSFERS, selftest
+from .._diagnostics.info import report
+from .._diagnostics.selftest import SECONDS, TRANSFERS, selftest
 from ._choosing import add_connect, add_socks5
 from ._forward import add_forward
 from ._options import CannotStartError, add_command, count, positive

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from .._process import in_forked_child
-from .._threads import start as start_thread
+from .._platform.process import in_forked_child
+from .._platform.threads import start as start_thread
 from ..proxies._log import fields, logger
 
 #: Characters that may wait to be written: some 20,000 lines of the usual length.

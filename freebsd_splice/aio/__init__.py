@@ -23,10 +23,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from .._core.flow import Reason
+from .._core.pair_policy import Closing
 from .._errors import BackendUnavailable, why
-from .._flow import Reason
-from .._pair_policy import Closing
-from .._port import Endpoint
+from .._platform.interface import Endpoint
 from .._relay import LINGER, Relay, RelayOutcome, check_linger
 from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_limit

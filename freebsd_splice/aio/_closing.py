@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from .._closing import Waiting
-from .._pair_policy import Closing
+from .._core.closing import Waiting
+from .._core.pair_policy import Closing
 from .._runtime import current
 from ._sides import StreamSide
 from ._sockets import CopiedSocket

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from .._flow import Reason
-from .._pair_policy import Closing, Ended, PairPolicy
+from .._core.flow import Reason
+from .._core.pair_policy import Closing, Ended, PairPolicy
 from .._relay import RelayOutcome
 from .._splice import Outcome
 from ._closing import ClosingSide, a_moment

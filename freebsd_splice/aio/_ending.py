@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from typing import TypeVar
 
+from .._operation import Waitable
 from .._relay import RelayOutcome
 from .._splice import Outcome
-from .._waitable import Waitable
 
 OutcomeT = TypeVar("OutcomeT")
 

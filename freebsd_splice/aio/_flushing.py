@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from .._flow import Reason
+from .._core.flow import Reason
 from ._patience import Patience
 from ._sides import SocketSide, StreamSide
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from math import inf
 from time import monotonic
 
-from .._deadlines import IdleClock, check_seconds
-from .._flow import Reason
+from .._core.flow import Reason
+from .._core.time_limits import IdleClock, check_seconds
 
 #: Seconds between two looks whether a connection is lost that nobody reads or writes.
 _LOST_SECONDS = 0.8

@@ -13,9 +13,9 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from .._port import Source
-from .._reset import reset_on_close
-from .._send_queue import unacknowledged
+from .._platform.interface import Source
+from .._platform.reset import reset_on_close
+from .._platform.send_queue import unacknowledged
 
 T = TypeVar("T")
 

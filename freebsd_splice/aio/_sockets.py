@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
-from .._port import Endpoint
+from .._platform.interface import Endpoint
+from .._platform.send_queue import unacknowledged
 from .._runtime import current
-from .._send_queue import unacknowledged
 from ._sides import SocketSide, hangs_up
 
 #: Keeps a call from blocking the loop whatever the program has done to the socket's flags.

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 
 from .._errors import why
-from .._reset import reset_on_close
+from .._platform.reset import reset_on_close
 from ._addresses import Address, Resolved
 from ._resolving import Resolver
 

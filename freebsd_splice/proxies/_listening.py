@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 
-from .._backlog import backlog_limit
 from .._errors import why
+from .._platform.backlog import backlog_limit
 from ._addresses import Address, Resolved, look_up
 from ._connecting import PlainError, reason_of, set_buffers
 from ._log import fields, logger

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .._threads import start as start_thread
+from .._platform.threads import start as start_thread
 from ._turns import Turns
 
 logger = logging.getLogger("freebsd_splice.proxies")

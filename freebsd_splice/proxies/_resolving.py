@@ -7,7 +7,7 @@ import os
 import socket
 from functools import partial
 
-from .._threads import start as start_thread
+from .._platform.threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
 from ._turns import Turns
 

@@ -13,15 +13,8 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice import (
-    BackendUnavailable,
-    Outcome,
-    Reason,
-    RelayOutcome,
-    Splice,
-    _deadlines,
-    aio,
-)
+from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, Splice, aio
+from freebsd_splice._core import time_limits
 from freebsd_splice.aio import _flushing, _patience, _sides
 
 from .nets import LOOPS, MODELS, Net, buffered, play
@@ -214,8 +207,8 @@ class SteppedClock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self._asked = 0
-        monkeypatch.setattr(_deadlines, "_LOOK_SECONDS", 0.001)
-        monkeypatch.setattr(_deadlines, "_LOOK_SHARE", 0.0)
+        monkeypatch.setattr(time_limits, "_LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(time_limits, "_LOOK_SHARE", 0.0)
         monkeypatch.setattr(_patience, "monotonic", self._monotonic)
 
     async def step(self, net: Net, seconds: float) -> None:

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
-from freebsd_splice._send_queue import unacknowledged
+from freebsd_splice._platform.send_queue import unacknowledged
 from freebsd_splice.aio import _copying, _patience
 from freebsd_splice.aio._closing import ClosingSide, a_moment
 from freebsd_splice.aio._sides import StreamSide

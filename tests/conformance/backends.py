@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from freebsd_splice import Outcome, _abi
+from freebsd_splice import Outcome
 from freebsd_splice._backend import COPY, OS_SPLICE
-from freebsd_splice._system import SystemPort
+from freebsd_splice._platform import raw_splice
+from freebsd_splice._platform.system import SystemPort
 from model.harness import ModelHarness
 from ports import RecordingPort, runtime
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 MOVERS = [OS_SPLICE, COPY] if RecordingPort().can_splice() else [COPY]
 MODELS = ["model 14.3", "model 15.1", "model openbsd"]
-KERNEL = [] if _abi.missing() else ["kernel"]
+KERNEL = [] if raw_splice.missing() else ["kernel"]
 BACKENDS = MOVERS + MODELS + KERNEL
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import _thin
-from freebsd_splice._thin_kernel import ThinKernel
+from freebsd_splice._thin.kernel import ThinKernel
 from model.harness import ModelHarness
 
 from .backends import KERNEL, MODELS, reason_against

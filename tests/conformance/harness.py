@@ -21,8 +21,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from freebsd_splice import _abi
-from freebsd_splice._facts._kernel_stage import POLLRDHUP
+from freebsd_splice._diagnostics.facts._kernel_stage import POLLRDHUP
+from freebsd_splice._platform import raw_splice
 from slowness import SLOWNESS
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Harness:
 
     def unsplice(self, ours: socket.socket) -> None:
         """Somebody else ends the kernel's splice of this source."""
-        _abi.end_splice(ours.fileno())
+        raw_splice.end_splice(ours.fileno())
 
     def is_released(self, drain: socket.socket) -> bool:
         """Whether poll(2) shows that it is no drain, or dead (F20; on OpenBSD it doesn't, F25)."""

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from conformance.harness import DEADLINE, LOOPBACK, Harness, silent_listener
-from freebsd_splice import InvalidArgument, _abi, splice, spliced_bytes, unsplice
+from freebsd_splice import InvalidArgument, splice, spliced_bytes, unsplice
+from freebsd_splice._platform import raw_splice
 
 from .backends import not_on
 from .thin import Thin
@@ -171,7 +172,7 @@ def test_datagram_sockets_are_not_spliced(thin: Thin, harness: Harness) -> None:
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("openbsd") or _abi.missing() is not None,
+    not sys.platform.startswith("openbsd") or raw_splice.missing() is not None,
     reason="OpenBSD's kernel alone joins UDP sockets",
 )
 def test_udp_sockets_are_joined_by_openbsd(harness: Harness) -> None:

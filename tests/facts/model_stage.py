@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from freebsd_splice._facts import Row
-from freebsd_splice._facts._kernel_stage import _pattern
-from freebsd_splice._port import Readiness
+from freebsd_splice._diagnostics.facts import Row
+from freebsd_splice._diagnostics.facts._kernel_stage import _pattern
+from freebsd_splice._platform.interface import Readiness
 from model.so_splice import PUSHING
 from model.sockets import ModelPeer, ModelSocket
 from model.tcp import LISTEN, Endpoint, Half, fail
@@ -21,7 +21,7 @@ FULL = 60_000 + 40_000
 
 
 class ModelStage:
-    """See ``freebsd_splice._facts.Stage``."""
+    """See ``freebsd_splice._diagnostics.facts.Stage``."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)

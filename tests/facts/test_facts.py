@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from freebsd_splice._facts import KernelStage, Row, cannot_play, play, rows
-from freebsd_splice._facts._play import played_here
-from freebsd_splice._selftest import EmulationStage
+from freebsd_splice._diagnostics.facts import KernelStage, Row, cannot_play, play, rows
+from freebsd_splice._diagnostics.facts._play import played_here
+from freebsd_splice._diagnostics.selftest import EmulationStage
 
 from .model_stage import ModelStage
 
@@ -61,9 +61,9 @@ WITHOUT_POLLRDHUP = """
 import select, sys
 sys.platform = "openbsd7"
 vars(select).pop("POLLRDHUP", None)
-from freebsd_splice import _kernel_events
-from freebsd_splice._facts import _kernel_stage
-print(_kernel_events._READ_HANGUP, _kernel_stage.POLLRDHUP)
+from freebsd_splice._platform import end_events
+from freebsd_splice._diagnostics.facts import _kernel_stage
+print(end_events._READ_HANGUP, _kernel_stage.POLLRDHUP)
 """
 
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from freebsd_splice import _kernel_flow, _second_look, _verdict
-from freebsd_splice._flow import Reason
-from freebsd_splice._kernel import Kernel
-from freebsd_splice._kernel_checks import drain_failure
-from freebsd_splice._kernel_flow import KernelFlow
-from freebsd_splice._kernel_port import Capabilities, Glance, capabilities_of
-from freebsd_splice._second_look import SecondLook
-from freebsd_splice._splice_checks import set_splice
+from freebsd_splice._core.flow import Reason
+from freebsd_splice._kernel import endings, flow, lost_events
+from freebsd_splice._kernel.backend import Kernel
+from freebsd_splice._kernel.checks import drain_failure
+from freebsd_splice._kernel.flow import KernelFlow
+from freebsd_splice._kernel.lost_events import SecondLook
+from freebsd_splice._platform.kernel_interface import Capabilities, Glance, capabilities_of
+from freebsd_splice._platform.splice_checks import set_splice
 from model import port
 from model.port import Calls, ModelPort
 
@@ -28,7 +28,7 @@ def splicing_before_arming() -> Patches:
     def splice(self: KernelFlow) -> None:
         room = self._room()
         source, drain = self.pair
-        self._enter(_kernel_flow.Phase.SPLICED)
+        self._enter(flow.Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.events.arm(self)
         self._kernel.looks.begin(self)
@@ -45,7 +45,7 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
         try:
             splice(self)
         except OSError as error:
-            self._enter(_kernel_flow.Phase.BETWEEN)
+            self._enter(flow.Phase.BETWEEN)
             self._refused(error)
 
     return checked
@@ -92,7 +92,7 @@ def no_second_look() -> Patches:
 
 def no_look_at_the_drain() -> Patches:
     """F14: a drain's reset can be lost like an EOF."""
-    return [(_second_look, "_DRAIN_SHOWS", Glance.NONE)]
+    return [(lost_events, "_DRAIN_SHOWS", Glance.NONE)]
 
 
 def no_look_at_the_count() -> Patches:
@@ -117,12 +117,12 @@ def the_kernels_idle_time() -> Patches:
 
 def no_look_at_the_drains_state() -> Patches:
     """F21"""
-    return [(_kernel_flow, "drain_failure", lambda calls, drain: None)]
+    return [(flow, "drain_failure", lambda calls, drain: None)]
 
 
 def no_drain_first() -> Patches:
     """F16: a drain that died with a batch is reported like any other end."""
-    return [(_verdict, "drain_failure", lambda calls, drain: None)]
+    return [(endings, "drain_failure", lambda calls, drain: None)]
 
 
 def blocking_sockets() -> Patches:
@@ -139,13 +139,13 @@ def blocking_sockets() -> Patches:
 
 def a_limit_that_runs_out_is_none() -> Patches:
     """0 bytes left, which to the kernel is no limit."""
-    met = _verdict.verdict
+    met = endings.verdict
 
-    def blind(*arguments: Any) -> _verdict.Verdict:
+    def blind(*arguments: Any) -> endings.Verdict:
         found = met(*arguments)
-        return _verdict.RESPLICE if found.reason is Reason.LIMIT else found
+        return endings.RESPLICE if found.reason is Reason.LIMIT else found
 
-    return [(_kernel_flow, "verdict", blind)]
+    return [(flow, "verdict", blind)]
 
 
 def the_whole_limit_again() -> Patches:
@@ -156,18 +156,18 @@ def the_whole_limit_again() -> Patches:
 def resplicing_whatever_ended_it() -> Patches:
     """Somebody else's unsplice is taken for nothing."""
 
-    original = _verdict._by_looking
+    original = endings._by_looking
 
-    def patched(*arguments: Any) -> _verdict.Verdict:
+    def patched(*arguments: Any) -> endings.Verdict:
         found = original(*arguments)
-        return _verdict.RESPLICE if found.reason is Reason.UNSPLICED else found
+        return endings.RESPLICE if found.reason is Reason.UNSPLICED else found
 
-    return [(_verdict, "_by_looking", patched)]
+    return [(endings, "_by_looking", patched)]
 
 
 def giving_up_what_was_ended_in_error() -> Patches:
     """F19: a stale event ends a live splice, and it is not set again."""
-    return [(_verdict, "RESPLICE", _verdict.finish(Reason.UNSPLICED))]
+    return [(endings, "RESPLICE", endings.finish(Reason.UNSPLICED))]
 
 
 def no_lock() -> Patches:
@@ -247,7 +247,7 @@ def setting_again_for_ever() -> Patches:
 
 def a_push_that_fails_is_a_defect() -> Patches:
     """F38: a drain may die at any moment."""
-    return [(_kernel_flow, "suppress", lambda *errors: nullcontext())]
+    return [(flow, "suppress", lambda *errors: nullcontext())]
 
 
 def taking_a_writable_drain_for_free() -> Patches:
@@ -257,7 +257,7 @@ def taking_a_writable_drain_for_free() -> Patches:
 
 def leaving_an_old_cause() -> Patches:
     """F10: SO_ERROR still has what the splice before ended by."""
-    return [(_kernel_flow, "take_cause", lambda source: None)]
+    return [(flow, "take_cause", lambda source: None)]
 
 
 MUTANTS = [

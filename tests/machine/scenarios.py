@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from freebsd_splice import Outcome, Reason, Relay, Splice, _runtime
-from freebsd_splice._second_look import FIRST_SECONDS
+from freebsd_splice._kernel.lost_events import FIRST_SECONDS
 from model.so_splice import NOTHING, PUSHING, SETTING_AGAIN, ModelledSplice
 from model.world import ModelPeer, ModelSocket, World
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from freebsd_splice._kernel_port import Glance
-from freebsd_splice._port import Readiness
+from freebsd_splice._platform.interface import Readiness
+from freebsd_splice._platform.kernel_interface import Glance
 
 from .tcp import Endpoint
 

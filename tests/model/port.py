@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._kernel_port import Glances, capabilities_of
-from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
+from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, Source
+from freebsd_splice._platform.kernel_interface import Glances, capabilities_of
 
 from .kqueue import Glancer, Kqueue
 from .sockets import ModelSocket

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from freebsd_splice._port import Readiness
+from freebsd_splice._platform.interface import Readiness
 
 from .kqueue import Kqueue
 from .tcp import LISTEN, SYN_SENT, Endpoint, fail

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from freebsd_splice._port import Readiness
+from freebsd_splice._platform.interface import Readiness
 
 from .kqueue import Kqueue
 from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort

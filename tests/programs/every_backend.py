@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from freebsd_splice import _abi
 from freebsd_splice._backend import COPY, OS_SPLICE
+from freebsd_splice._platform import raw_splice
 from ports import RecordingPort
 
 #: What a process is told, and what its log says of a connection then.
@@ -15,5 +15,5 @@ if RecordingPort().can_splice():
         "FREEBSD_SPLICE_BACKEND": "userspace",
         "FREEBSD_SPLICE_MOVER": OS_SPLICE,
     }
-if not _abi.missing():
+if not raw_splice.missing():
     BACKENDS["kernel/SO_SPLICE"] = {"FREEBSD_SPLICE_BACKEND": "kernel"}

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 import freebsd_splice
-from freebsd_splice._backlog import backlog_limit
+from freebsd_splice._platform.backlog import backlog_limit
 from slowness import SLOWNESS
 
 assert sys.platform != "win32"  # signals, resource limits, /bin/sh

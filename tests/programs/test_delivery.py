@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from freebsd_splice._send_queue import unacknowledged
+from freebsd_splice._platform.send_queue import unacknowledged
 from programs.processes import PATIENCE, Forwarder, Server, receive, reset, until
 
 StartForwarder = Callable[..., Forwarder]

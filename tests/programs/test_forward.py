@@ -19,7 +19,7 @@ from subprocess import PIPE, STDOUT
 
 import pytest
 
-from freebsd_splice._backlog import backlog_limit
+from freebsd_splice._platform.backlog import backlog_limit
 from programs.processes import (
     CONNECTING,
     MAIN,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import freebsd_splice
-from freebsd_splice._backlog import backlog_limit
+from freebsd_splice._platform.backlog import backlog_limit
 from programs.processes import MAIN, Program
 
 StartProgram = Callable[..., Program]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice import _cli, _selftest
-from freebsd_splice._facts import Row
-from freebsd_splice._selftest_transfers import TransferError
+from freebsd_splice import _cli
+from freebsd_splice._diagnostics import selftest
+from freebsd_splice._diagnostics.facts import Row
+from freebsd_splice._diagnostics.transfers import TransferError
 from programs.processes import MAIN, Program
 
 StartProgram = Callable[..., Program]
@@ -30,7 +31,7 @@ def test_its_verdict_is_in_plain_words(program: StartProgram) -> None:
 
 @pytest.fixture
 def no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freebsd_splice._facts.rows", list)
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", list)
 
 
 @pytest.mark.usefixtures("no_facts")
@@ -39,8 +40,8 @@ def test_a_transfer_that_goes_wrong_is_named_with_its_plan(monkeypatch: pytest.M
         raise TransferError("a byte is missing")
 
     said: list[str] = []
-    monkeypatch.setattr(_selftest, "play", wrong)
-    assert not _selftest.selftest(2, 77, said.append)
+    monkeypatch.setattr(selftest, "play", wrong)
+    assert not selftest.selftest(2, 77, said.append)
     assert "a byte is missing" in said[2]
     assert "77" in said[2]
     assert said[-1].startswith("DON'T TRUST IT HERE: 2 transfers went wrong")
@@ -50,16 +51,16 @@ def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     row = Row("ten bytes are eleven", "F4", "splice; send 10; end", count=11)
-    monkeypatch.setattr("freebsd_splice._facts.rows", lambda: [row])
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", lambda: [row])
     said: list[str] = []
-    assert not _selftest.selftest(1, 1, said.append)
+    assert not selftest.selftest(1, 1, said.append)
     assert any("11 expected, 10 seen" in line for line in said)
     assert said[-1].startswith("No transfer lost a byte, but 1 facts differ")
 
 
 def test_it_ends_when_its_time_is_over_and_says_what_was_left_out() -> None:
     said: list[str] = []
-    assert _selftest.selftest(300, 1, said.append, seconds=1e-9)
+    assert selftest.selftest(300, 1, said.append, seconds=1e-9)
     assert said[1].startswith("Facts: 0 hold, 0 differ, looked at 0 of ")
     assert "Hostile transfers: 1 of 300 in " in said[2]
     assert ", the time allowed (" in said[2]
@@ -92,7 +93,7 @@ def test_transfers_that_are_asked_for_are_played_however_long(
 
 
 def test_a_slow_machine_is_given_longer_for_each_transfer() -> None:
-    ask = "from freebsd_splice._selftest_transfers import PATIENCE; print(PATIENCE)"
+    ask = "from freebsd_splice._diagnostics.transfers import PATIENCE; print(PATIENCE)"
     run = subprocess.run(
         [sys.executable, "-c", ask],
         env=os.environ | {"FREEBSD_SPLICE_SLOWNESS": "3"},
@@ -113,9 +114,9 @@ def test_a_terminal_shows_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
     row = Row("nothing happens", "F4", "nothing", count=0)
-    monkeypatch.setattr("freebsd_splice._facts.rows", lambda: [row])
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", lambda: [row])
     shown = stream()
-    assert _selftest.selftest(2, 1, lambda line: None, terminal=shown)
+    assert selftest.selftest(2, 1, lambda line: None, terminal=shown)
     if stream is Terminal:
         lines = [line.rstrip() for line in shown.getvalue().split("\r")]
         assert lines == ["", "fact 1 of 1", "", "", "transfer 1 of 2", "transfer 2 of 2", "", ""]

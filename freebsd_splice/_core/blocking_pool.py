@@ -1,0 +1,205 @@
+"""Threads for calls that may have to wait: the watcher and the engine's workers never do.
+
+Ending a splice in the kernel sleeps until its worker has let go, and reading its count waits for
+the socket's lock (F24, F34).  Where somebody holds that lock for long, the call hangs, and only
+the flow that it was made for may hang with it.  Done callbacks, which may do what they like, have
+a crew of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from .._platform.interface import Event, Port, Runner
+from .timers import Watcher
+
+logger = logging.getLogger("freebsd_splice")
+
+#: So many threads serve all flows, as long as none of them hangs.
+USUAL = 2
+#: Seconds without a call taken after which those that wait get one thread more.
+STUCK_SECONDS = 0.05
+#: Seconds after which a thread without anything to do ends.
+IDLE_SECONDS = 10.0
+
+
+class Crew:
+    """A few threads, started when there is something to do, more of them while some hang."""
+
+    def __init__(self, port: Port, watcher: Watcher, name: str = "crew") -> None:
+        self._port = port
+        self._watcher = watcher
+        self._name = f"freebsd-splice-{name}"
+        self._lock = threading.Lock()
+        self._mailbox = port.mailbox()
+        self._runners: dict[int, Runner] = {}
+        self._started = 0
+        self._waiting = 0  # calls that no thread has taken yet
+        self._busy: list[tuple[int, int]] = []  # (thread, runner's number) of each call being made
+        self._taken = 0
+        self._watching = False
+        self._refused = False  # the last thread that was asked for
+        self._closing = self._is_about_to_close = False
+        self._ended: list[Runner] = []  # since it closes
+        self._changes: list[Event] = []  # that close() waits for
+        self._inherited = False
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have ``call`` made soon, by some thread of the crew's.  Never raises."""
+        self._mailbox.put(call)
+        with self._lock:
+            self._waiting += 1
+            if self._waiting > len(self._runners) - len(self._busy):
+                if len(self._runners) < USUAL:
+                    self._start_one()
+                elif not self._watching:
+                    self._watch()
+
+    def is_calling(self) -> bool:
+        """Whether this thread is making one of the calls."""
+        this_thread = threading.get_ident()
+        with self._lock:
+            return any(thread == this_thread for thread, _ in self._busy)
+
+    def expect_close(self) -> None:
+        """From now on nobody is told where no thread is to be had: ``close`` makes the calls."""
+        self._is_about_to_close = True
+
+    def close(self) -> None:
+        """Have the calls made that are waiting, then end the threads.
+
+        Calls may wait for each other, so more threads are started as long as some of them wait;
+        where none is to be had, as at some interpreters' exit, this thread makes the calls.
+        Within one of the calls it doesn't wait for that call's own thread, which ends by itself.
+        """
+        own = self._begin_close()
+        self._mailbox.put(_last)
+        while (change := self._next_change(own)) is not None:
+            if own or not self._lend_a_hand():
+                change.wait(None)
+        for runner in list(self._ended):
+            runner.join()
+        if not own:  # where no thread was to be had for them
+            while (call := self._mailbox.take(0)) is not None:
+                self._make(call)
+
+    def abandon(self) -> None:
+        """In a forked child, which may be within one of the calls: it makes no more of them."""
+        self._lock = threading.Lock()  # a thread that isn't here may have held it
+        self._inherited = True
+
+    def _start_one(self) -> None:
+        number = self._started
+        self._started += 1
+        try:
+            self._runners[number] = self._port.run(
+                partial(self._step, number), f"{self._name}-{number}"
+            )
+        except RuntimeError as error:  # none is to be had now: the calls wait, it is tried again
+            if not self._refused and not self._is_about_to_close:
+                logger.error("%s can't be started, and calls wait for it: %s", self._name, error)
+            self._refused = True
+            self._changed()
+            if not self._watching:
+                self._watch()
+        else:
+            self._refused = False
+
+    def _begin_close(self) -> list[int]:
+        """Gives the number of the runner that this is called on, if it is one."""
+        this_thread = threading.get_ident()
+        with self._lock:
+            self._closing = self._is_about_to_close = True
+            if self._waiting and not self._watching:
+                self._watch()
+            return [number for thread, number in self._busy if thread == this_thread]
+
+    def _next_change(self, own: list[int]) -> Event | None:
+        """Set when a thread ends or can't be started; None: there is no other thread."""
+        with self._lock:
+            if all(number in own for number in self._runners):
+                return None
+            change = self._port.event()
+            self._changes.append(change)
+            return change
+
+    def _changed(self) -> None:
+        changes, self._changes = self._changes, []
+        for change in changes:
+            change.set()
+
+    def _lend_a_hand(self) -> bool:
+        """Make a call that waits, if no thread is to be had for it."""
+        with self._lock:
+            if not (self._refused and self._waiting):
+                return False
+        call = self._mailbox.take(0)
+        if call is _last:
+            self._mailbox.put(_last)  # behind those that came after it
+        elif call is not None:
+            with self._lock:
+                self._waiting -= 1
+                self._taken += 1
+            self._make(call)
+        return True
+
+    def _step(self, number: int) -> bool:
+        call = self._mailbox.take(0 if self._closing else IDLE_SECONDS)
+        making = threading.get_ident(), number
+        with self._lock:
+            if call is None or call is _last:
+                if not self._waiting:
+                    return self._leave(number)
+                if call is _last:
+                    self._mailbox.put(_last)  # behind those that came after it
+                return True  # None: one was put there in this very moment
+            self._waiting -= 1
+            self._taken += 1
+            self._busy.append(making)
+        try:
+            self._make(call)
+        finally:
+            with self._lock:
+                self._busy.remove(making)
+        return not self._inherited
+
+    def _leave(self, number: int) -> bool:
+        """This thread ends; while the crew closes, the others are to end as well."""
+        runner = self._runners.pop(number)
+        if self._closing:
+            self._ended.append(runner)
+            self._mailbox.put(_last)
+        self._changed()
+        return False
+
+    def _make(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException:  # ``sys.exit()`` in the close of a caller's socket ends no thread
+            logger.exception("ending a splice failed")
+
+    def _watch(self) -> None:
+        try:
+            self._watcher.after(STUCK_SECONDS, partial(self._look, self._taken))
+        except (OSError, RuntimeError) as error:  # no descriptor: the next call tries it again
+            if not self._is_about_to_close:
+                logger.error("the next call to %s is waited for: %s", self._name, error)
+        else:
+            self._watching = True
+
+    def _look(self, taken: int) -> None:
+        """Nobody has taken a call since?  Then all of the threads hang."""
+        with self._lock:
+            self._watching = False
+            if self._waiting:
+                if self._taken == taken:
+                    self._start_one()
+                if not self._watching:
+                    self._watch()
+
+
+def _last() -> None:
+    """Ends the thread that takes it."""

@@ -1,0 +1,147 @@
+"""One watcher thread and one heap of timers for every wait that is not an engine worker's own."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+
+from .._platform.interface import Endpoint, Poller, Port, Readiness, Runner
+
+logger = logging.getLogger("freebsd_splice")
+
+
+class Timer:
+    """A call that is due at some time."""
+
+    __slots__ = ("_watcher", "call", "when")
+
+    def __init__(self, watcher: Watcher, when: float, call: Callable[[], object]) -> None:
+        self._watcher = watcher
+        self.when = when
+        self.call: Callable[[], object] | None = call
+
+    def cancel(self) -> None:
+        """Don't make the call, unless it is being made already."""
+        if self.call is not None:
+            self.call = None
+            self._watcher.forget_one()
+
+
+class Watcher:
+    """The heap, and the thread that sleeps until the first timer is due.
+
+    It also hears of the kernel's events (``listen``).
+
+    Calls are made on the watcher's thread and must not block: the others wait for them.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._lock = threading.Lock()
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._cancelled = 0
+        self._sleeps_until = float("-inf")  # awake: it will look at the heap before it sleeps
+        self._listeners: dict[int, Callable[[], object]] = {}
+        self._poller: Poller | None = None
+        self._runner: Runner | None = None
+        self._closing = False
+
+    def after(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call ``call`` once ``seconds`` have passed, never earlier."""
+        with self._lock:
+            if self._poller is None:
+                self._start()
+            timer = Timer(self, self._port.now() + seconds, call)
+            heapq.heappush(self._heap, (timer.when, next(self._order), timer))
+            if self._poller is not None and timer.when < self._sleeps_until:
+                self._sleeps_until = float("-inf")
+                self._poller.wake()
+        return timer
+
+    def listen(self, endpoint: Endpoint, call: Callable[[], object]) -> None:
+        """Call ``call`` whenever ``endpoint`` can be read; it has to read it empty."""
+        with self._lock:
+            if self._poller is None:
+                self._start()
+            assert self._poller is not None
+            self._listeners[endpoint.fileno()] = call
+            self._poller.watch(endpoint, Readiness.READ)
+
+    def forget_one(self) -> None:
+        """A timer was cancelled; where most were, clear them out: they may be due in hours."""
+        with self._lock:
+            self._cancelled += 1
+            if self._cancelled > 64 and self._cancelled > len(self._heap) // 2:
+                self._heap = [entry for entry in self._heap if entry[2].call is not None]
+                heapq.heapify(self._heap)
+                self._cancelled = 0
+
+    def _start(self) -> None:
+        if self._closing:
+            raise RuntimeError("freebsd_splice was shut down while a splice was being made")
+        self._poller = self._port.poller(few=True)
+        try:
+            self._runner = self._port.run(self.step, "freebsd-splice-watcher")
+        except BaseException:
+            self._poller.close()
+            self._poller = None
+            raise
+
+    def step(self) -> bool:
+        """Make the calls that are due, then sleep until the next is or somebody is heard."""
+        poller = self._poller
+        if poller is None:
+            return False  # closed
+        for timer in self._take_due():
+            call, timer.call = timer.call, None
+            if call is not None:
+                _make(call)
+        for descriptor, _ in poller.wait(self._time_to_sleep()):
+            _make(self._listeners[descriptor])
+        return not self._closing
+
+    def close(self) -> None:
+        """End the watcher; what is still in the heap is never called."""
+        with self._lock:
+            self._closing = True
+            poller, runner = self._poller, self._runner
+            self._poller = self._runner = None
+        if poller is not None and runner is not None:
+            poller.wake()
+            runner.join()
+            poller.close()
+
+    def _take_due(self) -> list[Timer]:
+        due = []
+        with self._lock:
+            self._sleeps_until = float("-inf")
+            now = self._port.now()
+            while self._heap and self._heap[0][0] <= now:
+                timer = heapq.heappop(self._heap)[2]
+                if timer.call is None:
+                    self._cancelled -= 1
+                else:
+                    due.append(timer)
+        return due
+
+    def _time_to_sleep(self) -> float | None:
+        with self._lock:
+            while self._heap and self._heap[0][2].call is None:
+                heapq.heappop(self._heap)
+                self._cancelled -= 1
+            if not self._heap:
+                self._sleeps_until = float("inf")
+                return None
+            self._sleeps_until = self._heap[0][0]
+            return max(0.0, self._sleeps_until - self._port.now())
+
+
+def _make(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BaseException:  # the others' calls must go on
+        logger.exception("a call of the watcher's failed")

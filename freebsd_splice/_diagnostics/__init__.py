@@ -1,0 +1,1 @@
+"""What a user runs to find out whether it works here."""

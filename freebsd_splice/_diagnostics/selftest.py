@@ -1,0 +1,176 @@
+"""``freebsd-splice selftest``: does it hold on this machine, in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from .. import _thin
+from .._backend import backend
+from . import facts
+from .transfers import Plan, TransferError, hostilities, play
+
+#: How many transfers, and seconds for all together, unless the user asks for others.
+TRANSFERS, SECONDS = 300, 30.0
+#: The facts' part of that time.  They have to wait for things that don't happen.
+FACTS_SHARE = 2 / 3
+
+
+def selftest(
+    transfers: int,
+    first_seed: int,
+    say: Callable[[str], object],
+    *,
+    seconds: float | None = SECONDS,
+    terminal: TextIO | None = None,
+) -> bool:
+    """Play the facts table and that many hostile transfers; whether all was as it should be.
+
+    Once ``seconds`` have passed nothing more is begun; None: all is played.  Where ``terminal`` is
+    one, it shows meanwhile how far it is.
+    """
+    chosen = backend()
+    say(f"Backend: {chosen.name} ({chosen.reason}).")
+    began = time.monotonic()
+    allowed = float("inf") if seconds is None else seconds
+    show = _Counter(terminal)
+    try:
+        facts = _play_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
+        wrong = _play_transfers(
+            chosen.name == "kernel", transfers, first_seed, say, began + allowed, show
+        )
+    finally:
+        show.clear()
+    say(_verdict(chosen.name, facts["differs"], wrong))
+    return not wrong and not facts["differs"]
+
+
+class _Counter:
+    """A line that is written over and over, on a terminal; in pipes and files nothing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
+        self._width = 0
+
+    def __call__(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._stream.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        """Before anything else is written there."""
+        if self._width:
+            self("")
+            self("")
+
+
+def _play_facts(
+    kernel: bool, say: Callable[[str], object], until: float, show: _Counter
+) -> Counter[str]:
+    """On the kernel all that can be seen of it; in userspace what the thin functions promise."""
+    stopped = ""
+
+    def goes_on(number: int, of: int) -> bool:
+        nonlocal stopped
+        show(f"fact {number} of {of}")
+        if time.monotonic() < until:
+            return True
+        stopped = f", looked at {number - 1} of {of} in the time allowed"
+        return False
+
+    lines: list[str] = []
+    counts = facts.run(lines.append, facts.KernelStage if kernel else EmulationStage, goes_on)
+    show.clear()
+    shown = False
+    for line in lines:  # a row that holds needs no line here
+        shown = line.startswith("differs") or (shown and line.startswith(" "))
+        if shown:
+            say(line)
+    say(f"Facts: {counts['ok']} hold, {counts['differs']} differ{stopped}.")
+    return counts
+
+
+class EmulationStage(facts.KernelStage):
+    """This machine's sockets, and the thin functions in place of the kernel's call.
+
+    Events and poll(2) can't be as they are in a kernel (F33); what the calls say and what becomes
+    of the bytes is the same.
+    """
+
+    system, release = "FreeBSD", (15, 1)
+
+    def plays(self, row: facts.Row) -> facts.Row | None:
+        if row.raw:
+            return None
+        return dataclasses.replace(row, events=None, source=None, drain=None, errors=None)
+
+    def seen_count(self) -> int:
+        return _thin.spliced_bytes(self.source)
+
+    def _open_kqueue(self) -> Any:
+        return None
+
+    def _set(self, source: int, drain: int, max: int = 0, idle: float = 0.0) -> None:
+        _thin.splice(source, drain, max_bytes=max, idle=idle)
+
+    def _end(self, source: int) -> None:
+        _thin.unsplice(source)
+
+
+def _play_transfers(
+    kernel: bool,
+    count: int,
+    first_seed: int,
+    say: Callable[[str], object],
+    until: float,
+    show: _Counter,
+) -> int:
+    """How many went wrong.  One is played however late it is."""
+    failures: list[str] = []
+    played: Counter[str] = Counter()
+    began = time.monotonic()
+    for number in range(1, count + 1):
+        if played and time.monotonic() >= until:
+            break
+        show(f"transfer {number} of {count}")
+        plan = Plan(first_seed + number - 1, hostilities(kernel))
+        try:
+            outcome = play(plan)
+            if (outcome.backend == "kernel") != kernel:
+                raise TransferError(f"served by {outcome.backend}: {outcome.fallback}")
+        except (TransferError, OSError) as error:
+            failures.append(f"{plan}: {error}")
+        played[plan.hostility] += 1
+    show.clear()
+    for failure in failures:
+        say(f"WRONG: {failure}")
+    done = sum(played.values())
+    took = f"in {time.monotonic() - began:.1f} s"
+    how_many = f"{count} {took}" if done == count else f"{done} of {count} {took}, the time allowed"
+    kinds = ", ".join(f"{times} {name}" for name, times in sorted(played.items()))
+    say(f"Hostile transfers: {how_many} ({kinds}).")
+    return len(failures)
+
+
+def _verdict(backend_name: str, differing: int, wrong: int) -> str:
+    machine = f"{platform.system()} {platform.release()}"
+    if wrong:
+        return (
+            f"DON'T TRUST IT HERE: {wrong} transfers went wrong. Please report the lines above, "
+            "with what 'freebsd-splice info' says."
+        )
+    if differing:
+        return (
+            f"No transfer lost a byte, but {differing} facts differ: this is not the system that "
+            "the package knows. Please report the lines above."
+        )
+    moved = "SO_SPLICE" if backend_name == "kernel" else "userspace"
+    return (
+        f"All is well on {machine}: every byte arrived once and in order through {moved}, and "
+        "every end was reported with its true reason."
+    )

@@ -1,0 +1,54 @@
+"""SO_SPLICE for the flows of one runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._core.blocking_pool import Crew
+from .._core.flow import Flow
+from .._core.timers import Watcher
+from .._platform.interface import Port
+from .._platform.kernel_interface import KernelCalls
+from .._userspace.flow import EngineFlow
+from .._userspace.workers import Engine
+from .events import SpliceEvents
+from .flow import KernelFlow
+from .lost_events import SecondLook
+
+
+class Kernel:
+    """What all flows that the kernel serves share.  They know it as ``KernelServices``."""
+
+    def __init__(
+        self, port: Port, calls: KernelCalls, watcher: Watcher, engine: Engine, crew: Crew
+    ) -> None:
+        self.port = port
+        self.calls = calls
+        self.looks = SecondLook(calls, watcher)
+        # What a splice leaves behind (F13) must not fail then for want of a worker.
+        engine.start()
+        self._engine = engine
+        self._crew = crew
+        self.events = SpliceEvents(calls.end_events())
+        try:
+            watcher.listen(self.events, self.events.collect)
+        except BaseException:
+            self.events.close()
+            raise
+
+    def flows(self, count: int, *, fallback: bool) -> list[Flow]:
+        """New flows: one, or the two of a pair."""
+        return [KernelFlow(self, fallback=fallback) for _ in range(count)]
+
+    def engine_flow(self) -> EngineFlow:
+        return self._engine.flows(1)[0]
+
+    def submit(self, call: Callable[[], object]) -> None:
+        self._crew.submit(call)
+
+    def close(self) -> None:
+        self.events.close()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self.events.abandon()

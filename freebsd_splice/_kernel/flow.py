@@ -1,0 +1,464 @@
+"""One direction, moved by the kernel: SO_SPLICE, and what it leaves to userspace.
+
+A splice in the kernel is set. At its end, which an event or the second look reports, it is ended by
+hand: then it is over for certain, and its count and what it has left behind are final (F19). What
+ended it decides what comes next (``endings``): the flow's own end, a remainder for userspace to
+move (F13), or another splice of the pair.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from .._core.flow import End, Reason, closed_or
+from .._core.shared_sockets import SharedSocket
+from .._errors import BackendUnavailable, refusal
+from .._platform.interface import Port
+from .._platform.kernel_interface import KernelCalls
+from .._platform.splice_checks import set_splice
+from .._userspace.flow import EngineFlow
+from .checks import drain_failure, is_live_drain, why_not_spliced
+from .endings import Decision, EndedSplice, take_cause, verdict
+from .events import SpliceEvents
+from .lost_events import SecondLook
+
+logger = logging.getLogger("freebsd_splice")
+
+#: What ``End.mover`` says of a flow that the kernel has served.
+SO_SPLICE = "SO_SPLICE"
+
+#: What a flow is asked to do by events and looks: the more includes the less.
+_NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
+
+
+class Phase(enum.Enum):
+    """What a flow is doing."""
+
+    #: It has not been started.
+    NEW = "new"
+    #: Userspace sends what the caller has read already; a splice follows.
+    SENDING_INITIAL = "sending initial"
+    #: Nothing moves: the next splice is about to be set, or it is decided what comes next.
+    BETWEEN = "between"
+    #: The kernel moves.
+    SPLICED = "spliced"
+    #: Userspace moves all that is still to come.
+    USERSPACE = "userspace"
+    ENDED = "ended"
+
+
+#: Which phases may follow each.
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.NEW: frozenset({Phase.SENDING_INITIAL, Phase.BETWEEN, Phase.USERSPACE, Phase.ENDED}),
+    Phase.SENDING_INITIAL: frozenset({Phase.BETWEEN, Phase.ENDED}),
+    Phase.BETWEEN: frozenset({Phase.SPLICED, Phase.USERSPACE, Phase.ENDED}),
+    Phase.SPLICED: frozenset({Phase.BETWEEN}),
+    Phase.USERSPACE: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+class KernelServices(Protocol):
+    """What a flow shares with the others that the kernel serves."""
+
+    @property
+    def port(self) -> Port: ...
+
+    @property
+    def calls(self) -> KernelCalls: ...
+
+    @property
+    def events(self) -> SpliceEvents: ...
+
+    @property
+    def looks(self) -> SecondLook: ...
+
+    def engine_flow(self) -> EngineFlow:
+        """A flow in userspace, for what the kernel leaves to it."""
+        ...
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have ``call``, which may have to wait, made on a thread that may."""
+        ...
+
+
+class KernelFlow:
+    """A flow (see ``_core.flow.Flow``) that the kernel moves.
+
+    Its lock is held over every set and end of its source's splice: ending while another thread is
+    still setting would answer ENOTCONN, and the splice would live (F35).
+    """
+
+    def __init__(self, kernel: KernelServices, *, fallback: bool) -> None:
+        self._kernel = kernel
+        self._calls = kernel.calls
+        self._may_fall_back = fallback
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._source: SharedSocket
+        self._drain: SharedSocket
+        self._on_end: Callable[[End], None]
+        self._limit: int | None = None
+        self._moved = 0  # by the segments that are over
+        self._ahead = b""  # what of ``initial`` nobody has been given to send yet
+        self._surplus = b""  # what of it is past the limit
+        self._fallback: str | None = None  # why userspace serves
+        self._phase = Phase.NEW
+        self._stopped_early: Reason | None = None  # before it was started
+        self._had_event = False  # since that splice was set
+        self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
+        self._stood = 0  # how many looks in a row have found that it stands there
+        self._segment: EngineFlow | None = None  # while userspace moves
+        self._end: End | None = None
+        self._told = False
+        self._asking = threading.Lock()
+        self._asked = _NOTHING
+
+    def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        self._fallback = why_not_spliced(self._calls, source, drain)
+        if self._fallback is not None and not self._may_fall_back:
+            raise BackendUnavailable(
+                errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {self._fallback}"
+            )
+        if self._fallback is None and is_live_drain(self._calls, drain):
+            raise refusal(
+                errno.EBUSY,
+                f"{drain.original!r} is the drain of a splice that somebody else has made; "
+                "end that one first",
+            )
+        if self._calls.capabilities.keeps_causes:
+            for shared in (source, drain):
+                shared.keep_causes()
+
+    def start(
+        self,
+        source: SharedSocket,
+        drain: SharedSocket,
+        limit: int | None,
+        initial: bytes,
+        on_end: Callable[[End], None],
+    ) -> None:
+        with self._held():
+            self._source, self._drain = source, drain
+            self._limit, self._on_end = limit, on_end
+            if self._stopped_early is not None:
+                self._finish(self._closed_or(self._stopped_early), unsent=initial)
+            elif self._fallback is not None:
+                self._enter(Phase.USERSPACE)
+                self._serve_in_userspace(limit, initial)
+            elif limit == 0:
+                self._finish(Reason.LIMIT, unsent=initial)
+            elif initial:
+                self._send_initial(initial)
+            else:
+                self._enter(Phase.BETWEEN)
+                self._splice()
+
+    def moved(self) -> int:
+        with self._lock:
+            moved = self._moved
+            if self._segment is not None:
+                moved += self._segment.moved()
+            elif self._phase is Phase.SPLICED:
+                moved += self._calls.spliced_count(self.pair[0])
+            return moved
+
+    def stop(self, reason: Reason = Reason.CANCELLED) -> End:
+        with self._held():
+            if self._phase is Phase.NEW:
+                # The other flow of a pair has ended, or a socket was closed, in the meantime.
+                self._stopped_early = reason
+                return End(reason, 0, None, b"", None, "kernel", SO_SPLICE)
+            if self._end is None:
+                self._stop(reason)
+        assert self._end is not None
+        return self._end
+
+    def look_soon(self) -> None:
+        self._kernel.looks.again(self)
+
+    # What the kqueue and the second look ask for; on their thread, which must not wait.
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self._source.endpoint.fileno(), self._drain.endpoint.fileno()
+
+    @property
+    def counts(self) -> bool:
+        return self._limit is not None
+
+    def event(self) -> None:
+        """An event of one of its sockets has come: settle it, unless the event was stale."""
+        self._ask(_EVENT)
+
+    def wake(self) -> None:
+        """A look shows that the splice may be over: settle it."""
+        self._ask(_END)
+
+    def compare_count(self) -> None:
+        """The limit may have been met without an event (F19)."""
+        self._ask(_COUNT)
+
+    def bytes_wait(self) -> None:
+        """Bytes wait although the drain has room: does the splice stand still (F38)?"""
+        self._ask(_WAITING)
+
+    def _ask(self, asked: int) -> None:
+        with self._asking:
+            before, self._asked = self._asked, max(self._asked, asked)
+        if before == _NOTHING:
+            self._kernel.submit(self._answer)
+
+    def _answer(self) -> None:
+        with self._held():
+            # Only now, with the lock: while a call of the kernel's hangs, the looks and events of
+            # this flow add one thread that waits for it, and no more.
+            with self._asking:
+                asked, self._asked = self._asked, _NOTHING
+            if self._phase is Phase.SPLICED and self._may_be_over(asked):
+                self._settle()
+
+    def _may_be_over(self, asked: int) -> bool:
+        if asked in (_COUNT, _WAITING):
+            count = self._calls.spliced_count(self.pair[0])
+            return count == self._room() or (asked == _WAITING and self._is_stuck(count))
+        if asked == _EVENT and not self._had_event:
+            self._had_event = True
+            # The first one after a set can be from before it (F19).  If it was settled all the
+            # same, the ACKs of what the splice had moved would make the next set's first event,
+            # and so on as long as the stream lasts.  Any later one is of an end.
+            return not is_live_drain(self._calls, self._drain)
+        return True
+
+    def _is_stuck(self, count: int) -> bool:
+        """F38: true where only ending the splice and setting it again is left to be tried.
+
+        Whatever doesn't help is not done again and again: each look pushes once more at most.
+        """
+        moved = self._moved + count  # the new splice of one that was ended goes on from there
+        if moved != self._stood_at:
+            self._stood_at, self._stood = moved, 0
+            return False
+        self._stood += 1
+        if self._stood == 2:
+            return True
+        with suppress(OSError):  # a drain that has died ends the splice without this
+            self._calls.push(self.pair[1])
+        return False
+
+    def _enter(self, phase: Phase) -> None:
+        assert phase in TRANSITIONS[self._phase], (self._phase, phase)
+        self._phase = phase
+
+    # Setting and ending
+
+    def _stop(self, reason: Reason) -> None:
+        if self._segment is not None:
+            segment = self._segment
+            self._segment_over(segment, segment.stop(reason), reason)
+        elif self._phase is Phase.SPLICED:
+            self._settle(reason)
+        else:
+            self._finish_between(reason)
+
+    def _splice(self) -> None:
+        """Set a splice for what may still be moved.  Nothing may be asked of the kernel that
+        destroys bytes, and nothing that it would refuse because of the drain (F21, F22)."""
+        room = self._room()
+        failure = drain_failure(self._calls, self._drain)
+        if failure is not None:
+            self._finish(Reason.DRAIN_ERROR, failure)
+            return
+        # What an earlier splice, or the program's own, has left there would end this one at once.
+        take_cause(self._source)
+        source, drain = self.pair
+        try:
+            self._kernel.events.arm(self)
+        except OSError as error:
+            self._refused(error)
+            return
+        self._enter(Phase.SPLICED)
+        self._had_event = False
+        try:
+            # 0 would be no limit: a limit that is met has ended the flow before this.
+            # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
+            # no kernel's starts anew when bytes leave the drain's send buffer.
+            set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
+        except OSError as error:
+            self._enter(Phase.BETWEEN)
+            self._kernel.events.disarm(self)
+            self._refused(error)
+        else:
+            self._kernel.looks.begin(self)
+
+    def _settle(self, reason: Reason | None = None) -> None:
+        """End the splice by hand, which is safe at any time, and act on what was behind it."""
+        source, _ = self.pair
+        try:
+            self._calls.end_splice(source)
+            was_live = True
+        except OSError as error:
+            # ENOTCONN, on OpenBSD EPROTO: it was over before, and is over for certain now.
+            if error.errno not in (errno.ENOTCONN, errno.EPROTO):
+                logger.error("ending a splice by hand failed: %s", error)
+            was_live = False
+        moved = self._calls.spliced_count(source)
+        self._enter(Phase.BETWEEN)
+        self._kernel.looks.end(self)
+        self._kernel.events.disarm(self)
+        ended = EndedSplice(was_live, moved, self._room())
+        self._moved += moved
+        found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
+        if reason is not None:
+            reason = self._closed_or(reason)
+            if found.comes_before(reason):
+                self._finish(found.reason, found.error)
+            else:
+                self._finish(reason)
+        elif found.decision is Decision.RESPLICE:
+            self._splice()
+        elif found.decision is Decision.MOVE_REMAINDER:
+            self._move_remainder()
+        else:
+            self._finish(found.reason, found.error)
+
+    def _refused(self, error: OSError) -> None:
+        """The kernel has refused what the checks let through."""
+        if error.errno in (errno.EBUSY, errno.ENOTRECOVERABLE):
+            # Nothing tells whose fault it was; userspace would take bytes away from a live splice.
+            self._finish(Reason.DRAIN_ERROR, error)
+        elif error.errno == errno.ENOTCONN:
+            # One of the two has died since the checks.  Userspace finds what is left to be moved,
+            # and which one it was.
+            self._move_remainder()
+        elif self._may_fall_back:
+            self._fallback = f"the kernel refused this pair: {error}"
+            self._enter(Phase.USERSPACE)
+            self._serve_in_userspace(self._room(), b"")
+        else:
+            self._finish(Reason.SOURCE_ERROR, error)
+
+    def _room(self) -> int | None:
+        """Bytes that may still be moved; None: no limit."""
+        return None if self._limit is None else self._limit - self._moved
+
+    # What userspace moves
+
+    def _send_initial(self, initial: bytes) -> None:
+        allowed = len(initial) if self._limit is None else min(self._limit, len(initial))
+        self._surplus = initial[allowed:]
+        self._enter(Phase.SENDING_INITIAL)
+        self._serve_in_userspace(allowed, initial[:allowed])
+
+    def _move_remainder(self) -> None:
+        """What a splice has left behind (F13), up to the EOF or error after it."""
+        if self._room() == 0:
+            self._finish(Reason.LIMIT)
+        else:
+            self._enter(Phase.USERSPACE)
+            self._serve_in_userspace(self._room(), b"")
+
+    def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
+        self._ahead = initial
+        segment = self._segment = self._kernel.engine_flow()
+        self._ahead = b""
+        segment.start(
+            self._source,
+            self._drain,
+            limit,
+            initial,
+            lambda end: self._segment_ended(segment, end),
+        )
+
+    def _segment_ended(self, segment: EngineFlow, end: End) -> None:
+        with self._held():
+            self._segment_over(segment, end)
+
+    def _segment_over(self, segment: EngineFlow, end: End, stopped: Reason | None = None) -> None:
+        if self._segment is not segment:
+            return  # who stopped it was first to know its end
+        self._segment = None
+        self._moved += end.moved
+        if self._phase is Phase.USERSPACE or end.reason is not Reason.LIMIT:
+            self._finish(end.reason, end.error, unsent=end.unsent, mover=end.mover)
+        elif self._room() == 0:
+            self._finish(Reason.LIMIT)
+        elif stopped is not None:
+            self._finish_between(stopped)
+        else:
+            # This is a worker's thread, and setting a splice can have to wait (F24).
+            self._enter(Phase.BETWEEN)
+            self._kernel.submit(self._splice_after_initial)
+
+    def _splice_after_initial(self) -> None:
+        with self._held():
+            if self._end is None:
+                self._splice()
+
+    # The end
+
+    def _finish(
+        self,
+        reason: Reason,
+        error: OSError | None = None,
+        *,
+        unsent: bytes = b"",
+        mover: str = SO_SPLICE,
+    ) -> None:
+        self._enter(Phase.ENDED)
+        self._end = End(
+            reason=reason,
+            moved=self._moved,
+            limit=self._limit,
+            unsent=unsent + self._surplus,
+            error=error,
+            backend="kernel" if self._fallback is None else "userspace",
+            mover=SO_SPLICE if self._fallback is None else mover,
+            fallback=self._fallback,
+        )
+
+    def _finish_between(self, reason: Reason) -> None:
+        """Stopped with ``initial`` sent and no splice yet."""
+        failure = drain_failure(self._calls, self._drain)
+        if failure is not None:
+            self._finish(Reason.DRAIN_ERROR, failure)
+        else:
+            self._finish(self._closed_or(reason))
+
+    def _closed_or(self, reason: Reason) -> Reason:
+        return closed_or(reason, self._kernel.port, self._source, self._drain)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The lock; who releases it last tells of the end, without it."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+            except Exception as error:  # a defect must not leave a flow that never ends
+                self._give_up(error)
+            finally:
+                self._depth -= 1
+            tell = not self._depth and self._end is not None and not self._told
+            self._told |= tell
+        if tell:
+            assert self._end is not None
+            self._on_end(self._end)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.exception("splicing failed unexpectedly")
+        if self._phase is Phase.SPLICED:
+            self._enter(Phase.BETWEEN)
+            self._kernel.looks.end(self)
+            with suppress(OSError):
+                self._calls.end_splice(self.pair[0])
+            self._kernel.events.disarm(self)
+        if self._end is None:
+            failure = OSError(errno.EIO, f"splicing failed unexpectedly: {error!r}")
+            self._finish(Reason.SOURCE_ERROR, failure, unsent=self._ahead)

@@ -1,0 +1,1 @@
+"""The operating system: everything that touches it."""

@@ -1,0 +1,342 @@
+"""Readiness: the best that the system has of epoll, kqueue, poll and select."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from .backoff import Backoff
+from .interface import Endpoint, Readiness
+
+_Call = Callable[[float | None], list[tuple[int, Readiness]]]
+_select: Any = select  # each system's has other names, and a type checker knows that
+READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
+
+
+def make_poller(kind: str | None = None) -> BasePoller:
+    """A poller of that kind; None: the best one here."""
+    kind = kind or kinds()[0]
+    if kind not in kinds():
+        raise ValueError(f"this system has no {kind!r}; it has {', '.join(kinds())}")
+    return _KINDS[kind]()
+
+
+def kinds() -> list[str]:
+    """The kinds that this system has, best first."""
+    return [kind for kind in _KINDS if hasattr(_select, kind)]
+
+
+class BasePoller(ABC):
+    """What the four have in common: a socket pair to be woken by."""
+
+    def __init__(self) -> None:
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._wake_descriptor = self._woken.fileno()
+        try:
+            self._open(self._wake_descriptor)
+        except BaseException:
+            self._woken.close()
+            self._waker.close()
+            raise
+
+    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        ready = self._wait(timeout)
+        for at, (descriptor, _) in enumerate(ready):
+            if descriptor == self._wake_descriptor:
+                del ready[at]
+                with suppress(BlockingIOError):
+                    while len(self._woken.recv(4096)) == 4096:
+                        pass
+                break
+        return ready
+
+    def wake(self) -> None:
+        with suppress(BlockingIOError):  # so many are waiting that one more says nothing
+            self._waker.send(b"\0")
+
+    def close(self) -> None:
+        self._woken.close()
+        self._waker.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close this process's copies."""
+        self.close()
+
+    @abstractmethod
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None: ...
+
+    @abstractmethod
+    def forget(self, endpoint: Endpoint) -> None: ...
+
+    def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - a kqueue has nothing to do
+        """What was reported of it last has led to nothing: see ``interface.Poller``."""
+
+    @abstractmethod
+    def _open(self, wake_descriptor: int) -> None: ...
+
+    @abstractmethod
+    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]: ...
+
+
+class EpollPoller(BasePoller):
+    """Linux."""
+
+    def _open(self, wake_descriptor: int) -> None:
+        self._epoll = _select.epoll()
+        self._epoll.register(wake_descriptor, _EPOLL_MASK[READ])
+        self._masks: dict[int, int] = {}
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        descriptor, before = endpoint.fileno(), self._masks.get(endpoint.fileno())
+        if before is None:
+            self._masks[descriptor] = _EPOLL_MASK[interest]
+            self._epoll.register(descriptor, _EPOLL_MASK[interest])
+        else:
+            self._modify(descriptor, _EPOLL_MASK[interest] | before & _select.EPOLLET)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        # Closing would not do: epoll goes on watching as long as the caller's own descriptor
+        # keeps the socket open.
+        if self._masks.pop(endpoint.fileno(), None) is not None:
+            self._epoll.unregister(endpoint.fileno())
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        # Reported at each change from now on, which serves as well: who is told that it can read
+        # or write does so until it can't. Only once: each change of a mask is reported too.
+        mask = self._masks.get(endpoint.fileno())
+        if mask is not None and not mask & _select.EPOLLET:
+            self._modify(endpoint.fileno(), mask | _select.EPOLLET)
+
+    def _modify(self, descriptor: int, mask: int) -> None:
+        self._masks[descriptor] = mask
+        self._epoll.modify(descriptor, mask)
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]
+
+    def close(self) -> None:
+        self._epoll.close()
+        super().close()
+
+
+def _decode(mask: int) -> Readiness:
+    """poll(2)'s bits, which epoll shares: IN 1, OUT 4, ERR 8, HUP 16."""
+    return Readiness(
+        (READ if mask & 1 else 0)
+        | (WRITE if mask & 4 else 0)
+        | (ERROR if mask & 8 else 0)
+        | (HANGUP if mask & 16 else 0)
+    )
+
+
+_EPOLL_READY = [_decode(mask) for mask in range(32)]
+_EPOLL_MASK = {
+    Readiness(interest): (1 if interest & READ else 0) | (4 if interest & WRITE else 0)
+    for interest in range(4)
+}
+
+
+class KqueuePoller(BasePoller):
+    """FreeBSD, OpenBSD, macOS.  They have no error queues: an error that was read is gone, so
+    that there is nothing to quieten.
+
+    HANGUP without WRITE is watched for by EVFILT_WRITE with a low-water mark that no send buffer
+    reaches: it then fires for nothing but the end of the connection (kqueue(2), NOTE_LOWAT).
+    """
+
+    #: The module that ``kqueue`` and its constants come from; on Linux a test puts its own here.
+    module: Any = _select
+    _OUT_OF_REACH = 0x7FFFFFFF
+
+    def _open(self, wake_descriptor: int) -> None:
+        self._kqueue = self.module.kqueue()
+        self._interest: dict[int, Readiness] = {}
+        self._change(wake_descriptor, self.module.KQ_FILTER_READ, self.module.KQ_EV_ADD)
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        kq, descriptor = self.module, endpoint.fileno()
+        before = self._interest.get(descriptor)
+        if (before or 0) & READ and not interest & READ:
+            self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)
+        if interest & READ and not (before or 0) & READ:
+            self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)
+        if before is None or (before ^ interest) & WRITE:
+            if before is not None:  # NOTE_LOWAT outlives a second EV_ADD on some systems
+                self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_DELETE)
+            if interest & WRITE:
+                self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_ADD)
+            else:
+                self._change(
+                    descriptor,
+                    kq.KQ_FILTER_WRITE,
+                    kq.KQ_EV_ADD | kq.KQ_EV_CLEAR,
+                    kq.KQ_NOTE_LOWAT,
+                    self._OUT_OF_REACH,
+                )
+        self._interest[descriptor] = interest
+
+    def forget(self, endpoint: Endpoint) -> None:
+        kq, descriptor = self.module, endpoint.fileno()
+        interest = self._interest.pop(descriptor, None)
+        if interest is not None:
+            if interest & READ:
+                self._change(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)
+            self._change(descriptor, kq.KQ_FILTER_WRITE, kq.KQ_EV_DELETE)
+
+    def _change(
+        self, descriptor: int, which: int, flags: int, fflags: int = 0, data: int = 0
+    ) -> None:
+        event = self.module.kevent(descriptor, which, flags, fflags, data)
+        self._kqueue.control([event], 0, 0)
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        kq = self.module
+        ready = []
+        for event in self._kqueue.control(None, 256, timeout):
+            if event.filter == kq.KQ_FILTER_READ:
+                found = READ
+            elif event.flags & kq.KQ_EV_EOF:
+                found = WRITE | HANGUP
+            elif self._interest.get(event.ident, WRITE) & WRITE:
+                found = WRITE
+            else:  # a pending error is reported whatever the mark is
+                found = ERROR
+            ready.append((event.ident, found))
+        return ready
+
+    def close(self) -> None:
+        self._kqueue.close()
+        super().close()
+
+    def abandon(self) -> None:
+        # A kqueue isn't inherited (kqueue(2)): its number may be a stranger's in the child, and
+        # older Pythons would close that with the object.
+        _not_ours.append(self._kqueue)
+        super().close()
+
+
+class _RepeatingPoller(BasePoller):
+    """One that is given all descriptors at each call, and reports the same as long as it is so."""
+
+    def _open(self, wake_descriptor: int) -> None:
+        self._lock = threading.Lock()
+        self._backoff = Backoff()
+        self._interest: dict[int, Readiness] = {}
+        self._check_room(wake_descriptor)
+        self._interest[wake_descriptor] = READ
+
+    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
+        with self._lock:
+            self._check_room(endpoint.fileno())
+            self._interest[endpoint.fileno()] = interest
+            self._changed(endpoint.fileno())
+        self.wake()
+
+    def forget(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            self._interest.pop(endpoint.fileno(), None)
+            self._changed(endpoint.fileno())
+        self.wake()
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            self._backoff.was_useless(endpoint.fileno())
+
+    def _changed(self, descriptor: int) -> None:
+        self._backoff.forget(descriptor)
+
+    def _check_room(self, descriptor: int) -> None:
+        """OSError, if it can't take that one as well."""
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
+        with self._lock:
+            left_out = self._backoff.left_out()
+            timeout = self._backoff.bounded(timeout)
+            call = self._call(left_out)
+        return call(timeout)
+
+    @abstractmethod
+    def _call(self, left_out: set[int]) -> _Call: ...
+
+
+class PollPoller(_RepeatingPoller):
+    """Any POSIX system."""
+
+    def _open(self, wake_descriptor: int) -> None:
+        super()._open(wake_descriptor)
+        self._poll: Any = None
+        self._left_out: set[int] = set()
+
+    def _changed(self, descriptor: int) -> None:
+        super()._changed(descriptor)
+        self._poll = None
+
+    def _call(self, left_out: set[int]) -> _Call:
+        if self._poll is None or left_out != self._left_out:
+            self._left_out = left_out
+            self._poll = _select.poll()
+            for descriptor, interest in self._interest.items():
+                if descriptor not in left_out:
+                    self._poll.register(descriptor, _EPOLL_MASK[interest])
+        return partial(self._ask, self._poll)
+
+    @staticmethod
+    def _ask(poll: Any, timeout: float | None) -> list[tuple[int, Readiness]]:
+        milliseconds = None if timeout is None else -int(-timeout * 1000 // 1)
+        return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in poll.poll(milliseconds)]
+
+
+class SelectPoller(_RepeatingPoller):
+    """Windows.  It cannot see HANGUP: a dead drain is noticed by the next bytes sent to it."""
+
+    _LIMIT = 1024
+
+    def _check_room(self, descriptor: int) -> None:
+        # Past its bounds select() would raise at each wait, for all sockets.
+        if sys.platform == "win32":  # there it bounds how many; CPython's FD_SETSIZE is 512
+            full = len(self._interest) >= self._LIMIT // 2 and descriptor not in self._interest
+        else:
+            full = descriptor >= self._LIMIT
+        if full:
+            raise OSError(errno.EMFILE, "select() can watch no further socket")
+
+    def _call(self, left_out: set[int]) -> _Call:
+        looked_at = [(fd, which) for fd, which in self._interest.items() if fd not in left_out]
+        readers = [fd for fd, interest in looked_at if interest & READ]
+        writers = [fd for fd, interest in looked_at if interest & WRITE]
+        return partial(self._ask, readers, writers)
+
+    @staticmethod
+    def _ask(
+        readers: list[int], writers: list[int], timeout: float | None
+    ) -> list[tuple[int, Readiness]]:
+        try:
+            # Windows reports a connection that failed in the third set alone.
+            readable, writable, failed = select.select(readers, writers, writers, timeout)
+        except OSError:
+            return []  # one of them was forgotten and closed since: the next look leaves it out
+        ready = dict.fromkeys(readable, READ)
+        for descriptor in writable + failed:
+            ready[descriptor] = ready.get(descriptor, Readiness.NONE) | WRITE
+        return list(ready.items())
+
+
+#: kqueue objects of the parent process, kept so that they are never closed here.
+_not_ours: list[Any] = []
+
+_KINDS: dict[str, type[BasePoller]] = {
+    "epoll": EpollPoller,
+    "kqueue": KqueuePoller,
+    "poll": PollPoller,
+    "select": SelectPoller,
+}

@@ -1,0 +1,123 @@
+"""The thin calls on a kernel that has SO_SPLICE: one call of the kernel each.
+
+A kernel that checks drains itself (OpenBSD's) is asked and nothing else. FreeBSD's accepts drains
+into which it then destroys bytes (F21), spoils the source when it refuses the drain (F22, before
+15.1) and resets a live splice's count when asked to splice its source again (F23): there, what it
+must not be asked is found out before.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from .._errors import refusal
+from .._platform.kernel_interface import KernelCalls
+from .._platform.splice_checks import DrainUse, drain_error, drain_use, encrypts, is_tcp, set_splice
+
+__all__ = ["ThinKernel"]
+
+
+class ThinKernel:
+    """The three calls, and what is remembered of the splices made here."""
+
+    def __init__(self, calls: KernelCalls) -> None:
+        self._calls = calls
+        # For F23: source descriptor -> drain descriptor. It may be out of date (the splice ended
+        # by itself, a descriptor was closed): it says where to look, the kernel says what is.
+        self._drains: dict[int, int] = {}
+
+    def splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
+        """Splice source to drain."""
+        if self._calls.capabilities.checks_drains:
+            self._calls.set_splice(source, drain, max_bytes, idle)
+            return
+        self._check_source(source)
+        self._check_drain(source, drain)
+        try:
+            set_splice(
+                self._calls, source, drain, max_bytes, idle, spliced_here=source in self._drains
+            )
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise _busy() from None
+            raise
+        self._remember(source, drain)
+
+    def unsplice(self, source: int) -> None:
+        """End source's splice."""
+        try:
+            self._calls.end_splice(source)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:  # it was over before
+                self._drains.pop(source, None)
+            raise
+        self._drains.pop(source, None)
+
+    def spliced_bytes(self, source: int) -> int:
+        """The kernel's own count."""
+        return self._calls.spliced_count(source)
+
+    def _check_source(self, source: int) -> None:
+        """F23: asking for a second splice would reset the live one's count and limit."""
+        drain = self._drains.get(source)
+        if drain is not None and self._is_live_drain(drain):
+            raise refusal(errno.EBUSY, "the source is spliced already; unsplice(source) ends that")
+
+    def _check_drain(self, source: int, drain: int) -> None:
+        error = drain_error(self._calls, drain)
+        if error is not None and error.errno == errno.ECONNRESET:
+            raise refusal(errno.ENOTCONN, "the drain's connection was reset")
+        if error is not None:
+            raise error
+        if not is_tcp(self._calls, drain):
+            return  # which the kernel refuses itself, before any harm is done
+        if encrypts(self._calls, drain):
+            raise refusal(errno.EINVAL, "the drain encrypts in the kernel (KTLS)")
+        self._check_drain_free(source, drain)
+
+    def _check_drain_free(self, source: int, drain: int) -> None:
+        """F22: before 15.1 the kernel's refusal of a drain in use costs the source.
+
+        Where the drain's buffer is full, nothing harmless tells whether it is in use: the kernel is
+        asked. Ending is the only question that a full drain answers, and it would end somebody's
+        live splice. Only a drain last used by another splice made here isn't risked.
+        """
+        use = drain_use(self._calls, drain)
+        if use is DrainUse.LIVE:
+            raise refusal(
+                errno.EBUSY, "the drain is the drain of another splice; unsplice that one's source"
+            )
+        others = [other for other, used in self._drains.items() if used == drain]
+        if (
+            use is DrainUse.UNKNOWN
+            and self._calls.capabilities.poisons
+            and others
+            and others != [source]
+        ):
+            raise refusal(
+                errno.EBUSY,
+                f"the drain's buffer is full and the splice from fd {others[0]} to it may be alive:"
+                f" call unsplice({others[0]}) first, or wait until the drain is writable",
+            )
+
+    def _remember(self, source: int, drain: int) -> None:
+        """A drain has one source: an older entry with either number is out of date."""
+        for other, used in list(self._drains.items()):
+            if used == drain:
+                self._drains.pop(other, None)
+        self._drains[source] = drain
+
+    def _is_live_drain(self, drain: int) -> bool:
+        """F20. False where it can't be told."""
+        try:
+            return drain_use(self._calls, drain) is DrainUse.LIVE
+        except OSError:
+            return False
+
+
+def _busy() -> OSError:
+    return refusal(
+        errno.EBUSY,
+        "the source is spliced already (or, before FreeBSD 15.1, spoiled by an earlier refusal),"
+        " or the drain is one already",
+    )

@@ -1,0 +1,1 @@
+"""Worker threads that move the bytes themselves."""

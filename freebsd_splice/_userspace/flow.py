@@ -1,0 +1,273 @@
+"""One direction, moved in userspace by a worker of the engine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from .._core.flow import End, Reason, closed_or
+from .._core.shared_sockets import SharedSocket
+from .._platform.interface import Endpoint, Port
+from .movers import Mover, MoverRefusedError
+
+logger = logging.getLogger("freebsd_splice")
+
+#: How often a flow may go back to its source in one turn before the others have theirs.
+MOVES_A_TURN = 16
+#: Asked of the source at once where there is no limit.
+_NO_LIMIT = 1 << 30
+
+
+class FlowWorker(Protocol):
+    """What a flow asks of the worker that it belongs to."""
+
+    @property
+    def port(self) -> Port: ...
+
+    def mover(self, *, copy: bool = False) -> Mover:
+        """A mover for one flow; with ``copy`` the one that can serve any socket."""
+        ...
+
+    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+        """Give ``flow`` a turn once its source can be read, or once its drain can be written.
+
+        It is told when the drain fails, also while it has nothing to write.
+        """
+        ...
+
+    def quieten(self, endpoint: Endpoint) -> None:
+        """What the poller has reported of ``endpoint`` has led to nothing."""
+        ...
+
+    def release(self, flow: EngineFlow) -> None:
+        """Watch neither of its sockets for it any more, so that they can be closed."""
+        ...
+
+
+class EngineFlow:
+    """A flow (see ``_core.flow.Flow``) that a worker moves."""
+
+    def __init__(self, worker: FlowWorker) -> None:
+        self.queued = False  # the worker's own mark: it waits for its turn
+        self.source: Endpoint
+        self.drain: Endpoint
+        self._source_socket: SharedSocket
+        self._drain_socket: SharedSocket
+        self._worker = worker
+        self._port = worker.port
+        self._mover = worker.mover()
+        self._lock = threading.Lock()  # a turn, against a stop from elsewhere
+        self._waiting = (False, False)
+        self._limit: int | None = None
+        self._on_end: Callable[[End], None]
+        self._moved = 0
+        self._ahead = memoryview(b"")  # goes before anything that the mover takes
+        self._surplus = b""  # what of ``initial`` is past the limit
+        self._started = False
+        self._stopped_early: Reason | None = None
+        self._end: End | None = None
+
+    def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
+        """Userspace serves any pair."""
+
+    def look_soon(self) -> None:
+        """The poller tells of every end."""
+
+    def start(
+        self,
+        source: SharedSocket,
+        drain: SharedSocket,
+        limit: int | None,
+        initial: bytes,
+        on_end: Callable[[End], None],
+    ) -> None:
+        self.source, self.drain = source.endpoint, drain.endpoint
+        self._source_socket, self._drain_socket = source, drain
+        self._limit = limit
+        self._on_end = on_end
+        allowed = len(initial) if limit is None else min(limit, len(initial))
+        self._ahead, self._surplus = memoryview(initial)[:allowed], initial[allowed:]
+        with self._lock:
+            self._started = True
+            if self._stopped_early is not None:
+                end = self._finish(self._stopped_early)
+            elif limit == 0:
+                end = self._finish(Reason.LIMIT)
+            elif not self._port.is_connected(self.drain):
+                # Some systems say nothing at all of a socket that is not connected (kqueue).
+                error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+                end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or error)
+            else:
+                # Both: what is waiting already, bytes, EOF or a socket that can't be read at all,
+                # is found at once, without a turn on the caller's thread.
+                try:
+                    self._wait(read=True, write=True)
+                    return
+                except OSError as error:  # the poller has no room
+                    end = self._finish(Reason.SOURCE_ERROR, error)
+        on_end(end)
+
+    def moved(self) -> int:
+        return self._moved
+
+    def stop(self, reason: Reason = Reason.CANCELLED) -> End:
+        with self._lock:
+            if self._end is not None:
+                return self._end
+            if not self._started:
+                # The other flow of a pair has ended, or a socket was closed, in the meantime.
+                self._stopped_early = reason
+                return End(reason, 0, None, b"", None, "userspace", self._mover.name)
+            end = self._finish(reason)
+        self._on_end(end)
+        return end
+
+    def turn(self) -> bool:
+        """Move what can be moved now, within bounds; True: there was more."""
+        with self._lock:
+            if self._end is not None:
+                return False
+            try:
+                end = self._advance()
+            except Exception as error:  # a defect here must not leave a flow that never ends
+                logger.exception("moving bytes failed unexpectedly")
+                failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
+                end = self._finish(Reason.SOURCE_ERROR, failure)
+            if end is None:
+                return self._waiting == (False, False)
+        self._on_end(end)
+        return False
+
+    def drain_failed(self) -> None:
+        """The poller says that the drain can take nothing any more."""
+        with self._lock:
+            if self._end is not None:
+                return
+            end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or _broken_pipe())
+        self._on_end(end)
+
+    def drain_has_failed(self) -> bool:
+        with self._lock:
+            return self._end is None and self._drain_failure() is not None
+
+    def source_has_failed(self) -> bool:
+        with self._lock, self._source_socket.lock:
+            return self._end is None and self._source_socket.failure() is not None
+
+    def _advance(self) -> End | None:
+        before = self._moved
+        told = self._waiting == (True, False)
+        try:
+            for _ in range(MOVES_A_TURN):
+                try:
+                    end = self._push() or self._pull(told=told and self._moved == before)
+                except MoverRefusedError:
+                    self._ahead = memoryview(self._mover.take_back())
+                    self._mover = self._worker.mover(copy=True)
+                    continue
+                if end is not None:
+                    return end
+        except _NotNow as wanted:
+            self._mover.rest()
+            if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
+                # It was told that it can, and can't: an error queue looks so to select(2).
+                self._worker.quieten(self.source if wanted.read else self.drain)
+            try:
+                self._wait(read=wanted.read, write=not wanted.read)
+            except OSError as error:  # the poller has no room
+                return self._finish(Reason.SOURCE_ERROR, error)
+            return None
+        # More is there, and it is the others' turn.
+        self._mover.rest()
+        self._waiting = (False, False)
+        return None
+
+    def _push(self) -> End | None:
+        """Into the drain with all that has been taken from the source."""
+        try:
+            with self._drain_socket.lock:
+                try:
+                    while self._ahead:
+                        taken = self._port.send(self.drain, self._ahead)
+                        self._ahead = self._ahead[taken:]
+                        self._moved += taken
+                    while self._mover.held:
+                        self._moved += self._mover.pour(self.drain)
+                except BlockingIOError:
+                    raise _NotNow(read=False) from None
+                except BrokenPipeError as error:
+                    # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+                    failure = self._drain_socket.failure()
+                    self._drain_socket.failed(error)
+                    raise failure or error from None
+                except OSError as error:
+                    self._drain_socket.failed(error)
+                    raise
+        except OSError as error:
+            return self._finish(Reason.DRAIN_ERROR, error)
+        return None
+
+    def _pull(self, *, told: bool) -> End | None:
+        """Take from the source; nothing is held before."""
+        room = _NO_LIMIT if self._limit is None else self._limit - self._moved
+        if room == 0:
+            return self._finish(Reason.LIMIT)
+        with self._source_socket.lock:
+            try:
+                if self._mover.fill(self.source, room, told=told):
+                    return None
+                failure = self._source_socket.failure()
+            except BlockingIOError:
+                raise _NotNow(read=True) from None
+            except OSError as error:
+                self._source_socket.failed(error)
+                failure = error
+        if failure is None or isinstance(failure, BrokenPipeError):
+            # EPIPE is of the sending side, or of a reset that came behind the FIN.
+            return self._finish(Reason.EOF)
+        return self._finish(Reason.SOURCE_ERROR, failure)
+
+    def _wait(self, *, read: bool, write: bool) -> None:
+        if (read, write) != self._waiting:
+            self._worker.expect(self, read=read, write=write)
+            self._waiting = (read, write)
+
+    def _finish(self, reason: Reason, error: OSError | None = None) -> End:
+        """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
+        self._worker.release(self)
+        if reason is not Reason.DRAIN_ERROR:
+            # F16: bytes that a dead drain has taken are no success.
+            failure = self._drain_failure()
+            if failure is not None:
+                reason, error = Reason.DRAIN_ERROR, failure
+            else:
+                reason = closed_or(reason, self._port, self._source_socket, self._drain_socket)
+        self._end = End(
+            reason=reason,
+            moved=self._moved,
+            limit=self._limit,
+            unsent=bytes(self._ahead) + self._mover.take_back() + self._surplus,
+            error=error,
+            backend="userspace",
+            mover=self._mover.name,
+        )
+        return self._end
+
+    def _drain_failure(self) -> OSError | None:
+        with self._drain_socket.lock:
+            return self._drain_socket.failure()
+
+
+class _NotNow(Exception):
+    """No error: the source has nothing, or the drain no room."""
+
+    def __init__(self, *, read: bool) -> None:
+        self.read = read
+
+
+def _broken_pipe() -> OSError:
+    return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
