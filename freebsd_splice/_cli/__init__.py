@@ -11,12 +11,12 @@ from typing import Any
 from .. import __version__
 from .._diagnostics.info import report
 from .._diagnostics.selftest import SECONDS, TRANSFERS, selftest
-from ._choosing import add_connect, add_socks5
-from ._forward import add_forward
-from ._options import CannotStartError, add_command, count, positive
-from ._password import add_password
-from ._sni import add_sni
-from ._stderr import complain
+from .connect_socks5 import add_connect, add_socks5
+from .forward import add_forward
+from .options import CannotStartError, add_command, count, positive
+from .password import add_password
+from .sni import add_sni
+from .stderr import complain
 
 _SELFTEST = """\
 Find out whether the package keeps its promises on this machine, with the backend in use: play the

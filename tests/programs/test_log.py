@@ -166,7 +166,7 @@ def test_all_that_workers_and_their_parent_say_are_objects(
 
 
 WORKERS_WITH_A_DEFECT = """
-import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli.serving as serving
 async def fail(*args):
     raise ZeroDivisionError
 serving._run = fail

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from freebsd_splice._cli._signals import WITHOUT_EFFECT
+from freebsd_splice._cli.signals import WITHOUT_EFFECT
 from programs.processes import Forwarder, Server, exchange
 
 StartForwarder = Callable[..., Forwarder]

@@ -30,14 +30,14 @@ from programs.processes import (
 StartForwarder = Callable[..., Forwarder]
 
 #: So little that a few clients are too many for it.
-LITTLE_ROOM = "import freebsd_splice._cli._stderr as stderr; stderr.MOST_WAITING = 300"
+LITTLE_ROOM = "import freebsd_splice._cli.stderr as stderr; stderr.MOST_WAITING = 300"
 
 RUN_MAIN = "import sys; from freebsd_splice._cli import main; sys.exit(main())"
 
 #: Reads back what it has written: ``lines`` over a pipe whose ends are ``near`` and ``far``.
 OVER_A_PIPE = """
 import os, sys
-import freebsd_splice._cli._stderr as stderr
+import freebsd_splice._cli.stderr as stderr
 near, far = os.pipe()
 lines = stderr.Lines(far)
 def fill():
@@ -429,7 +429,7 @@ targets.Targets.dial = dial_badly
 def test_why_it_cannot_start_comes_behind_what_was_logged(program: Callable[..., Program]) -> None:
     patch = """
 import logging
-import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli.serving as serving
 def fail(*arguments):
     for number in range(100):
         logging.getLogger("freebsd_splice").warning("line %d", number)
@@ -462,7 +462,7 @@ def test_why_it_cannot_start_is_waited_for_with_a_bound(
     echo_server: Server, unread: Callable[..., Unread]
 ) -> None:
     patch = """
-import freebsd_splice._cli._serving as serving
+import freebsd_splice._cli.serving as serving
 def fail(*arguments):
     raise OSError("not today")
 serving._listen = fail

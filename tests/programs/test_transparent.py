@@ -27,7 +27,7 @@ HARMLESS = {
 
 #: The program takes this for a system that has it.
 AS_IF_IT_COULD = """
-import freebsd_splice._cli._forward as forward
+import freebsd_splice._cli.forward as forward
 forward.why_not_transparent = lambda: None
 """
 

@@ -10,8 +10,8 @@ from typing import Any
 from ..proxies import OpenTarget, Passwords, Rules, parse_rule, socks5_connect
 from ..proxies._addresses import SocketAddress, show
 from ..proxies._log import logger
-from ._options import CannotStartError, add_command, add_handshake, add_serving
-from ._serving import Listeners, serve
+from .options import CannotStartError, add_command, add_handshake, add_serving
+from .serving import Listeners, serve
 
 _RULES = """\
 RULE is WHAT or WHAT:PORTS.  WHAT is * for everything, a host name, which stands for all names below

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from ..proxies import OpenTarget, Routes, by_server_name
-from ._options import add_command, add_handshake, add_retry_after, add_serving
-from ._serving import serve
+from .options import add_command, add_handshake, add_retry_after, add_serving
+from .serving import serve
 
 _DESCRIPTION = """\
 Join TLS connections to targets by the server name that clients ask for, and by ALPN where a route

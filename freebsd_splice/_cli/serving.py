@@ -20,10 +20,10 @@ from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from ..proxies._server import say_listening
-from ._inherited import inherited_listeners
-from ._options import CannotStartError, limits_of
-from ._signals import STOPPING, WITHOUT_EFFECT, say_without_effect
-from ._stderr import StderrHandler, stderr_lines
+from .inherited import inherited_listeners
+from .options import CannotStartError, limits_of
+from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .stderr import StderrHandler, stderr_lines
 
 #: The function that opens targets, made of the options; OSError and ValueError end the program.
 Make = Callable[[argparse.Namespace], OpenTarget]
@@ -62,7 +62,7 @@ def serve(
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(_complaint(error)) from error
     elif sys.platform != "win32":
-        from ._workers import supervise
+        from .workers import supervise
 
         supervise(
             options.workers,
@@ -133,7 +133,7 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
 
 def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
-        from ._privileges import User
+        from .privileges import User
 
         return User.parse(user).become
     raise ValueError("--user: not on Windows")
@@ -141,7 +141,7 @@ def _giving_up(user: str) -> Callable[[], None]:
 
 def _share_option() -> int | None:
     if sys.platform != "win32":
-        from ._workers import share_option
+        from .workers import share_option
 
         return share_option()
     raise ValueError("--workers: not on Windows")
@@ -153,7 +153,7 @@ async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) ->
         _obey_signals(server)
         say_listening(listeners)  # only now: a signal that comes in answer finds its handler
     elif sys.platform != "win32":
-        from ._workers import obey
+        from .workers import obey
 
         obey(parent, server.stop)
     server.use(listeners)

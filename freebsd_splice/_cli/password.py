@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ..proxies._passwords import make_entry
-from ._options import CannotStartError, add_command
+from .options import CannotStartError, add_command
 
 _DESCRIPTION = """\
 Print a line for the password file of "connect" and "socks5", with the password hashed by scrypt.

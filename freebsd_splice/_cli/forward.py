@@ -9,8 +9,8 @@ from ..proxies import OpenTarget
 from ..proxies._addresses import parse_target
 from ..proxies._transparent import why_not_transparent
 from ..proxies.forward import to_targets
-from ._options import add_command, add_retry_after, add_serving
-from ._serving import serve
+from .options import add_command, add_retry_after, add_serving
+from .serving import serve
 
 _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ..proxies._log import fields, logger
-from ._signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 
 assert sys.platform != "win32"  # which has no fork(2)
 
