@@ -14,9 +14,9 @@ import freebsd_splice
 from conformance.backends import BACKENDS, Served, reason_against, serving
 from conformance.harness import Harness
 from freebsd_splice._thin import emulation
-from leaks import has_children, open_descriptors
 from model.harness import ModelHarness
-from slowness import SLOWNESS
+from support.leaks import has_children, open_descriptors
+from support.slowness import SLOWNESS
 
 #: Signals, fork(2), resource limits, /bin/sh: POSIX's from the first line on.
 collect_ignore = ["programs", "vm"] if sys.platform == "win32" else []

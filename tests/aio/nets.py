@@ -13,7 +13,7 @@ import pytest
 
 from freebsd_splice import _runtime
 from model.world import ModelPeer, ModelSocket, World
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 PATIENCE = 20.0 * SLOWNESS
 

@@ -23,7 +23,7 @@ import pytest
 
 from freebsd_splice._diagnostics.facts._kernel_stage import POLLRDHUP
 from freebsd_splice._platform import raw_splice
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 T = TypeVar("T")
 

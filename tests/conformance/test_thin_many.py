@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from conformance.harness import Harness, Peer
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 from .backends import not_on
 from .thin import Thin

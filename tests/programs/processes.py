@@ -24,7 +24,7 @@ import pytest
 
 import freebsd_splice
 from freebsd_splice._platform.backlog import backlog_limit
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 assert sys.platform != "win32"  # signals, resource limits, /bin/sh
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from programs.processes import needs
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 BENCH = Path(__file__).parents[2] / "bench" / "forward.py"
 

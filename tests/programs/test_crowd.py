@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import pytest
 
-from descriptors import enough_descriptors
 from programs.clients import ALLOW_LOOPBACK, no_accidents, nothing_kept, read_head, read_to_eof
 from programs.every_backend import BACKENDS
 from programs.processes import (
@@ -30,6 +29,7 @@ from programs.processes import (
     receive,
     until,
 )
+from support.descriptors import enough_descriptors
 
 #: What each of many clients downloads, and the part that is held back until all are there.
 SIZE, HELD_BACK = 100_000, 1_000

@@ -36,7 +36,7 @@ from programs.processes import (
     until,
     within_backlog_limit,
 )
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 StartForwarder = Callable[..., Forwarder]
 StartServer = Callable[..., Server]

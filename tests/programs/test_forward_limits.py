@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from programs.processes import Forwarder, Server, closing_all, exchange, until
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 StartForwarder = Callable[..., Forwarder]
 

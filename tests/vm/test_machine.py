@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("fcntl", reason="the runner is for POSIX hosts")
 
 from freebsd_vm import events, failures, machine
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
 PATIENCE = 20.0 * SLOWNESS

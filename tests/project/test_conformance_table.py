@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: On a machine that is four times as slow as this one pretends to be.
 TESTS = """

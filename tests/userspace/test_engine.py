@@ -18,15 +18,15 @@ import pytest
 
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
-from descriptors import enough_descriptors
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._core.flow import End
 from freebsd_splice._platform.interface import Endpoint, Notice, Readiness, Runner, Source
 from freebsd_splice._platform.pollers import kinds
-from leaks import open_descriptors
 from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
-from slowness import SLOWNESS
+from support.descriptors import enough_descriptors
+from support.leaks import open_descriptors
+from support.slowness import SLOWNESS
 
 pytestmark = pytest.mark.usefixtures("userspace")
 

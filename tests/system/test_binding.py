@@ -12,7 +12,7 @@ import pytest
 
 import cross_compile
 from cross_compile import LAYOUTS, WITHOUT_SO_SPLICE
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 
 @pytest.fixture(scope="module", autouse=True)

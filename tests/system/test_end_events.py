@@ -13,7 +13,7 @@ from conformance.harness import Harness
 from freebsd_splice._platform.end_events import KqueueEndEvents, PollGlances
 from freebsd_splice._platform.interface import Readiness
 from freebsd_splice._platform.kernel_interface import Glance
-from test_pollers import PollingKqueue
+from system.test_pollers import PollingKqueue
 
 READ, WRITE = Readiness.READ, Readiness.WRITE
 

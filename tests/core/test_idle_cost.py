@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from descriptors import enough_descriptors
-from slowness import SLOWNESS
+from support.descriptors import enough_descriptors
+from support.slowness import SLOWNESS
 
 pytest.importorskip("resource", reason="getrusage is POSIX's")
 

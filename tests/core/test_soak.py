@@ -18,8 +18,8 @@ import pytest
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Outcome, Reason, Relay, RelayOutcome
-from leaks import open_descriptors
 from ports import RecordingPort, runtime
+from support.leaks import open_descriptors
 
 GIGABYTES = float(os.environ.get("FREEBSD_SPLICE_SOAK_GIGABYTES", "10"))
 PATTERN = random.Random(0).randbytes((1 << 20) + 7)  # no power of two: shifts show

@@ -439,7 +439,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["freebsd_splice.proxies._client_hello"]):
-    from programs.test_client_hello import check_any_bytes
+    from proxies.test_client_hello import check_any_bytes
 
 atheris.Setup(sys.argv, check_any_bytes)
 atheris.Fuzz()

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 import cross_compile
-from slowness import SLOWNESS
+from support.slowness import SLOWNESS
 
 ROOT = cross_compile.ROOT
 PIP_CHOICE = Path(__file__).with_name("pip_choice.py")

@@ -1,0 +1,1 @@
+"""What both backends are built from, and what a process has once."""

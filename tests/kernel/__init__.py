@@ -1,0 +1,1 @@
+"""The kernel's flows, on a modelled kernel."""

@@ -1,0 +1,1 @@
+"""What the proxies read and decide, without a program."""

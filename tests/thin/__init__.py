@@ -1,0 +1,1 @@
+"""The thin functions and their emulation."""
