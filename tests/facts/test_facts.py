@@ -70,9 +70,9 @@ WITHOUT_POLLRDHUP = """
 import select, sys
 sys.platform = "openbsd7"
 vars(select).pop("POLLRDHUP", None)
-from freebsd_splice import _kernel_events
+from freebsd_splice._platform import end_events
 from freebsd_splice._diagnostics.facts import kernel_rig
-print(_kernel_events._READ_HANGUP, kernel_rig.POLLRDHUP)
+print(end_events._READ_HANGUP, kernel_rig.POLLRDHUP)
 """
 
 

@@ -126,11 +126,11 @@ def test_nobody_else_is_told_of_them_or_given_them(
 ) -> None:
     look = f"""
 import os, sys
-from freebsd_splice._cli import _serving, main
+from freebsd_splice._cli import main, serving
 async def say(server, listeners, parent):
     print("left", [name for name in os.environ if name.startswith("LISTEN_")])
     print("inheritable", [listener.get_inheritable() for listener in listeners])
-_serving._run = say
+serving._run = say
 sys.exit(main({forward(echo_server)[2:]}))
 """
     front = program(*like_systemd(("listening", "127.0.0.1")), "-c", look)
@@ -143,7 +143,7 @@ def test_accepted_sockets_have_the_buffers_asked_for(
 ) -> None:
     look = f"""
 import socket, sys
-from freebsd_splice._cli import _serving, main
+from freebsd_splice._cli import main, serving
 async def say(server, listeners, parent):
     sizes = [
         listener.getsockopt(socket.SOL_SOCKET, option)
@@ -151,7 +151,7 @@ async def say(server, listeners, parent):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
     ]
     print("as asked", [size in (30000, 60000) for size in sizes])  # Linux says twice as much
-_serving._run = say
+serving._run = say
 sys.exit(main({forward(echo_server, "--buffer-size", "30000")[2:]}))
 """
     front = program(*like_systemd(("listening", "127.0.0.1")), "-c", look)

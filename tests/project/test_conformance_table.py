@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Characters of a test's name, which is a line of that page and of pytest's report.
 LONGEST_NAME = 60

@@ -13,7 +13,7 @@ import pytest
 
 import freebsd_splice
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PORT = ROOT / "contrib/port/net/py-freebsd-splice"
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 SERVICE = PORT / "files/freebsd_splice_forward.in"

@@ -129,7 +129,7 @@ def test_no_thread_is_started_in_another_way() -> None:
         if name in STARTS
     }
     # Annotations apart, which start nothing.
-    assert found == {"_threads.py: Thread"}
+    assert found == {"_platform/threads.py: Thread"}
 
 
 def test_what_a_forked_child_forgets_is_said_in_one_place() -> None:
@@ -139,7 +139,7 @@ def test_what_a_forked_child_forgets_is_said_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "register_at_fork"
     }
-    assert users == {"_process.py"}
+    assert users == {"process.py"}
 
 
 def _names_of_threading(tree: ast.AST) -> Iterator[str]:

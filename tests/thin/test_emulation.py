@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -481,16 +480,3 @@ def test_a_child_forked_in_mid_stream_disturbs_nothing(harness: Harness) -> None
         assert in_child(lambda: spliced_bytes(source) == 0)
     writer.join()
     assert received == data
-
-
-# The package
-
-
-def test_nothing_but_the_thin_layer_imports_the_emulation() -> None:
-    package = Path(emulation.__file__).parent
-    importers = {
-        path.name
-        for path in package.rglob("*.py")
-        if "import _emulation" in path.read_text() or "from ._emulation" in path.read_text()
-    }
-    assert importers == {"_thin.py", "_emulation.py", "_emulation_copier.py"}
