@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from freebsd_splice._kernel_port import Glances, KernelCalls, capabilities_of
+from freebsd_splice._kernel_port import EndEvents, Glances, KernelCalls, capabilities_of
 from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
 
-from .kqueue import Glancer, Kqueue, PollBits, poll_bits
+from .kqueue import Glancer, PollBits, poll_bits
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
@@ -46,12 +46,12 @@ class Calls:
 
     def end_splice(self, source: int) -> None:
         self._world.counts["end"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "end")
         self._world.so_splice.end_by_hand(self._endpoint(source))
 
     def spliced_count(self, source: int) -> int:
         self._world.counts["count"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "count")
         return self._world.so_splice.count(self._endpoint(source))
 
     def tcp_state(self, descriptor: int) -> int:
@@ -95,7 +95,7 @@ class Calls:
         self._world.counts["push"] += 1
         self._world.so_splice.push(self._endpoint(drain))
 
-    def end_events(self) -> Kqueue:
+    def end_events(self) -> EndEvents:
         return self._world.new_kqueue()
 
     def glances(self) -> Glances:
