@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from freebsd_splice._kernel_port import EndEvents, Glances, KernelCalls, capabilities_of
+from freebsd_splice._kernel_port import EndEvents, Glance, Glances, KernelCalls, capabilities_of
 from freebsd_splice._port import Endpoint, Pipe, Poller, Readiness, Source
 
-from .kqueue import Glancer, PollBits, poll_bits
+from .kqueue import Glancer, PollBits, glance, poll_bits
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
@@ -99,7 +99,12 @@ class Calls:
         return self._world.new_kqueue()
 
     def glances(self) -> Glances:
-        return Glancer(self._world.endpoint, self._world.count, self._world.version == "openbsd")
+        def shown(descriptor: int) -> Glance:
+            endpoint = self._world.endpoint(descriptor)
+            assert endpoint is not None, "poll(2) of a closed descriptor"
+            return glance(poll_bits(endpoint, self._world.so_splice.openbsd))
+
+        return Glancer(shown, self._world.count)
 
     def _endpoint(self, descriptor: int) -> TcpEndpoint:
         endpoint = self._world.endpoint(descriptor)
