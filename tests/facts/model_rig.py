@@ -31,7 +31,7 @@ class ModelRig:
         self.source, self.sender = self.world.pair(150_000, 150_000)
         self.drain, self.receiver = self.world.pair(60_000, 40_000)
         self.sent = 0
-        self._kqueue = self.world.calls.end_events()
+        self._kqueue = self.world.new_kqueue()
         self._events: list[str] = []
         self._arrived = bytearray()
         self._armed = False

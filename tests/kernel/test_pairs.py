@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from conformance.harness import DEADLINE, Harness
-from faked_splices import FakedSplicePort
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
 from freebsd_splice._userspace.workers import Engine
+from model.idle import IdleKernelPort
 from model.tcp import SYN_SENT
 from ports import runtime
 from stateful.rig import Rig, rig
@@ -262,44 +262,31 @@ def test_openbsds_short_splices_are_continued() -> None:
         assert on.source.recv(10) == b"xxxxx"
 
 
-class HangingCalls:
-    """A kernel in which somebody holds one socket's lock (F24)."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-        self.asked = threading.Event()
-        self.source = -1
-
-    def hang(self, source: int) -> None:
-        if source == self.source:
-            self.asked.set()
-            assert self.let_go.wait(DEADLINE)
-
-
-@pytest.mark.parametrize("call", ["end_splice", "spliced_count"])
+@pytest.mark.parametrize("call", ["end", "count"])
 def test_a_call_that_hangs_holds_up_its_own_flow_alone(harness: Harness, call: str) -> None:
-    port, hanging = FakedSplicePort(), HangingCalls()
-    plain = getattr(port.calls, call)
+    """F24: somebody holds one socket's lock."""
+    port, asked, let_go = IdleKernelPort(), threading.Event(), threading.Event()
 
-    def maybe_hang(source: int) -> object:
-        hanging.hang(source)
-        return plain(source)
+    def hang() -> None:
+        asked.set()
+        assert let_go.wait(DEADLINE)
 
-    setattr(port.calls, call, maybe_hang)
+    port.world.until_unlocked = hang
     with runtime(port):
         stuck = [_splice(harness) for _ in range(4)]
         others = [_splice(harness, timeout=0.3) for _ in range(4)]
         flow = stuck[0]._flow
-        hanging.source = flow.pair[0]  # type: ignore[attr-defined]
+        source = port.world.endpoint(flow.pair[0])  # type: ignore[attr-defined]
+        port.world.locked.add((source, call))
         for _ in range(50):  # events and looks, again and again
             flow.wake()  # type: ignore[attr-defined]
-        assert hanging.asked.wait(DEADLINE)
+        assert asked.wait(DEADLINE)
         for other in others:
             assert other.wait(DEADLINE).reason is Reason.TIMEOUT
         threads = [name for name in _thread_names() if "crew" in name]
         assert len(threads) <= 4, "a thread for each look at a flow that hangs"
         assert not stuck[0].done
-        hanging.let_go.set()
+        let_go.set()
 
 
 def _splice(harness: Harness, timeout: float | None = None) -> Splice:
@@ -317,7 +304,7 @@ def _thread_names() -> list[str]:
 def test_a_forked_child_leaves_the_parents_kqueue_alone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = FakedSplicePort()
+    port = IdleKernelPort()
     with runtime(port):
         splice = _splice(harness)
         abandoned: list[bool] = []

@@ -35,6 +35,14 @@ def poll_bits(endpoint: Endpoint, openbsd: bool) -> PollBits:
     return bits
 
 
+def glance(bits: PollBits) -> Glance:
+    return (
+        (Glance.READ_HANGUP if PollBits.RDHUP in bits else Glance.NONE)
+        | (Glance.HANGUP if PollBits.HUP in bits else Glance.NONE)
+        | (Glance.WRITE if PollBits.OUT in bits else Glance.NONE)
+    )
+
+
 Lookup = Callable[[int], "Endpoint | None"]
 
 
@@ -104,10 +112,9 @@ class Kqueue:
 class Glancer:
     """``Glances``: poll(2), level-triggered."""
 
-    def __init__(self, lookup: Lookup, count: Callable[[str], None], openbsd: bool) -> None:
-        self._lookup = lookup
+    def __init__(self, shown: Callable[[int], Glance], count: Callable[[str], None]) -> None:
+        self._shown = shown
         self._count = count
-        self._openbsd = openbsd
         self._asked: dict[int, Glance] = {}
 
     def put(self, descriptor: int, asked: Glance) -> None:
@@ -123,13 +130,3 @@ class Glancer:
             for descriptor, asked in self._asked.items()
             if (shown := self._shown(descriptor) & (asked | Glance.HANGUP))
         ]
-
-    def _shown(self, descriptor: int) -> Glance:
-        endpoint = self._lookup(descriptor)
-        assert endpoint is not None, "poll(2) of a closed descriptor"
-        bits = poll_bits(endpoint, self._openbsd)
-        return (
-            (Glance.READ_HANGUP if PollBits.RDHUP in bits else Glance.NONE)
-            | (Glance.HANGUP if PollBits.HUP in bits else Glance.NONE)
-            | (Glance.WRITE if PollBits.OUT in bits else Glance.NONE)
-        )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from freebsd_splice._backend import KernelChoice
 from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, Source
-from freebsd_splice._platform.kernel_interface import Glances, capabilities_of
+from freebsd_splice._platform.kernel_interface import EndEvents, Glance, Glances, capabilities_of
 
-from .kqueue import Glancer, Kqueue, PollBits, poll_bits
+from .kqueue import Glancer, PollBits, glance, poll_bits
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
@@ -47,12 +47,12 @@ class Calls:
 
     def end_splice(self, source: int) -> None:
         self._world.counts["end"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "end")
         self._world.so_splice.end_by_hand(self._endpoint(source))
 
     def spliced_count(self, source: int) -> int:
         self._world.counts["count"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "count")
         return self._world.so_splice.count(self._endpoint(source))
 
     def tcp_state(self, descriptor: int) -> int:
@@ -96,11 +96,16 @@ class Calls:
         self._world.counts["push"] += 1
         self._world.so_splice.push(self._endpoint(drain))
 
-    def end_events(self) -> Kqueue:
+    def end_events(self) -> EndEvents:
         return self._world.new_kqueue()
 
     def glances(self) -> Glances:
-        return Glancer(self._world.endpoint, self._world.count, self._world.version == "openbsd")
+        def shown(descriptor: int) -> Glance:
+            endpoint = self._world.endpoint(descriptor)
+            assert endpoint is not None, "poll(2) of a closed descriptor"
+            return glance(poll_bits(endpoint, self._world.so_splice.openbsd))
+
+        return Glancer(shown, self._world.count)
 
     def _endpoint(self, descriptor: int) -> TcpEndpoint:
         endpoint = self._world.endpoint(descriptor)

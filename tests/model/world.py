@@ -43,8 +43,9 @@ class World:
         self.counts: Counter[str] = Counter()
         self.blocking_while_spliced: list[tuple[int, int]] = []
         self.reset_on_close: set[Endpoint] = set()
-        self.stuck: set[Endpoint] = set()
-        self.on_stuck: Callable[[], object] = lambda: None
+        #: F24: whose lock somebody holds, and which calls come just then; what they wait for.
+        self.locked: set[tuple[Endpoint, str]] = set()
+        self.until_unlocked: Callable[[], object] = lambda: None
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
@@ -119,9 +120,9 @@ class World:
     def count(self, name: str) -> None:
         self.counts[name] += 1
 
-    def may_hang(self, endpoint: Endpoint) -> None:
-        if endpoint in self.stuck:
-            self.on_stuck()
+    def may_hang(self, endpoint: Endpoint, call: str) -> None:
+        if (endpoint, call) in self.locked:
+            self.until_unlocked()
 
     def readiness(self, descriptor: int) -> Readiness:
         for kqueue in self._kqueues:
