@@ -39,7 +39,7 @@ def selftest(
     allowed = float("inf") if seconds is None else seconds
     show = _Counter(terminal)
     try:
-        facts = _play_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
+        facts = _run_facts(chosen.name == "kernel", say, began + allowed * FACTS_SHARE, show)
         wrong = _play_transfers(
             chosen.name == "kernel", transfers, first_seed, say, began + allowed, show
         )
@@ -69,7 +69,7 @@ class _Counter:
             self("")
 
 
-def _play_facts(
+def _run_facts(
     kernel: bool, say: Callable[[str], object], until: float, show: _Counter
 ) -> Counter[str]:
     """On the kernel all that can be seen of it; in userspace what the thin functions promise."""
@@ -84,10 +84,10 @@ def _play_facts(
         return False
 
     lines: list[str] = []
-    counts = facts.run(lines.append, facts.KernelStage if kernel else EmulationStage, goes_on)
+    counts = facts.run_facts(lines.append, facts.KernelRig if kernel else EmulationRig, goes_on)
     show.clear()
     shown = False
-    for line in lines:  # a row that holds needs no line here
+    for line in lines:  # a fact that holds needs no line here
         shown = line.startswith("differs") or (shown and line.startswith(" "))
         if shown:
             say(line)
@@ -95,7 +95,7 @@ def _play_facts(
     return counts
 
 
-class EmulationStage(facts.KernelStage):
+class EmulationRig(facts.KernelRig):
     """This machine's sockets, and the thin functions in place of the kernel's call.
 
     Events and poll(2) can't be as they are in a kernel (F33); what the calls say and what becomes
@@ -104,10 +104,10 @@ class EmulationStage(facts.KernelStage):
 
     system, release = "FreeBSD", (15, 1)
 
-    def plays(self, row: facts.Row) -> facts.Row | None:
-        if row.raw:
+    def shows(self, fact: facts.Fact) -> facts.Fact | None:
+        if fact.raw:
             return None
-        return dataclasses.replace(row, events=None, source=None, drain=None, errors=None)
+        return dataclasses.replace(fact, events=None, source=None, drain=None, errors=None)
 
     def seen_count(self) -> int:
         return _thin.spliced_bytes(self.source)

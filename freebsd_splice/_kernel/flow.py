@@ -2,7 +2,7 @@
 
 A splice in the kernel is set. At its end, which an event or the second look reports, it is ended by
 hand: then it is over for certain, and its count and what it has left behind are final (F19). What
-ended it decides what comes next (``_verdict``): the flow's own end, a remainder for userspace to
+ended it decides what comes next (``endings``): the flow's own end, a remainder for userspace to
 move (F13), or another splice of the pair.
 """
 
@@ -93,7 +93,7 @@ class KernelServices(Protocol):
 
 
 class KernelFlow:
-    """A flow (see ``_flow.Flow``) that the kernel moves.
+    """A flow (see ``_core.flow.Flow``) that the kernel moves.
 
     Its lock is held over every set and end of its source's splice: ending while another thread is
     still setting would answer ENOTCONN, and the splice would live (F35).

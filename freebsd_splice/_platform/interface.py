@@ -1,7 +1,7 @@
 """The port: everything through which flows, ``Splice`` and ``Relay`` touch the outside.
 
 Sockets, pipes, readiness, time and threads come in through the two protocols here and in no other
-way.  ``_system.SystemPort`` is this machine; a test can hand in another one, whose clock it turns
+way.  ``system.SystemPort`` is this machine; a test can hand in another one, whose clock it turns
 by hand or whose kernel is a model.
 """
 

@@ -1,4 +1,4 @@
-"""The kernel's calls, made on this machine (see ``_kernel_port``)."""
+"""The kernel's calls, made on this machine (see ``kernel_interface``)."""
 
 from __future__ import annotations
 

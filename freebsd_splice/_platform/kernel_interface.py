@@ -1,6 +1,6 @@
 """The kernel's side of the port: the calls that a splice in the kernel needs, and no others.
 
-``_kernel_calls`` makes them on this machine; a test can hand in a model of a kernel.  Everything
+``kernel_calls`` makes them on this machine; a test can hand in a model of a kernel.  Everything
 is by descriptor, and every method can raise OSError with the kernel's errno.
 """
 

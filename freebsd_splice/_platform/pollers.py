@@ -82,7 +82,7 @@ class BasePoller(ABC):
     def forget(self, endpoint: Endpoint) -> None: ...
 
     def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - a kqueue has nothing to do
-        """What was reported of it last has led to nothing: see ``_port.Poller``."""
+        """What was reported of it last has led to nothing: see ``interface.Poller``."""
 
     @abstractmethod
     def _open(self, wake_descriptor: int) -> None: ...

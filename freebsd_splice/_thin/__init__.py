@@ -2,7 +2,7 @@
 
 They do what SO_SPLICE does and no more; ``docs/so_splice.md`` says what that is (the F-numbers).
 Where the kernel has no SO_SPLICE, or ``FREEBSD_SPLICE_BACKEND=userspace`` asks for it, the module
-``_emulation`` keeps the same contract; what it can't keep is said there.
+``emulation`` keeps the same contract; what it can't keep is said there.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class FlowWorker(Protocol):
 
 
 class EngineFlow:
-    """A flow (see ``_flow.Flow``) that a worker moves."""
+    """A flow (see ``_core.flow.Flow``) that a worker moves."""
 
     def __init__(self, worker: FlowWorker, home: FlowWorker) -> None:
         self.queued = False  # the worker's own mark: it waits for its turn

@@ -139,7 +139,7 @@ def test_an_exception_can_be_its_own_cause() -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_two_flushes_at_once_leave_the_writers_limits_as_they_were(name: str) -> None:
+def test_two_flushes_at_once_keep_the_writers_limits(name: str) -> None:
     async def case(net: Net) -> None:
         one, one_client = await net.socket()
         other, _ = await net.socket()
@@ -330,7 +330,7 @@ def test_a_relay_that_closes_does_so_where_it_never_began(name: str, ended: Reas
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_where_it_never_began_what_the_socket_has_taken_is_delivered(name: str) -> None:
+def test_what_the_socket_took_is_delivered_if_it_never_began(name: str) -> None:
     """Before the reset, which throws away what the peer has not acknowledged (F27)."""
 
     async def case(net: Net) -> None:

@@ -308,7 +308,7 @@ def test_who_reads_the_drain_learns_of_its_reset(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_drain_that_was_shut_down_for_writing_can_still_be_read(name: str) -> None:
+def test_a_drain_shut_down_for_writing_can_still_be_read(name: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.socket()
         drain, server = await net.stream()

@@ -279,7 +279,7 @@ def test_the_answer_of_a_tls_server_that_has_closed(name: str, contexts: Context
 
 @every_loop
 @pytest.mark.parametrize("more", [b"", b"more"])
-def test_the_answer_of_a_tls_server_that_has_closed_to_a_slow_client(
+def test_a_closed_tls_servers_answer_reaches_a_slow_client(
     name: str, more: bytes, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is lost is looked at meanwhile, over and over."""
@@ -511,7 +511,7 @@ def test_what_a_socket_has_taken_comes_before_its_reset(name: str, contexts: Con
 
 
 @every_loop
-def test_cancelling_while_it_closes_keeps_nobody_waiting_and_delivers_all(
+def test_cancelling_a_close_keeps_nobody_waiting_and_delivers(
     name: str, contexts: Contexts
 ) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
@@ -529,9 +529,7 @@ def test_cancelling_while_it_closes_keeps_nobody_waiting_and_delivers_all(
 
 
 @every_loop
-def test_cancelling_keeps_nobody_waiting_and_delivers_what_was_counted(
-    name: str, contexts: Contexts
-) -> None:
+def test_cancelling_holds_nobody_up_and_delivers_what_counts(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, _ = await net.socket()
         _narrow(near, far)
@@ -552,7 +550,7 @@ def test_cancelling_keeps_nobody_waiting_and_delivers_what_was_counted(
 
 
 @every_loop
-def test_a_time_limit_keeps_nobody_waiting_and_delivers_what_was_counted(
+def test_a_time_limit_holds_nobody_up_and_delivers_what_counts(
     name: str, contexts: Contexts
 ) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
@@ -727,7 +725,7 @@ asyncio.run(main())
 """
 
 
-def test_a_loop_that_ends_lets_no_ordinary_end_follow_a_cut_stream() -> None:
+def test_a_loop_that_ends_puts_no_ordinary_end_behind_a_cut() -> None:
     program = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", ENDS_IN_THE_MIDDLE],
         stdout=subprocess.PIPE,

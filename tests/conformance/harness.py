@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from freebsd_splice._diagnostics.facts._kernel_stage import POLLRDHUP
+from freebsd_splice._diagnostics.facts.kernel_rig import POLLRDHUP
 from freebsd_splice._platform import raw_splice
 from support.slowness import SLOWNESS
 

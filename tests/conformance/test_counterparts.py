@@ -122,7 +122,7 @@ def test_a_forked_process_ends_its_parents_splice(thin: Thin, harness: Harness) 
 
 
 @counterpart("FreeBSD: kevent")
-@not_on("model", because="the facts table plays it there, event by event")
+@not_on("model", because="the facts table shows it there, event by event")
 @not_on("userspace", because="userspace can't hide readiness (F33)")
 def test_kevent_is_silent_while_it_lives_and_fires_at_its_end(thin: Thin, harness: Harness) -> None:
     """F15, F19"""

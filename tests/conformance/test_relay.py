@@ -199,7 +199,7 @@ def test_a_client_whose_bytes_nobody_took_is_reset(harness: Harness) -> None:
         client.read(1)
 
 
-def test_bytes_left_at_the_source_by_a_cut_are_not_followed_by_a_fin(harness: Harness) -> None:
+def test_bytes_left_at_the_source_by_a_cut_get_no_fin(harness: Harness) -> None:
     left, client = harness.pair()
     right, server = harness.pair(small_buffers=True)
     relay = Relay(left, right, close=True)
@@ -289,7 +289,7 @@ def test_a_reset_behind_the_fin_does_not_spoil_a_whole_answer(harness: Harness) 
 
 
 @whole_answers
-def test_an_answer_still_in_the_send_buffer_survives_the_reset_behind_it(harness: Harness) -> None:
+def test_an_answer_in_the_send_buffer_survives_a_reset_behind_it(harness: Harness) -> None:
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
     answer = random.Random(5).randbytes(16_000)  # more than the client's buffer holds
@@ -316,7 +316,7 @@ def test_what_was_counted_arrives_before_the_reset_behind_it(
     assert (way.bytes, way.undelivered) == (len(SENT), 0)
 
 
-def test_a_reader_that_stands_still_is_reset_and_what_it_may_lack_is_counted(
+def test_a_still_reader_is_reset_and_what_it_may_lack_counted(
     harness: Harness,
 ) -> None:
     relay, reader, _ = _reset_behind_a_slow_reader(harness, linger=0.2)
@@ -327,7 +327,7 @@ def test_a_reader_that_stands_still_is_reset_and_what_it_may_lack_is_counted(
     assert 0 < way.bytes - way.undelivered <= len(got) < way.bytes
 
 
-def test_cancel_does_not_wait_for_a_slow_reader_who_gets_all_the_same(harness: Harness) -> None:
+def test_cancel_does_not_wait_for_a_slow_reader_who_gets_all(harness: Harness) -> None:
     relay, reader, drain = _reset_behind_a_slow_reader(harness, linger=DEADLINE)
     way = relay.cancel().right_to_left
     assert drain.fileno() == -1
@@ -336,7 +336,7 @@ def test_cancel_does_not_wait_for_a_slow_reader_who_gets_all_the_same(harness: H
     assert _read_until_reset(reader) == SENT
 
 
-def test_bytes_unsent_at_a_cancel_are_followed_by_a_reset_behind_those_sent(
+def test_bytes_unsent_at_a_cancel_mean_a_reset_behind_those_sent(
     harness: Harness,
 ) -> None:
     left, _client = harness.pair()
@@ -350,7 +350,7 @@ def test_bytes_unsent_at_a_cancel_are_followed_by_a_reset_behind_those_sent(
 
 
 @whole_answers
-def test_a_whole_answer_arrives_though_the_client_sends_what_nobody_reads(
+def test_a_whole_answer_arrives_though_nobody_reads_the_client(
     harness: Harness,
 ) -> None:
     """F27: where bytes are unread, some systems close with a reset, which destroys the answer."""
@@ -419,7 +419,7 @@ def _read_until_reset(peer: Peer) -> bytes:
     return bytes(got)
 
 
-def test_the_sockets_stay_nonblocking_until_both_directions_have_ended(harness: Harness) -> None:
+def test_sockets_stay_nonblocking_until_both_directions_end(harness: Harness) -> None:
     """F24"""
     left, client = harness.pair()
     right, server = harness.pair()

@@ -229,7 +229,7 @@ def test_bytes_that_a_dead_drain_did_not_take_come_back(harness: Harness) -> Non
     assert outcome.unsent + left == data[outcome.bytes :]
 
 
-def test_a_fin_of_the_drains_peer_does_nothing_until_data_is_sent(harness: Harness) -> None:
+def test_a_fin_of_the_drains_peer_does_nothing_until_a_send(harness: Harness) -> None:
     """F17"""
     source, sender = harness.pair()
     drain, receiver = harness.pair()
@@ -241,7 +241,7 @@ def test_a_fin_of_the_drains_peer_does_nothing_until_data_is_sent(harness: Harne
     splice.cancel()
 
 
-def test_a_drain_whose_peer_is_gone_is_a_drain_error_by_the_second_send(harness: Harness) -> None:
+def test_a_drain_without_a_peer_is_an_error_by_the_second_send(harness: Harness) -> None:
     """F17"""
     source, sender = harness.pair()
     drain, receiver = harness.pair()
@@ -373,7 +373,7 @@ def test_a_second_splice_of_the_source_is_refused(harness: Harness) -> None:
     assert refused.value.errno == errno.EBUSY
 
 
-def test_a_second_splice_into_the_drain_is_refused_and_the_first_lives(harness: Harness) -> None:
+def test_a_second_splice_into_the_drain_leaves_the_first_alive(harness: Harness) -> None:
     """F23"""
     source, sender = harness.pair()
     drain, receiver = harness.pair()

@@ -326,9 +326,7 @@ def test_bytes_behind_a_full_drain_stay_when_ended_by_hand(thin: Thin, harness: 
     assert server.has_nothing_to_read()
 
 
-def test_nothing_is_in_flight_after_an_end_in_the_middle_of_a_stream(
-    thin: Thin, harness: Harness
-) -> None:
+def test_nothing_is_in_flight_after_an_end_in_mid_stream(thin: Thin, harness: Harness) -> None:
     """F35: count, delivered and left add up at whatever moment it is ended."""
     for round_ in range(30):
         (source, client), (drain, server) = harness.pair(), harness.pair()
@@ -416,7 +414,7 @@ def test_a_splice_ends_with_the_last_descriptor_of_its_drain(thin: Thin, harness
         thin.unsplice(source)
 
 
-def test_closing_a_spliced_source_with_unread_bytes_resets_its_peer(
+def test_closing_a_spliced_source_with_unread_bytes_is_a_reset(
     thin: Thin, harness: Harness
 ) -> None:
     """F27: at once on Linux; elsewhere by a FIN, and a reset when it sends more."""

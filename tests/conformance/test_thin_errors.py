@@ -246,7 +246,7 @@ def test_a_connecting_drain_is_refused_and_nothing_is_lost(thin: Thin, harness: 
     assert harness.waiting(source, 4) == b"kept"
 
 
-def test_a_drain_shut_down_for_writing_is_refused_and_nothing_is_lost(
+def test_a_drain_shut_down_for_writing_is_refused_without_loss(
     thin: Thin, harness: Harness
 ) -> None:
     """F21"""

@@ -162,9 +162,7 @@ def test_of_many_that_want_one_drain_one_gets_it(thin: Thin, harness: Harness) -
             assert harness.waiting(source, 4) == b"data"
 
 
-def test_a_splice_in_each_direction_carries_a_conversation_at_once(
-    thin: Thin, harness: Harness
-) -> None:
+def test_a_splice_in_each_direction_carries_a_conversation(thin: Thin, harness: Harness) -> None:
     """F9: both directions full of data."""
     (left, client), (right, server) = harness.pair(), harness.pair()
     thin.splice(left, right)
@@ -224,9 +222,7 @@ def test_a_forked_child_splices(thin: Thin, harness: Harness) -> None:
 
 
 @FORKS
-def test_a_forked_child_sees_the_parents_splices_as_the_backend_can(
-    thin: Thin, harness: Harness
-) -> None:
+def test_a_forked_child_sees_splices_as_the_backend_can(thin: Thin, harness: Harness) -> None:
     """F8: a splice belongs to the sockets; only in the kernel do all processes share it."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
     thin.splice(source, drain)

@@ -243,7 +243,7 @@ def test_userspace_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert backend() == Backend("userspace", "FREEBSD_SPLICE_BACKEND=userspace")
 
 
-def test_the_kernel_where_there_is_none_is_an_error_that_says_why(
+def test_a_kernel_that_is_not_there_is_an_error_that_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "kernel")

@@ -105,7 +105,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again(crew: Crew, port: Counti
     assert made.wait(DEADLINE)
 
 
-def test_without_a_thread_and_a_descriptor_the_next_call_tries_again(
+def test_without_thread_and_descriptor_the_next_call_tries_again(
     crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the first one goes on: it is made by whoever ends a splice, in the middle of that."""
@@ -123,7 +123,7 @@ def test_without_a_thread_and_a_descriptor_the_next_call_tries_again(
     assert made[1].wait(DEADLINE)
 
 
-def test_without_a_descriptor_to_watch_by_the_next_call_tries_again(
+def test_without_a_descriptor_to_watch_the_next_call_tries_again(
     crew: Crew, port: CountingPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> NoReturn:

@@ -128,7 +128,7 @@ def test_another_relay_can_be_made_and_ended(harness: Harness) -> None:
         assert called.result() is Reason.CANCELLED
 
 
-def test_a_lock_can_be_taken_that_is_held_while_others_are_served(harness: Harness) -> None:
+def test_a_lock_held_while_others_are_served_can_be_taken(harness: Harness) -> None:
     lock = threading.Lock()
 
     def take(_: object) -> bool:
@@ -158,7 +158,7 @@ def test_shutdown_can_be_called(harness: Harness) -> None:
     assert passes_bytes(harness)
 
 
-def test_two_callbacks_that_call_shutdown_do_not_wait_for_each_other(harness: Harness) -> None:
+def test_two_callbacks_in_shutdown_do_not_wait_for_each_other(harness: Harness) -> None:
     both = threading.Barrier(2)
 
     def stop(_: object) -> None:
@@ -173,7 +173,7 @@ def test_two_callbacks_that_call_shutdown_do_not_wait_for_each_other(harness: Ha
 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit])
-def test_what_one_raises_is_logged_and_keeps_no_other_from_being_called(
+def test_what_one_raises_is_logged_and_the_others_are_called(
     harness: Harness, caplog: pytest.LogCaptureFixture, failure: type[BaseException]
 ) -> None:
     def fail(_: object) -> None:
@@ -190,7 +190,7 @@ def test_what_one_raises_is_logged_and_keeps_no_other_from_being_called(
 # Whom it holds up
 
 
-def test_those_that_hang_hold_up_neither_splices_nor_other_callbacks(harness: Harness) -> None:
+def test_those_that_hang_hold_up_no_splice_and_no_callback(harness: Harness) -> None:
     let_go = threading.Event()
     with runtime(OneWorker()):
         hanging = [Called(lambda _: let_go.wait(DEADLINE)) for _ in range(blocking_pool.USUAL + 2)]
@@ -224,7 +224,7 @@ def test_those_of_one_splice_are_called_in_order(harness: Harness) -> None:
     assert order == [1, 2, 3, 4]
 
 
-def test_one_that_is_added_to_a_splice_long_over_is_called_here_and_now(harness: Harness) -> None:
+def test_one_added_to_a_splice_long_over_is_called_at_once(harness: Harness) -> None:
     splice = end_one(harness)
     threads: list[threading.Thread] = []
     splice.add_done_callback(lambda _: threads.append(threading.current_thread()))
@@ -242,7 +242,7 @@ def test_what_it_is_told_of_is_over(harness: Harness) -> None:
 
 
 @posix
-def test_it_takes_the_signals_that_the_thread_took_which_added_it(harness: Harness) -> None:
+def test_it_takes_the_signals_of_the_thread_that_added_it(harness: Harness) -> None:
     assert sys.platform != "win32"
 
     def blocked(_: object = None) -> set[Any]:
@@ -336,7 +336,7 @@ def test_a_child_that_is_forked_in_one_calls_no_other(
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_that_is_forked_in_one_calls_no_other_of_the_same_splice(harness: Harness) -> None:
+def test_a_child_forked_in_one_calls_no_other_of_the_splice(harness: Harness) -> None:
     assert sys.platform != "win32"
     mine, theirs = os.pipe()
     parent = os.getpid()
@@ -354,7 +354,7 @@ def test_a_child_that_is_forked_in_one_calls_no_other_of_the_same_splice(harness
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_that_is_forked_after_shutdown_calls_none_of_those_to_come(
+def test_a_child_forked_after_shutdown_calls_none_to_come(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sys.platform != "win32"
@@ -389,7 +389,7 @@ def test_a_child_that_is_forked_after_shutdown_calls_none_of_those_to_come(
         assert written.read() == f"{parent} "
 
 
-def test_the_program_ends_only_after_a_callback_that_has_called_shutdown() -> None:
+def test_the_program_waits_for_a_callback_that_called_shutdown() -> None:
     program = """
 import socket, threading, time
 import freebsd_splice
@@ -412,7 +412,7 @@ for one in (*pairs[0], *pairs[1]): one.close()
     assert (done.returncode, done.stdout, done.stderr) == (0, "to its end\n", "")
 
 
-def test_without_a_thread_to_be_had_they_are_called_at_the_latest_by_shutdown(
+def test_without_a_thread_they_are_called_by_shutdown_at_last(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     class NoThreads(RecordingPort):

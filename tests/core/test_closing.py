@@ -110,7 +110,7 @@ def test_looks_go_on_while_the_peer_takes_something() -> None:
 
 
 @pytest.mark.parametrize("told", [7, None])
-def test_a_peer_that_takes_nothing_is_waited_for_so_long_and_no_longer(told: int | None) -> None:
+def test_a_peer_that_takes_nothing_is_waited_for_only_so_long(told: int | None) -> None:
     delivery, now = Delivery(5.0, 1.0), 5.0
     while (pause := delivery.look(now, told)) is not None:
         now += pause
@@ -118,7 +118,7 @@ def test_a_peer_that_takes_nothing_is_waited_for_so_long_and_no_longer(told: int
     assert delivery.unacknowledged == told
 
 
-def test_what_had_not_arrived_when_the_connection_died_may_never_arrive() -> None:
+def test_what_a_dead_connection_had_left_may_never_arrive() -> None:
     delivery = Delivery(0.0, 1.0)
     delivery.look(0.0, 30)
     delivery.died(0)  # as the BSDs say of a dead connection
@@ -266,7 +266,7 @@ def test_a_cancel_in_the_middle_of_closing_is_not_kept_waiting(harness: Harness)
     assert client.read(len(SENT)) == SENT
 
 
-def test_shutdown_waits_no_more_than_a_moment_and_resets_what_is_left(harness: Harness) -> None:
+def test_shutdown_waits_a_moment_and_resets_what_is_left(harness: Harness) -> None:
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
     relay = Relay(left, right, close=True, linger=10 * DEADLINE)
@@ -370,7 +370,7 @@ def test_a_question_that_fails_does_not_keep_a_socket_open(harness: Harness) -> 
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
-def test_a_close_that_raises_anything_ends_the_relay_all_the_same(
+def test_a_close_that_raises_anything_ends_the_relay_too(
     harness: Harness, error: type[BaseException]
 ) -> None:
     class RaisesWhenClosed:

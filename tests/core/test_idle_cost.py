@@ -21,11 +21,11 @@ import resource, socket, sys, time
 from freebsd_splice import Relay, _runtime
 from freebsd_splice._kernel.lost_events import SecondLook
 from freebsd_splice._platform.system import SystemPort
-from faked_splices import FakedSplicePort
+from model.idle import IdleKernelPort
 
-faked, seconds, count = sys.argv[1] == "faked", float(sys.argv[2]), int(sys.argv[3])
-if faked:
-    port = FakedSplicePort()
+modelled, seconds, count = sys.argv[1] == "modelled", float(sys.argv[2]), int(sys.argv[3])
+if modelled:
+    port = IdleKernelPort()
     runtime = _runtime.Runtime(port, choose=port.choose)
 else:
     runtime = _runtime.Runtime(SystemPort())
@@ -46,17 +46,17 @@ for _ in range(count):
     right, next_left = socket.socketpair()
     relays.append((Relay(left, right, idle_timeout=3600), left, right))
     left = next_left
-if faked:
+if modelled:
     time.sleep(2.5)  # the looks that come soon after the start are over then
 else:
     client.send(b"x")
     left.settimeout(60)
     assert left.recv(1) == b"x"
-before, counted = resource.getrusage(resource.RUSAGE_SELF), faked and port.calls.counted
+before, counted = resource.getrusage(resource.RUSAGE_SELF), modelled and port.world.counts["count"]
 looks = 0.0
 time.sleep(seconds)
 after = resource.getrusage(resource.RUSAGE_SELF)
-assert not faked or port.calls.counted == counted
+assert not modelled or port.world.counts["count"] == counted
 assert all(not relay.done for relay, *_ in relays)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 print(cpu / seconds, looks / seconds, (after.ru_nvcsw - before.ru_nvcsw) / seconds)
@@ -76,14 +76,14 @@ def test_two_hundred_idle_relays_cost_one_sweep_a_second(seconds: int) -> None:
     assert switches < 3
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the splice is faked on Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel is modelled on Linux")
 @pytest.mark.parametrize(
     ("seconds", "count"), [(2, 1000), pytest.param(10, 4000, marks=pytest.mark.slow)]
 )
 def test_the_second_look_at_idle_relays_costs_little(seconds: int, count: int) -> None:
     """F14: under 1 % of a CPU, and no count is read.  With all else that is done for idle relays
     (the sweep for closed sockets, mostly) under 2 %."""
-    cpu, looks, switches = _measure("faked", seconds, count)
+    cpu, looks, switches = _measure("modelled", seconds, count)
     assert 0 < looks < 0.01 * SLOWNESS
     assert cpu < 0.02 * SLOWNESS
     assert switches < 4

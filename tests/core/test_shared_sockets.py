@@ -19,7 +19,7 @@ from ports import RecordingPort, SteppedPort, runtime
 posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and fork are POSIX's")
 
 
-def test_a_closed_object_ends_the_flow_within_a_second_on_the_clock(harness: Harness) -> None:
+def test_a_closed_object_ends_the_flow_within_a_second(harness: Harness) -> None:
     port = SteppedPort()
     with runtime(port):
         source, _ = harness.pair()
@@ -200,7 +200,7 @@ def test_who_has_taken_a_socket_over_keeps_its_mode(harness: Harness) -> None:
             assert not os.get_blocking(again.fileno())
 
 
-def test_an_object_that_raises_what_it_likes_does_not_end_the_sweep(harness: Harness) -> None:
+def test_an_object_that_raises_anything_does_not_end_the_sweep(harness: Harness) -> None:
     class Odd:
         def __init__(self, wrapped: socket.socket) -> None:
             self.wrapped = wrapped
@@ -352,7 +352,7 @@ def test_a_forked_child_can_splice_on_its_own(harness: Harness) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_nobody_is_left_waiting_when_a_splice_ends_in_its_constructor(harness: Harness) -> None:
+def test_nobody_waits_for_a_splice_that_ends_in_its_constructor(harness: Harness) -> None:
     source, sender = harness.pair()
     drain, _ = harness.pair()
     sender.fin()

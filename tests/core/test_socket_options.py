@@ -173,7 +173,7 @@ def test_a_full_drain_with_a_notice_is_waited_for(harness: Harness, kind: str) -
             writing.join()
 
 
-def test_what_is_reported_for_nothing_is_looked_at_ever_more_seldom(
+def test_what_is_reported_for_nothing_is_looked_at_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
@@ -267,9 +267,7 @@ def test_a_notice_neither_ends_nor_spins_a_thin_splice(
 
 
 @linux
-def test_a_thin_splice_goes_on_behind_a_notice_without_being_woken_again(
-    harness: Harness, way: Way
-) -> None:
+def test_a_thin_splice_goes_on_behind_a_notice_unwoken(harness: Harness, way: Way) -> None:
     """One change is reported once; what is more than a turn's worth must not wait for another."""
     source, sender, drain, receiver = way
     for buffered in (source, drain):
@@ -364,7 +362,7 @@ def test_what_a_thin_splice_moves_starts_the_short_waits_anew(
     harness.until(lambda: anew[-2:] == [True, False], "a wait begun anew, and one that is longer")
 
 
-def test_one_of_two_splices_at_a_descriptor_that_goes_on_is_served_at_once(
+def test_of_two_splices_at_a_descriptor_one_is_served_at_once(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _, drain, _ = way
@@ -557,7 +555,7 @@ def test_bytes_before_the_peek_offset_are_not_taken_for_an_eof(harness: Harness,
 
 
 @linux
-def test_a_thin_splice_moves_the_bytes_in_their_order_whatever_the_peek_offset(
+def test_a_thin_splice_keeps_the_order_whatever_the_peek_offset(
     harness: Harness, way: Way, waiting_with: str
 ) -> None:
     source, sender, drain, receiver = way
@@ -627,7 +625,7 @@ for wanted in (False, True):
 
 
 @linux
-def test_an_unreachable_host_ends_a_splice_only_if_the_caller_has_asked_for_it() -> None:
+def test_an_unreachable_host_ends_a_splice_only_if_asked_for() -> None:
     """IP_RECVERR"""
     if shutil.which("unshare") is None:
         pytest.skip("a network of its own is made by unshare(1)")
@@ -649,9 +647,7 @@ def test_an_unreachable_host_ends_a_splice_only_if_the_caller_has_asked_for_it()
     ("state", "error", "survived"),
     [(1, errno.EHOSTUNREACH, True), (7, errno.EHOSTUNREACH, False), (1, errno.EBADMSG, False)],
 )
-def test_an_error_is_survived_if_a_message_told_it_and_the_connection_lives(
-    state: int, error: int, survived: bool
-) -> None:
+def test_an_error_told_by_a_message_is_survived(state: int, error: int, survived: bool) -> None:
     class Asked:
         def getsockopt(self, level: int, option: int, size: int = 0) -> bytes | int:
             return bytes([state]) if size else 0

@@ -143,7 +143,7 @@ def test_cancelled_timers_do_not_pile_up() -> None:
     watcher.close()
 
 
-def test_a_nearer_timer_wakes_the_watcher_that_sleeps_for_a_farther_one(harness: Harness) -> None:
+def test_a_nearer_timer_wakes_the_sleeping_watcher(harness: Harness) -> None:
     from freebsd_splice._platform.system import SystemPort
 
     watcher = Watcher(SystemPort())

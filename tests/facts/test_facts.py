@@ -9,61 +9,70 @@ import sys
 
 import pytest
 
-from freebsd_splice._diagnostics.facts import KernelStage, Row, cannot_play, play, rows
-from freebsd_splice._diagnostics.facts._play import played_here
-from freebsd_splice._diagnostics.selftest import EmulationStage
+from freebsd_splice._diagnostics.facts import (
+    Fact,
+    KernelRig,
+    cannot_run,
+    facts,
+    run_fact,
+    shown_by,
+    table,
+)
+from freebsd_splice._diagnostics.selftest import EmulationRig
 
-from .model_stage import ModelStage
+from .model_rig import ModelRig
 
-table = pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.facts}: {row.name}")
+each_fact = pytest.mark.parametrize(
+    "fact", facts(), ids=lambda fact: f"{fact.numbers}: {fact.name}"
+)
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1", "openbsd"])
-@table
-def test_on_the_model(row: Row, version: str) -> None:
-    stage = ModelStage(version)
-    if played_here(row, stage) is None:
+@each_fact
+def test_on_the_model(fact: Fact, version: str) -> None:
+    rig = ModelRig(version)
+    if shown_by(fact, rig) is None:
         pytest.skip("says nothing about this kernel")
-    assert play(row, stage).differs == []
+    assert run_fact(fact, rig).differs == []
 
 
-@pytest.mark.skipif(cannot_play() is not None, reason=str(cannot_play()))
-@table
-def test_on_this_kernel(row: Row) -> None:
-    stage = KernelStage()
+@pytest.mark.skipif(cannot_run() is not None, reason=str(cannot_run()))
+@each_fact
+def test_on_this_kernel(fact: Fact) -> None:
+    rig = KernelRig()
     try:
-        if played_here(row, stage) is None:
+        if shown_by(fact, rig) is None:
             pytest.skip("says nothing about this kernel")
-        if row.model_only:
-            pytest.skip(row.model_only)
-        assert play(row, stage).differs == []
+        if fact.model_only:
+            pytest.skip(fact.model_only)
+        assert run_fact(fact, rig).differs == []
     finally:
-        stage.close()
+        rig.close()
 
 
 def test_what_is_closed_stays_so() -> None:
     """A number that was just closed is that of the next thing that anybody opens."""
     if sys.platform == "win32":
         pytest.skip("descriptors of sockets are no numbers of files there")
-    stage = EmulationStage()
+    rig = EmulationRig()
     try:
-        stage.do_use(drain="closed")
-        stage.do_duplicates()
-        stage.do_use(source="unconnected")
+        rig.do_use(drain="closed")
+        rig.do_duplicates()
+        rig.do_use(source="unconnected")
         with pytest.raises(OSError) as closed:
-            os.fstat(stage._descriptor("drain"))
+            os.fstat(rig._descriptor("drain"))
         assert closed.value.errno == errno.EBADF
     finally:
-        stage.close()
+        rig.close()
 
 
 WITHOUT_POLLRDHUP = """
 import select, sys
 sys.platform = "openbsd7"
 vars(select).pop("POLLRDHUP", None)
-from freebsd_splice import _kernel_events
-from freebsd_splice._diagnostics.facts import _kernel_stage
-print(_kernel_events._READ_HANGUP, _kernel_stage.POLLRDHUP)
+from freebsd_splice._platform import end_events
+from freebsd_splice._diagnostics.facts import kernel_rig
+print(end_events._READ_HANGUP, kernel_rig.POLLRDHUP)
 """
 
 
@@ -77,8 +86,16 @@ def test_nobody_asks_for_pollrdhup_where_there_is_none() -> None:
     assert run.stdout.split() == ["0", "0"]
 
 
-def test_every_observable_fact_has_a_row() -> None:
-    shown = {fact for row in rows() for fact in row.facts.split(", ")}
+def test_every_part_of_the_table_is_in_it() -> None:
+    parts = [part for part in vars(table).values() if isinstance(part, list)]
+    assert len(parts) > 3
+    written = [fact for part in parts for fact in part]
+    assert len(facts()) == len(written)
+    assert all(fact in written for fact in facts())
+
+
+def test_every_observable_fact_is_in_the_table() -> None:
+    shown = {number for fact in facts() for number in fact.numbers.split(", ")}
     # F5 to F7: of other kernels, of all CPUs, of Capsicum.  F24 would stall other people's splices.
     wanted = {f"F{number}" for number in [3, 4, 8, *range(9, 24), 25, 26, 27, 28, 35, 38]}
     assert wanted <= shown, wanted - shown

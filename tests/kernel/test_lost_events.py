@@ -1,4 +1,4 @@
-"""When the second look looks, and at what; the sockets are faked."""
+"""When the second look looks, and at what; what the sockets show is scripted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from freebsd_splice._core.timers import Watcher
 from freebsd_splice._kernel.lost_events import SecondLook
 from freebsd_splice._platform.kernel_interface import Glance, capabilities_of
+from model.kqueue import Glancer
 from ports import SteppedPort
 
 
-class FakedSockets:
+class ScriptedSockets:
     """What poll(2) and FIONREAD would say; counts the looks."""
 
     def __init__(self, system: str) -> None:
@@ -26,35 +27,28 @@ class FakedSockets:
         self.asked: list[int] = []  # by FIONREAD
         self.capabilities = capabilities_of(system, (15, 1))
 
-    def glances(self) -> FakedGlances:
-        return FakedGlances(self)
+    def glances(self) -> RecordedGlances:
+        return RecordedGlances(self)
 
     def unread(self, descriptor: int) -> int:
         self.asked.append(descriptor)
         return self.bytes.get(descriptor, 0)
 
 
-class FakedGlances:
-    def __init__(self, sockets: FakedSockets) -> None:
+class RecordedGlances(Glancer):
+    """The model's poll(2), which notes down what it is asked, or fails."""
+
+    def __init__(self, sockets: ScriptedSockets) -> None:
+        super().__init__(
+            lambda descriptor: sockets.shown.get(descriptor, Glance.NONE), lambda call: None
+        )
         self._sockets = sockets
-        self._asked: dict[int, Glance] = {}
-
-    def put(self, descriptor: int, asked: Glance) -> None:
-        self._asked[descriptor] = asked
-
-    def drop(self, descriptor: int) -> None:
-        del self._asked[descriptor]
 
     def look(self) -> list[tuple[int, Glance]]:
         if self._sockets.broken:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         self._sockets.looks.append(sorted(self._asked))
-        seen = []
-        for descriptor, asked in self._asked.items():
-            shown = self._sockets.shown.get(descriptor, Glance.NONE) & (asked | Glance.HANGUP)
-            if shown:
-                seen.append((descriptor, shown))
-        return seen
+        return super().look()
 
 
 class Flow:
@@ -81,7 +75,7 @@ class Fixture:
     def __init__(self, system: str = "FreeBSD") -> None:
         self.port = SteppedPort()
         self.watcher = Watcher(self.port)
-        self.sockets = FakedSockets(system)
+        self.sockets = ScriptedSockets(system)
         self.looks = SecondLook(self.sockets, self.watcher)  # type: ignore[arg-type]
 
     def times(self, seconds: float, step: float = 0.005) -> list[float]:

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 import pytest
 
 from conformance.harness import DEADLINE, Harness
-from faked_splices import FakedSplicePort
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
 from freebsd_splice._userspace.workers import Engine
-from machine.scenarios import Stage, stage
+from model.idle import IdleKernelPort
 from model.tcp import SYN_SENT
 from ports import runtime
+from stateful.rig import Rig, rig
 
 
 @pytest.fixture(params=["14.3", "15.1"])
-def on(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with stage(request.param) as made:
+def on(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with rig(request.param) as made:
         yield made
 
 
-def _make_unfit(on: Stage, what: str) -> None:
+def _make_unfit(on: Rig, what: str) -> None:
     if what == "receives by KTLS":
         on.source.endpoint.decrypts = True
     elif what == "sends by KTLS":
@@ -34,7 +34,7 @@ def _make_unfit(on: Stage, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["receives by KTLS", "sends by KTLS", "is no TCP"])
-def test_what_the_kernel_would_refuse_is_served_by_userspace(on: Stage, what: str) -> None:
+def test_what_the_kernel_would_refuse_is_served_by_userspace(on: Rig, what: str) -> None:
     """F9, F22: found out before the call, and said in the outcome."""
     _make_unfit(on, what)
     splice = on.splice()
@@ -50,7 +50,7 @@ def test_what_the_kernel_would_refuse_is_served_by_userspace(on: Stage, what: st
 
 
 @pytest.mark.parametrize("demanded", ["by the caller", "by the environment"])
-def test_or_by_nobody(on: Stage, demanded: str) -> None:
+def test_or_by_nobody(on: Rig, demanded: str) -> None:
     _make_unfit(on, "sends by KTLS")
     on.world.port.demanded = demanded == "by the environment"
     for make in (Splice, Relay):
@@ -60,7 +60,7 @@ def test_or_by_nobody(on: Stage, demanded: str) -> None:
     assert on.world.counts["set"] == 0
 
 
-def test_the_two_directions_of_a_relay_are_served_each_by_itself(on: Stage) -> None:
+def test_the_two_directions_of_a_relay_are_served_each_by_itself(on: Rig) -> None:
     _make_unfit(on, "receives by KTLS")
     relay = Relay(on.source, on.drain)
     on.now()
@@ -80,7 +80,7 @@ def test_without_a_kernel_nothing_but_the_kernel_is_an_error(harness: Harness) -
     assert refused.value.errno == errno.ENOPROTOOPT
 
 
-def test_somebody_elses_drain_is_refused_before_the_kernel_is_asked(on: Stage) -> None:
+def test_somebody_elses_drain_is_refused_unasked(on: Rig) -> None:
     """F20, F22"""
     other, _ = on.world.pair()
     on.world.calls.set_splice(other.fileno(), on.drain.fileno(), 0, 0)
@@ -92,7 +92,7 @@ def test_somebody_elses_drain_is_refused_before_the_kernel_is_asked(on: Stage) -
     on.splice().cancel()  # both are as free as before
 
 
-def test_somebody_elses_source_is_an_outcome(on: Stage) -> None:
+def test_somebody_elses_source_is_an_outcome(on: Rig) -> None:
     """It can't be seen beforehand."""
     other, _ = on.world.pair()
     on.world.calls.set_splice(on.source.fileno(), other.fileno(), 0, 0)
@@ -103,7 +103,7 @@ def test_somebody_elses_source_is_an_outcome(on: Stage) -> None:
     on.world.calls.end_splice(on.source.fileno())
 
 
-def test_a_source_that_is_still_connecting_is_served_by_userspace(on: Stage) -> None:
+def test_a_source_still_connecting_is_served_by_userspace(on: Rig) -> None:
     on.source.endpoint.state = SYN_SENT
     splice = on.splice()
     on.source.endpoint.state = None
@@ -115,7 +115,7 @@ def test_a_source_that_is_still_connecting_is_served_by_userspace(on: Stage) -> 
     assert "still connecting" in outcome.fallback
 
 
-def test_a_relay_whose_drain_refuses_to_be_one_ends(on: Stage) -> None:
+def test_a_relay_whose_drain_refuses_to_be_one_ends(on: Rig) -> None:
     """Its other direction lives, and would live on alone."""
     other, _ = on.world.pair()
     on.world.calls.set_splice(on.source.fileno(), other.fileno(), 0, 0)
@@ -129,7 +129,7 @@ def test_a_relay_whose_drain_refuses_to_be_one_ends(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("backend", ["kernel", "userspace"])
-def test_a_relay_to_a_socket_that_is_still_connecting_ends(on: Stage, backend: str) -> None:
+def test_a_relay_to_a_socket_that_is_still_connecting_ends(on: Rig, backend: str) -> None:
     if backend == "userspace":
         _make_unfit(on, "is no TCP")
     on.drain.endpoint.state = SYN_SENT
@@ -141,7 +141,7 @@ def test_a_relay_to_a_socket_that_is_still_connecting_ends(on: Stage, backend: s
     assert outcome.right_to_left.reason is Reason.CANCELLED
 
 
-def test_a_busy_pair_may_have_cost_the_source_before_15_1(on: Stage) -> None:
+def test_a_busy_pair_may_have_cost_the_source_before_15_1(on: Rig) -> None:
     """F22, F20: somebody's drain that is full can't be told from a full one."""
     other, others_peer = on.world.pair()
     on.world.calls.set_splice(other.fileno(), on.drain.fileno(), 0, 0)
@@ -158,8 +158,8 @@ def test_a_busy_pair_may_have_cost_the_source_before_15_1(on: Stage) -> None:
     on.world.calls.end_splice(other.fileno())
 
 
-def test_bytes_given_ahead_come_back_where_nobody_could_send_them(
-    on: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_bytes_given_ahead_come_back_where_nobody_sends_them(
+    on: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     on.splice().cancel()
 
@@ -174,7 +174,7 @@ def test_bytes_given_ahead_come_back_where_nobody_could_send_them(
 
 
 def test_what_a_splice_leaves_behind_needs_no_new_worker(
-    on: Stage, monkeypatch: pytest.MonkeyPatch
+    on: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F13, in a program that has run out of descriptors meanwhile."""
     splice = on.splice()
@@ -193,7 +193,7 @@ def test_what_a_splice_leaves_behind_needs_no_new_worker(
     on.ended(splice, Reason.EOF, len(data) + 6_000)
 
 
-def test_two_objects_of_one_socket_share_its_error(on: Stage) -> None:
+def test_two_objects_of_one_socket_share_its_error(on: Rig) -> None:
     """The system tells it once: who comes second must not take what follows for an EOF."""
     other, _ = on.world.pair()
     forth, back = on.splice(), Splice(other, on.source.dup())
@@ -205,7 +205,7 @@ def test_two_objects_of_one_socket_share_its_error(on: Stage) -> None:
     assert isinstance(outcome.error, ConnectionResetError)
 
 
-def test_another_object_of_a_spliced_socket_is_refused_unasked(on: Stage) -> None:
+def test_another_object_of_a_spliced_socket_is_refused_unasked(on: Rig) -> None:
     """F23: the kernel would refuse it too, and set the live splice's count to 0."""
     splice = on.splice(limit=10)
     on.arrive(b"x" * 8)
@@ -220,7 +220,7 @@ def test_another_object_of_a_spliced_socket_is_refused_unasked(on: Stage) -> Non
 
 
 def test_a_defect_ends_the_flow_and_leaves_nothing(
-    on: Stage, caplog: pytest.LogCaptureFixture
+    on: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     splice = on.splice()
 
@@ -240,7 +240,7 @@ def test_a_defect_ends_the_flow_and_leaves_nothing(
 @pytest.mark.parametrize("version", ["15.1", "openbsd"])
 def test_no_kernel_is_given_the_idle_time(version: str) -> None:
     """F11, F19: the package keeps it itself, on all of them."""
-    with stage(version) as on:
+    with rig(version) as on:
         splice = on.splice(idle_timeout=5)
         assert on.world.splices[0].idle == 0
         on.world.quiet(4)
@@ -253,7 +253,7 @@ def test_no_kernel_is_given_the_idle_time(version: str) -> None:
 
 
 def test_openbsds_short_splices_are_continued() -> None:
-    with stage("openbsd") as on:
+    with rig("openbsd") as on:
         on.kernel.short_splices = True
         splice = on.splice(limit=1000)
         on.arrive(b"x" * 1005)
@@ -262,44 +262,31 @@ def test_openbsds_short_splices_are_continued() -> None:
         assert on.source.recv(10) == b"xxxxx"
 
 
-class HangingCalls:
-    """A kernel in which somebody holds one socket's lock (F24)."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-        self.asked = threading.Event()
-        self.source = -1
-
-    def hang(self, source: int) -> None:
-        if source == self.source:
-            self.asked.set()
-            assert self.let_go.wait(DEADLINE)
-
-
-@pytest.mark.parametrize("call", ["end_splice", "spliced_count"])
+@pytest.mark.parametrize("call", ["end", "count"])
 def test_a_call_that_hangs_holds_up_its_own_flow_alone(harness: Harness, call: str) -> None:
-    port, hanging = FakedSplicePort(), HangingCalls()
-    plain = getattr(port.calls, call)
+    """F24: somebody holds one socket's lock."""
+    port, asked, let_go = IdleKernelPort(), threading.Event(), threading.Event()
 
-    def maybe_hang(source: int) -> object:
-        hanging.hang(source)
-        return plain(source)
+    def hang() -> None:
+        asked.set()
+        assert let_go.wait(DEADLINE)
 
-    setattr(port.calls, call, maybe_hang)
+    port.world.until_unlocked = hang
     with runtime(port):
         stuck = [_splice(harness) for _ in range(4)]
         others = [_splice(harness, timeout=0.3) for _ in range(4)]
         flow = stuck[0]._flow
-        hanging.source = flow.pair[0]  # type: ignore[attr-defined]
+        source = port.world.endpoint(flow.pair[0])  # type: ignore[attr-defined]
+        port.world.locked.add((source, call))
         for _ in range(50):  # events and looks, again and again
             flow.wake()  # type: ignore[attr-defined]
-        assert hanging.asked.wait(DEADLINE)
+        assert asked.wait(DEADLINE)
         for other in others:
             assert other.wait(DEADLINE).reason is Reason.TIMEOUT
         threads = [name for name in _thread_names() if "crew" in name]
         assert len(threads) <= 4, "a thread for each look at a flow that hangs"
         assert not stuck[0].done
-        hanging.let_go.set()
+        let_go.set()
 
 
 def _splice(harness: Harness, timeout: float | None = None) -> Splice:
@@ -317,7 +304,7 @@ def _thread_names() -> list[str]:
 def test_a_forked_child_leaves_the_parents_kqueue_alone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = FakedSplicePort()
+    port = IdleKernelPort()
     with runtime(port):
         splice = _splice(harness)
         abandoned: list[bool] = []

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from conformance.harness import DEADLINE, Background
 
 from .sockets import ModelPeer, ModelSocket
-from .tcp import LISTEN, Endpoint, Half
+from .tcp import LISTEN
 from .world import World
 
 T = TypeVar("T")
@@ -95,26 +95,20 @@ class ModelHarness:
         return made
 
     def unconnected(self) -> Any:
-        return self._odd(0)
+        return self.world.lone()
 
     def listening(self) -> Any:
-        return self._odd(LISTEN)
+        return self.world.lone(LISTEN)
 
     def datagrams(self) -> Any:
-        made = self._odd(0)
+        made = self.world.lone()
         made.endpoint.stream = False
         return made
 
     def closed(self) -> Any:
-        made = self._odd(0)
+        made = self.world.lone()
         made.close()
         return made
-
-    def _odd(self, state: int) -> ModelSocket:
-        endpoint = Endpoint(Half(1), Half(1), 1)
-        endpoint.outgoing.receiver = endpoint
-        endpoint.state = state
-        return ModelSocket(self.world, self.world.open(endpoint))
 
     def until(self, condition: Callable[[], T], what: str) -> T:
         found: list[T] = []

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 from freebsd_splice._platform.interface import Readiness
 from freebsd_splice._platform.kernel_interface import Glance
 
 from .tcp import Endpoint
+
+
+class PollBits(enum.Flag):
+    """What poll(2) shows, by its POLL… names."""
+
+    NONE = 0
+    IN = enum.auto()
+    OUT = enum.auto()
+    HUP = enum.auto()
+    RDHUP = enum.auto()
+
+
+def poll_bits(endpoint: Endpoint, openbsd: bool) -> PollBits:
+    """Everything that poll(2) would show of that socket, asked for all of it."""
+    bits = PollBits.NONE
+    if endpoint.readable or endpoint.dead:
+        bits |= PollBits.IN
+    if endpoint.cannot_receive and not openbsd:
+        bits |= PollBits.IN | PollBits.RDHUP  # F15: spliced or not; F39: not on OpenBSD
+    if endpoint.dead:
+        bits |= PollBits.HUP
+    elif endpoint.writable:
+        bits |= PollBits.OUT
+    return bits
+
+
+def glance(bits: PollBits) -> Glance:
+    return (
+        (Glance.READ_HANGUP if PollBits.RDHUP in bits else Glance.NONE)
+        | (Glance.HANGUP if PollBits.HUP in bits else Glance.NONE)
+        | (Glance.WRITE if PollBits.OUT in bits else Glance.NONE)
+    )
+
 
 Lookup = Callable[[int], "Endpoint | None"]
 
@@ -47,6 +81,11 @@ class Kqueue:
         self.pending.clear()
         return events
 
+    def shows_eof(self, descriptor: int, which: Readiness) -> bool:
+        """EV_EOF, in an event of that filter."""
+        watched = self.filters[descriptor, which]
+        return watched.cannot_receive if which is Readiness.READ else watched.cannot_send
+
     def activate(self, endpoint: Endpoint, woken: Readiness) -> None:
         """A wake-up of its reading or writing: those filters whose condition holds are pending."""
         for (descriptor, which), watched in self.filters.items():
@@ -73,10 +112,9 @@ class Kqueue:
 class Glancer:
     """``Glances``: poll(2), level-triggered."""
 
-    def __init__(self, lookup: Lookup, count: Callable[[str], None], openbsd: bool) -> None:
-        self._lookup = lookup
+    def __init__(self, shown: Callable[[int], Glance], count: Callable[[str], None]) -> None:
+        self._shown = shown
         self._count = count
-        self._openbsd = openbsd
         self._asked: dict[int, Glance] = {}
 
     def put(self, descriptor: int, asked: Glance) -> None:
@@ -92,13 +130,3 @@ class Glancer:
             for descriptor, asked in self._asked.items()
             if (shown := self._shown(descriptor) & (asked | Glance.HANGUP))
         ]
-
-    def _shown(self, descriptor: int) -> Glance:
-        endpoint = self._lookup(descriptor)
-        assert endpoint is not None, "poll(2) of a closed descriptor"
-        if endpoint.dead:
-            return Glance.HANGUP | (Glance.NONE if self._openbsd else Glance.READ_HANGUP)
-        shown = Glance.WRITE if endpoint.writable else Glance.NONE
-        if endpoint.cannot_receive and not self._openbsd:
-            shown |= Glance.READ_HANGUP
-        return shown

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, cast
 
 from freebsd_splice._backend import KernelChoice
 from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, Source
-from freebsd_splice._platform.kernel_interface import Glances, capabilities_of
+from freebsd_splice._platform.kernel_interface import EndEvents, Glance, Glances, capabilities_of
 
-from .kqueue import Glancer, Kqueue
+from .kqueue import Glancer, PollBits, glance, poll_bits
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
 
 if TYPE_CHECKING:
     from .world import World
+
+
+#: Bytes of struct splice on a 64-bit machine (F2).
+STRUCT_SIZE = 32
 
 
 class Calls:
@@ -29,8 +33,13 @@ class Calls:
         self.release = {"14.3": (14, 3), "15.1": (15, 1), "openbsd": (7, 8)}[world.version]
         self.capabilities = capabilities_of(self.system, self.release)
 
-    def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
+    def set_splice(
+        self, source: int, drain: int, max_bytes: int, idle: float, size: int = STRUCT_SIZE
+    ) -> None:
+        """size: bytes of the struct splice that the program hands in."""
         self._world.counts["set"] += 1
+        if size < STRUCT_SIZE:
+            raise fail(errno.EINVAL)  # F3
         from_, to = self._endpoint(source), self._endpoint(drain)
         if not (from_.non_blocking and to.non_blocking):
             self._world.blocking_while_spliced.append((source, drain))  # F24
@@ -38,12 +47,12 @@ class Calls:
 
     def end_splice(self, source: int) -> None:
         self._world.counts["end"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "end")
         self._world.so_splice.end_by_hand(self._endpoint(source))
 
     def spliced_count(self, source: int) -> int:
         self._world.counts["count"] += 1
-        self._world.may_hang(self._endpoint(source))
+        self._world.may_hang(self._endpoint(source), "count")
         return self._world.so_splice.count(self._endpoint(source))
 
     def tcp_state(self, descriptor: int) -> int:
@@ -56,18 +65,27 @@ class Calls:
         return endpoint.tcp_state
 
     def transmit_tls_mode(self, descriptor: int) -> int:
+        self._world.counts["tls"] += 1
         return int(self._endpoint(descriptor).encrypts)
 
     def receive_tls_mode(self, descriptor: int) -> int:
+        self._world.counts["tls"] += 1
         return int(self._endpoint(descriptor).decrypts)
 
     def writable_now(self, descriptor: int) -> bool:
-        return self._endpoint(descriptor).writable
+        self._world.counts["writable"] += 1
+        endpoint = self._world.endpoint(descriptor)
+        if endpoint is None:
+            return True  # POLLNVAL
+        shown = poll_bits(endpoint, self._world.so_splice.openbsd)
+        return bool(shown & (PollBits.OUT | PollBits.HUP))
 
     def send_space(self, descriptor: int) -> int:
+        self._world.counts["space"] += 1
         return self._endpoint(descriptor).outgoing.room
 
     def send_low_water(self, descriptor: int) -> int:
+        self._world.counts["space"] += 1
         return self._endpoint(descriptor).low_water
 
     def unread(self, descriptor: int) -> int:
@@ -78,16 +96,21 @@ class Calls:
         self._world.counts["push"] += 1
         self._world.so_splice.push(self._endpoint(drain))
 
-    def end_events(self) -> Kqueue:
+    def end_events(self) -> EndEvents:
         return self._world.new_kqueue()
 
     def glances(self) -> Glances:
-        return Glancer(self._world.endpoint, self._world.count, self._world.version == "openbsd")
+        def shown(descriptor: int) -> Glance:
+            endpoint = self._world.endpoint(descriptor)
+            assert endpoint is not None, "poll(2) of a closed descriptor"
+            return glance(poll_bits(endpoint, self._world.so_splice.openbsd))
+
+        return Glancer(shown, self._world.count)
 
     def _endpoint(self, descriptor: int) -> TcpEndpoint:
         endpoint = self._world.endpoint(descriptor)
         if endpoint is None:
-            raise fail(errno.EBADF)
+            raise fail(errno.ENOTSOCK if descriptor in self._world.files else errno.EBADF)
         return endpoint
 
 

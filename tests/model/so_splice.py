@@ -60,6 +60,8 @@ class SoSplice:
         before, self.before_set = self.before_set, None
         if before is not None:
             before()
+        if max_bytes < 0 or (idle < 0 and self.openbsd):
+            raise fail(errno.EINVAL)  # F2, F11
         self._check(source, drain)
         during, self.during_set = self.during_set, None
         if during is not None:
@@ -77,8 +79,7 @@ class SoSplice:
     def _check(self, source: Endpoint, drain: Endpoint) -> None:
         if not (source.tcp and drain.tcp):
             raise fail(errno.EPROTONOSUPPORT)
-        if source.tcp_state == LISTEN:
-            raise fail(errno.EOPNOTSUPP if self.openbsd else errno.EINVAL)
+        self._check_not_listening(source)
         if not source.connected:
             raise fail(errno.ENOTCONN)
         if source.decrypts:
@@ -101,7 +102,12 @@ class SoSplice:
             return errno.ENOTCONN
         return errno.EBUSY if drain.drained is not None else 0
 
+    def _check_not_listening(self, source: Endpoint) -> None:
+        if source.tcp_state == LISTEN:
+            raise fail(errno.EOPNOTSUPP if self.openbsd else errno.EINVAL)
+
     def end_by_hand(self, source: Endpoint) -> None:
+        self._check_not_listening(source)
         splice = source.splice
         if splice is None:
             raise fail(errno.EPROTO if self.openbsd else errno.ENOTCONN)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .so_splice import ModelledSplice
 
 #: As TCP_INFO tells them.
-CLOSED, LISTEN, SYN_SENT, ESTABLISHED, CLOSE_WAIT, FIN_WAIT, TIME_WAIT = 0, 1, 2, 4, 5, 6, 10
+CLOSED, LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = range(5)
+CLOSE_WAIT, FIN_WAIT, TIME_WAIT = 5, 6, 10
 
 #: Free bytes from which a socket counts as writable.
 LOW_WATER = 2048

@@ -17,7 +17,7 @@ from .kqueue import Kqueue
 from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort
 from .so_splice import IDLE, QUEUED, RUNNING, ModelledSplice, SoSplice
 from .sockets import ModelPeer, ModelSocket
-from .tcp import Endpoint, Half
+from .tcp import CLOSED, Endpoint, Half
 
 __all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
 
@@ -43,12 +43,14 @@ class World:
         self.counts: Counter[str] = Counter()
         self.blocking_while_spliced: list[tuple[int, int]] = []
         self.reset_on_close: set[Endpoint] = set()
-        self.stuck: set[Endpoint] = set()
-        self.on_stuck: Callable[[], object] = lambda: None
+        #: F24: whose lock somebody holds, and which calls come just then; what they wait for.
+        self.locked: set[tuple[Endpoint, str]] = set()
+        self.until_unlocked: Callable[[], object] = lambda: None
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
         self.halves: list[Half] = []
+        self.files: set[int] = set()  # descriptors of what is no socket
         self._descriptors: dict[int, Endpoint] = {}
         self._numbers = itertools.count(10)
         self._kqueues: list[Kqueue] = []
@@ -74,9 +76,22 @@ class World:
         self.halves += [there, back]
         return ModelSocket(self, self.open(near)), ModelPeer(self, far)
 
+    def lone(self, state: int = CLOSED) -> ModelSocket:
+        """A socket without a peer: not connected, or listening."""
+        endpoint = Endpoint(Half(1), Half(1), 1)
+        endpoint.outgoing.receiver = endpoint
+        endpoint.state = state
+        return ModelSocket(self, self.open(endpoint))
+
     def open(self, endpoint: Endpoint) -> int:
         descriptor = next(self._numbers)
         self._descriptors[descriptor] = endpoint
+        return descriptor
+
+    def open_file(self) -> int:
+        """A descriptor of what is no socket."""
+        descriptor = next(self._numbers)
+        self.files.add(descriptor)
         return descriptor
 
     def endpoint(self, descriptor: int) -> Endpoint | None:
@@ -105,9 +120,9 @@ class World:
     def count(self, name: str) -> None:
         self.counts[name] += 1
 
-    def may_hang(self, endpoint: Endpoint) -> None:
-        if endpoint in self.stuck:
-            self.on_stuck()
+    def may_hang(self, endpoint: Endpoint, call: str) -> None:
+        if (endpoint, call) in self.locked:
+            self.until_unlocked()
 
     def readiness(self, descriptor: int) -> Readiness:
         for kqueue in self._kqueues:

@@ -554,7 +554,7 @@ def test_a_client_that_leaves_right_after_the_answer(
         assert exchange(other, b"hello") == b"hello"
 
 
-def test_a_client_in_its_handshake_does_not_keep_the_proxy_from_ending(
+def test_a_client_in_its_handshake_does_not_hold_up_the_end(
     connect: StartProxy,
 ) -> None:
     front = connect("--grace", "0.1")

@@ -39,7 +39,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Resolved]]:
     return known
 
 
-def test_all_addresses_of_a_name_are_listened_on_with_the_same_free_port(
+def test_all_addresses_of_a_name_listen_on_the_same_free_port(
     names: dict[str, list[Resolved]],
 ) -> None:
     names["both"] = [
@@ -52,7 +52,7 @@ def test_all_addresses_of_a_name_are_listened_on_with_the_same_free_port(
         assert four.getsockname() == ("127.0.0.1", six.getsockname()[1])
 
 
-def test_without_a_host_every_address_of_the_machine_is_listened_on() -> None:
+def test_without_a_host_every_address_is_listened_on() -> None:
     listeners = listen_on(Address("", 0), 5)
     try:
         for host in ("127.0.0.1", "::1"):
@@ -63,7 +63,7 @@ def test_without_a_host_every_address_of_the_machine_is_listened_on() -> None:
             listener.close()
 
 
-def test_another_port_is_taken_where_the_first_is_free_on_one_address_only(
+def test_another_port_is_taken_if_one_address_lacks_the_first(
     names: dict[str, list[Resolved]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names["both"] = [
@@ -116,7 +116,7 @@ def test_what_can_be_no_name_is_said_to_be_none() -> None:
         asyncio.run(Dialer(PATIENCE).dial(impossible))
 
 
-def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+def test_an_address_without_an_answer_leaves_time_for_the_next(
     names: dict[str, list[Resolved]], silent: socket.socket, echo_server: Server
 ) -> None:
     names["several"] = [
@@ -236,7 +236,7 @@ def test_a_look_up_that_lacks_memory_is_a_shortage(slow_names: SlowNames) -> Non
     assert not isinstance(caught.value, TargetError)
 
 
-def test_a_name_that_is_unknown_for_lack_of_descriptors_is_a_shortage(
+def test_a_name_unknown_for_lack_of_descriptors_is_a_shortage(
     slow_names: SlowNames,
 ) -> None:
     """The C library can't read its files then, and says that there is no such name."""
@@ -279,7 +279,7 @@ def test_one_client_leaves_threads_to_the_others(
     asyncio.run(dial())
 
 
-def test_where_no_thread_is_to_be_had_everybody_hears_of_it_and_nothing_is_left(
+def test_without_a_thread_everybody_hears_and_nothing_is_left(
     slow_names: SlowNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait: each failure once called the next."""
@@ -314,7 +314,7 @@ def test_where_no_thread_is_to_be_had_everybody_hears_of_it_and_nothing_is_left(
     assert {error.errno for error in others} == {errno.ENOMEM}
 
 
-def test_a_name_server_that_does_not_answer_is_given_up_after_the_timeout(
+def test_a_silent_name_server_is_given_up_after_the_timeout(
     slow_names: SlowNames,
 ) -> None:
     with pytest.raises(TargetError, match="cannot look up slow: no answer in time"):
@@ -323,7 +323,7 @@ def test_a_name_server_that_does_not_answer_is_given_up_after_the_timeout(
     until(lambda: not _look_ups())
 
 
-def test_the_next_attempt_hears_the_answer_that_came_too_late_for_the_first(
+def test_the_next_attempt_hears_the_firsts_late_answer(
     slow_names: SlowNames, echo_server: Server
 ) -> None:
     slow_names.address = echo_server.address
@@ -357,7 +357,7 @@ def test_a_failure_that_comes_too_late_is_no_news(
     assert not caplog.records
 
 
-def test_of_a_name_with_many_addresses_a_few_are_tried_and_fewer_named(
+def test_of_many_addresses_a_few_are_tried_and_fewer_named(
     names: dict[str, list[Resolved]], refusing: socket.socket
 ) -> None:
     """Whoever owns a name chooses how many it has."""
@@ -386,7 +386,7 @@ def test_of_many_refused_addresses_a_few_are_named(names: dict[str, list[Resolve
 
 @pytest.mark.parametrize("no_way", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 @pytest.mark.parametrize("told", [errno.ECONNREFUSED, errno.ETIMEDOUT, None])
-def test_what_an_address_says_counts_for_more_than_that_there_is_no_way_to_another(
+def test_an_addresss_answer_outweighs_no_way_to_another(
     told: int | None,
     no_way: int,
     names: dict[str, list[Resolved]],
@@ -451,7 +451,7 @@ def _look_ups() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("error", [errno.ENOENT, errno.EACCES])
-def test_without_a_null_device_descriptors_are_spared_all_the_same(
+def test_without_a_null_device_descriptors_are_spared_too(
     error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chroot has none, and waiting wouldn't help."""
@@ -467,7 +467,7 @@ def test_without_a_null_device_descriptors_are_spared_all_the_same(
         assert caught.value.errno == errno.EMFILE
 
 
-def test_a_null_device_that_cannot_be_opened_for_now_is_a_shortage(
+def test_a_null_device_that_cannot_be_opened_is_a_shortage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def short_of_files(path: str, flags: int) -> int:

@@ -75,7 +75,7 @@ def test_an_upload_arrives_whole_before_the_reset_behind_it(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_cut_answer_is_delivered_as_far_as_it_was_taken_and_reset(
+def test_a_cut_answer_is_delivered_as_far_as_taken_and_reset(
     workers: int, server: Callable[..., Server], forwarder: StartForwarder
 ) -> None:
     front = forwarder(server(_sends).address, "--grace", "1000", "--workers", str(workers))

@@ -301,7 +301,7 @@ def test_ipv6_both_ways(server: StartServer, forwarder: StartForwarder) -> None:
     assert front.expect(rf"listening on \[::1\]:{front.port}$")
 
 
-def test_a_connection_without_traffic_ends_after_the_idle_timeout(
+def test_a_connection_without_traffic_ends_by_the_idle_timeout(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
     front = forwarder(echo_server.address, "--idle-timeout", "0.5")

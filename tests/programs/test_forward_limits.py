@@ -16,7 +16,7 @@ StartForwarder = Callable[..., Forwarder]
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("descriptors", [40, 41, 42, 43, 120])
-def test_with_too_few_descriptors_every_client_is_served_in_the_end(
+def test_with_few_descriptors_all_clients_are_served_in_the_end(
     descriptors: int, name: str, echo_server: Server, forwarder: StartForwarder
 ) -> None:
     front = forwarder(f"{name}:{echo_server.address[1]}", descriptors=descriptors)

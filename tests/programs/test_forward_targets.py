@@ -73,7 +73,7 @@ def test_when_none_of_them_answers_the_log_says_what_each_did(
     assert front.expect(rf"cannot connect to several\.example:{port} \({each}\)$")
 
 
-def test_a_target_that_does_not_answer_is_given_up_after_the_connect_timeout(
+def test_a_silent_target_is_given_up_after_the_connect_timeout(
     silent: socket.socket, forwarder: StartForwarder
 ) -> None:
     front = forwarder(silent.getsockname(), "--connect-timeout", "0.5")

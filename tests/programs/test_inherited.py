@@ -126,11 +126,11 @@ def test_nobody_else_is_told_of_them_or_given_them(
 ) -> None:
     look = f"""
 import os, sys
-from freebsd_splice._cli import _serving, main
+from freebsd_splice._cli import main, serving
 async def say(server, listeners, parent):
     print("left", [name for name in os.environ if name.startswith("LISTEN_")])
     print("inheritable", [listener.get_inheritable() for listener in listeners])
-_serving._run = say
+serving._run = say
 sys.exit(main({forward(echo_server)[2:]}))
 """
     front = program(*like_systemd(("listening", "127.0.0.1")), "-c", look)
@@ -138,12 +138,12 @@ sys.exit(main({forward(echo_server)[2:]}))
     assert front.lines == ["left []", "inheritable [False]"]
 
 
-def test_those_that_are_accepted_have_the_buffers_that_were_asked_for(
+def test_accepted_sockets_have_the_buffers_asked_for(
     echo_server: Server, program: StartProgram
 ) -> None:
     look = f"""
 import socket, sys
-from freebsd_splice._cli import _serving, main
+from freebsd_splice._cli import main, serving
 async def say(server, listeners, parent):
     sizes = [
         listener.getsockopt(socket.SOL_SOCKET, option)
@@ -151,7 +151,7 @@ async def say(server, listeners, parent):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
     ]
     print("as asked", [size in (30000, 60000) for size in sizes])  # Linux says twice as much
-_serving._run = say
+serving._run = say
 sys.exit(main({forward(echo_server, "--buffer-size", "30000")[2:]}))
 """
     front = program(*like_systemd(("listening", "127.0.0.1")), "-c", look)
@@ -175,7 +175,7 @@ def test_what_is_not_said_as_systemd_says_it_is_not_meant(
     assert not {"LISTEN_PID", "LISTEN_FDS"} & set(os.environ)
 
 
-def test_a_socket_that_listens_no_more_ends_the_program_in_one_line(
+def test_a_socket_that_listens_no_more_ends_it_in_one_line(
     echo_server: Server,
 ) -> None:
     """Whoever has given it can have shut it down."""

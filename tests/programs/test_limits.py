@@ -138,7 +138,7 @@ def test_these_are_two_clients(first: tuple[Any, ...], second: tuple[Any, ...]) 
 
 
 @pytest.mark.parametrize("nobody", [None, (), ""])
-def test_clients_of_whom_the_system_says_nothing_are_not_counted_as_one(nobody: Any) -> None:
+def test_clients_without_an_address_are_not_counted_as_one(nobody: Any) -> None:
     occupancy = Occupancy(1)
     assert occupancy.enter(nobody) == ""
     assert occupancy.enter(nobody) == ""
@@ -198,7 +198,7 @@ def _sizes_of_a_pair(asked: int) -> list[list[int]]:
             return [_sizes(accepted), _sizes(connected)]
 
 
-def test_buffers_have_their_size_before_the_connection_and_nobody_changes_it_later(
+def test_buffers_have_their_size_before_the_connection_for_good(
     echo_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F26: lowering one during a splice ends the splice, and bytes are gone."""

@@ -100,7 +100,7 @@ def test_what_went_wrong_with_a_connection_is_in_its_object(
     assert line["reason"] in ("source error", "drain error")
 
 
-def test_a_client_that_is_refused_and_one_whose_target_is_gone_are_events(
+def test_a_refused_client_and_a_lost_target_are_events(
     refusing: socket.socket, echo_server: Server, forwarder: StartForwarder
 ) -> None:
     full = forwarder(echo_server.address, "--log-format", "json", "--max-per-client", "1")
@@ -247,7 +247,7 @@ def test_a_record_of_somebody_else_has_no_fields() -> None:
     assert set(read) == {"time", "level", "pid", "message", "trace"}
 
 
-def test_a_text_for_people_is_one_line_without_control_characters() -> None:
+def test_a_text_for_people_is_a_line_without_control_characters() -> None:
     strange = "a\nb\r\t\0\x1b[2J\x7f\x85\u2028\u2029 \xe9"
     line = TextFormatter("%(levelname)s %(message)s").format(record("%s happened", strange))
     shown = "a\\nb\\r\\t\\x00\\x1b[2J\\x7f\\x85\\u2028\\u2029 \xe9"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice import _cli
-from freebsd_splice._cli import _choosing, _forward, _serving
+from freebsd_splice._cli import connect_socks5, forward, serving
 from freebsd_splice._cli.options import limits_of
 from freebsd_splice.proxies import Limits, Rules
 from programs.processes import MAIN, Program, Proxy
@@ -51,9 +51,9 @@ def test_the_rules_are_what_the_proxy_is_made_with(monkeypatch: pytest.MonkeyPat
     def proxy(**options: Any) -> Any:
         made.append(options)
 
-    monkeypatch.setattr(_choosing, "serve", lambda options, make, **_: make(options))
+    monkeypatch.setattr(connect_socks5, "serve", lambda options, make, **_: make(options))
     for order in (["--allow", "*", "--deny", "*"], ["--deny", "*", "--allow", "*"]):
-        _choosing._serve(parsed("socks5", *order), proxy)
+        connect_socks5._serve(parsed("socks5", *order), proxy)
     allowing, denying = (options["rules"] for options in made)
     assert isinstance(allowing, Rules)
     assert [rule.allow for rule in allowing._rules] == [True, False]
@@ -194,14 +194,14 @@ def test_without_listen_it_is_a_port_of_this_machine_alone(command: list[str], p
     assert parsed(*command).listen == f"127.0.0.1:{port}"
 
 
-def test_nothing_ends_after_a_while_without_traffic_where_that_is_asked_for(
+def test_nothing_ends_without_traffic_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(_serving, "ProxyServer", lambda _, **options: made.append(options))
+    monkeypatch.setattr(serving, "ProxyServer", lambda _, **options: made.append(options))
     for given in ([], ["--idle-timeout", "0"], ["--idle-timeout", "7"]):
         options = parsed("forward", *given, "127.0.0.1:0", "127.0.0.1:80")
-        _serving._make_server(options, _forward._make(options))
+        serving._make_server(options, forward._make(options))
     assert [options["idle_timeout"] for options in made] == [3600.0, None, 7.0]
 
 

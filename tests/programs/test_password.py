@@ -57,7 +57,7 @@ def test_the_first_line_of_the_input_is_the_password(
     assert not holds(done.stdout, "alice", password + "x", tmp_path / "passwords")
 
 
-def test_the_password_is_not_in_the_line_and_no_two_lines_are_the_same() -> None:
+def test_the_password_is_not_in_the_line_and_no_line_comes_twice() -> None:
     first, second = (run("alice", b"secret\n").stdout for _ in range(2))
     assert b"secret" not in first
     assert first != second

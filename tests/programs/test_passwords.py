@@ -494,7 +494,7 @@ def test_hashes_are_computed_one_at_a_time_beside_the_loop(
     assert not any(thread.daemon for thread in scrypt.threads)
 
 
-def test_a_pair_that_is_verified_many_times_at_once_is_hashed_once(
+def test_a_pair_verified_many_times_at_once_is_hashed_once(
     read: Callable[..., Passwords], scrypt: Scrypt
 ) -> None:
     passwords = read(entry("user", "secret"), entry("other", "other"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice._cli import _privileges
+from freebsd_splice._cli import privileges
 from freebsd_splice._cli.privileges import User
 from programs.processes import MAIN, Forwarder, Program, Server, exchange
 
@@ -219,7 +219,7 @@ def test_the_groups_go_first_and_then_there_is_no_way_back(
 ) -> None:
     """Without root's privileges the groups could not be given up any more."""
     calls = _Calls()
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     User("somebody", 7, 8).become()
     assert calls.made == [
         ("initgroups", ("somebody", 8)),
@@ -231,7 +231,7 @@ def test_the_groups_go_first_and_then_there_is_no_way_back(
 
 def test_the_same_where_nobody_tells_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _CallsWithoutSaved(users=(0, 7, 0), groups=(8, 8, 8))
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     User("somebody", 7, 8).become()
     assert calls.made == [
         ("initgroups", ("somebody", 8)),
@@ -240,7 +240,7 @@ def test_the_same_where_nobody_tells_the_saved_ones(monkeypatch: pytest.MonkeyPa
         ("setuid", (0,)),
     ]
     calls = _CallsWithoutSaved(users=(7, 7, 7), groups=(8, 8, 8))
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     User("somebody", 7, 8).become()
     assert calls.made == [("setuid", (0,))]
 
@@ -252,7 +252,7 @@ def test_who_is_that_user_in_part_becomes_it(
 ) -> None:
     """As the saved ones of root could be taken again."""
     calls = _Calls(users=users, groups=groups)
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     User("somebody", 7, 8).become()
     is_it = users == (7, 7, 7) and groups == (8, 8, 8)
     assert (("setresuid", (7, 7, 7)) in calls.made) is not is_it
@@ -265,7 +265,7 @@ def test_who_could_become_root_again_does_not_go_on(
     """Linux's capabilities outlive a change from one user that isn't root to another."""
     calls = _Calls(users=users, groups=(8, 8, 8))
     calls.capable = True
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     with pytest.raises(PermissionError, match="as somebody this process could still become root"):
         User("somebody", 7, 8).become()
 
@@ -273,7 +273,7 @@ def test_who_could_become_root_again_does_not_go_on(
 def test_root_itself_may_go_on_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _Calls()
     calls.capable = True
-    monkeypatch.setattr(_privileges, "_os", calls)
+    monkeypatch.setattr(privileges, "_os", calls)
     User("root", 0, 0).become()
     assert calls.made == []
 

@@ -13,7 +13,7 @@ import pytest
 
 from freebsd_splice import _cli
 from freebsd_splice._diagnostics import selftest
-from freebsd_splice._diagnostics.facts import Row
+from freebsd_splice._diagnostics.facts import Fact
 from freebsd_splice._diagnostics.transfers import TransferError
 from programs.processes import MAIN, Program
 
@@ -31,7 +31,7 @@ def test_its_verdict_is_in_plain_words(program: StartProgram) -> None:
 
 @pytest.fixture
 def no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", list)
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.facts", list)
 
 
 @pytest.mark.usefixtures("no_facts")
@@ -50,15 +50,15 @@ def test_a_transfer_that_goes_wrong_is_named_with_its_plan(monkeypatch: pytest.M
 def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row = Row("ten bytes are eleven", "F4", "splice; send 10; end", count=11)
-    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", lambda: [row])
+    fact = Fact("ten bytes are eleven", "F4", "splice; send 10; end", count=11)
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.facts", lambda: [fact])
     said: list[str] = []
     assert not selftest.selftest(1, 1, said.append)
     assert any("11 expected, 10 seen" in line for line in said)
     assert said[-1].startswith("No transfer lost a byte, but 1 facts differ")
 
 
-def test_it_ends_when_its_time_is_over_and_says_what_was_left_out() -> None:
+def test_it_ends_when_its_time_is_over_and_says_what_is_missing() -> None:
     said: list[str] = []
     assert selftest.selftest(300, 1, said.append, seconds=1e-9)
     assert said[1].startswith("Facts: 0 hold, 0 differ, looked at 0 of ")
@@ -113,8 +113,8 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
-    row = Row("nothing happens", "F4", "nothing", count=0)
-    monkeypatch.setattr("freebsd_splice._diagnostics.facts.rows", lambda: [row])
+    fact = Fact("nothing happens", "F4", "nothing", count=0)
+    monkeypatch.setattr("freebsd_splice._diagnostics.facts.facts", lambda: [fact])
     shown = stream()
     assert selftest.selftest(2, 1, lambda line: None, terminal=shown)
     if stream is Terminal:

@@ -71,7 +71,7 @@ def test_what_was_read_already_goes_first(echo_server: Server) -> None:
     asyncio.run(main())
 
 
-def test_what_was_read_is_not_kept_for_as_long_as_the_connection_lives(
+def test_what_was_read_is_not_kept_while_the_connection_lives(
     echo_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients: list[Client] = []
@@ -237,7 +237,7 @@ def test_an_accept_that_fails_does_not_end_the_server(
         *("EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
     ],
 )
-def test_a_client_that_failed_before_it_was_accepted_holds_nobody_up(
+def test_a_client_that_failed_before_accept_holds_nobody_up(
     name: str,
     echo_server: Server,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,7 +308,7 @@ def test_a_dial_that_fails_otherwise_is_not_made_again(
     assert "accepting pauses" not in caplog.text
 
 
-def test_clients_without_end_leave_turns_to_those_that_are_accepted(
+def test_endless_clients_leave_turns_to_accepted_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     live: list[int] = []
@@ -349,7 +349,7 @@ def test_a_defect_in_accepting_ends_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("fails", ["enter", "Handshake"])
-def test_a_client_that_cannot_be_served_costs_nobody_else_anything(
+def test_a_client_that_cannot_be_served_costs_others_nothing(
     fails: str,
     echo_server: Server,
     monkeypatch: pytest.MonkeyPatch,
@@ -391,7 +391,7 @@ def test_a_client_that_cannot_be_served_costs_nobody_else_anything(
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_a_client_does_not_wait_for_ever_for_what_there_is_too_little_of(
+def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
     answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread is to be had for the look-up."""
@@ -517,7 +517,7 @@ def test_what_is_kept_for_a_client_is_enough_for_it(last_taken: str, echo_server
 
 
 @pytest.mark.parametrize("starved_in", ["dial", "relay"])
-def test_an_accepted_client_is_served_once_there_are_descriptors_again(
+def test_an_accepted_client_is_served_once_descriptors_are_back(
     starved_in: str,
     echo_server: Server,
     monkeypatch: pytest.MonkeyPatch,

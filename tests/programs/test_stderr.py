@@ -185,7 +185,7 @@ def test_what_was_dropped_is_counted_and_said_in_its_place(
     assert max(count for name, count in counts if name == "dropped") > 5
 
 
-def test_a_worker_writes_its_own_lines_and_nothing_is_written_twice(
+def test_a_worker_writes_its_own_lines_and_none_twice(
     echo_server: Server, unread: Callable[..., Unread]
 ) -> None:
     """It is forked while its parent has a line that can't be written yet."""
@@ -291,7 +291,7 @@ print(read(13), end="")
     )
 
 
-def test_a_finalizer_that_logs_in_the_middle_of_logging_is_no_deadlock() -> None:
+def test_a_finalizer_that_logs_while_logging_is_no_deadlock() -> None:
     """The garbage collector runs it in whichever thread, wherever that is."""
     assert (
         run("""
@@ -443,7 +443,7 @@ serving._listen = fail
     assert run.lines[-1] == "freebsd-splice: at last"
 
 
-def test_a_command_without_a_log_says_what_is_wrong_before_it_ends(
+def test_a_command_without_a_log_says_what_is_wrong(
     program: Callable[..., Program],
 ) -> None:
     patch = """

@@ -105,7 +105,7 @@ def test_one_that_is_alive_again_is_used_again(
     ]
 
 
-def test_only_one_client_at_a_time_finds_out_whether_it_is_alive_again(
+def test_one_client_at_a_time_finds_out_whether_it_lives_again(
     somebody: Somebody,
 ) -> None:
     """It can take as long as the connect timeout: the others go elsewhere meanwhile."""
@@ -141,7 +141,7 @@ def test_a_death_is_reported_once(somebody: Somebody, caplog: pytest.LogCaptureF
     assert caplog.text.count("skipped for now") == 1
 
 
-def test_where_all_are_dead_all_are_tried_and_the_last_ones_error_is_everybodys(
+def test_where_all_are_dead_the_last_ones_error_is_everybodys(
     somebody: Somebody,
 ) -> None:
     targets = Targets([A, B, C], retry_after=10)
@@ -179,13 +179,13 @@ def test_too_few_descriptors_are_no_fault_of_the_target(somebody: Somebody) -> N
     assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]
 
 
-def test_no_way_from_this_clients_address_is_no_fault_of_the_target(somebody: Somebody) -> None:
+def test_no_way_from_a_clients_address_is_no_targets_fault(somebody: Somebody) -> None:
     targets = Targets([A, B])
     somebody.dead, somebody.failure = {A}, errno.EAFNOSUPPORT
     assert [somebody.ask(targets) for _ in range(3)] == [[A, B], [B], [A, B]]
 
 
-def test_too_little_for_too_long_is_no_fault_of_the_target_and_no_other_is_tried(
+def test_a_long_shortage_is_no_targets_fault(
     somebody: Somebody,
 ) -> None:
     targets = Targets([A, B])
@@ -236,7 +236,7 @@ def test_a_dead_target_costs_nobody_anything(
     assert len(front.find("WARNING")) == 1
 
 
-def test_one_that_does_not_answer_delays_nobody_but_who_finds_it_out(
+def test_a_silent_one_delays_nobody_but_who_finds_it_out(
     silent: socket.socket, server: StartServer, proxy: StartProxy
 ) -> None:
     alive = server(greeting(b"alive"))
@@ -268,7 +268,7 @@ def test_a_target_that_comes_back_gets_clients_again(
     until(found)
 
 
-def test_with_all_targets_dead_the_client_is_closed_and_the_log_says_why(
+def test_with_all_targets_dead_the_log_says_why_it_is_closed(
     refusing: socket.socket, proxy: StartProxy
 ) -> None:
     with socket.socket() as another:

@@ -77,7 +77,7 @@ def test_ipv6_as_well(server: Callable[..., Server], monkeypatch: pytest.MonkeyP
     asyncio.run(main())
 
 
-def test_a_client_of_another_family_than_the_target_is_closed_and_nobody_else(
+def test_only_a_client_of_another_family_is_closed(
     server: Callable[..., Server],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -132,7 +132,7 @@ def test_the_option_is_freebsds_and_the_port_the_systems_choice(
     assert sock.told == [option, bound]
 
 
-def test_a_client_that_the_system_says_nothing_of_is_nobody_to_connect_as() -> None:
+def test_a_client_without_an_address_is_nobody_to_connect_as() -> None:
     with pytest.raises(OSError, match="assign requested address"), socket.socket() as sock:
         bind_as(())(sock, Resolved(socket.AF_INET, ("127.0.0.1", 1)))
 

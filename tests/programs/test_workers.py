@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice._cli import _choosing, _serving, _signals, _workers
+from freebsd_splice._cli import connect_socks5, serving, signals, workers
 from freebsd_splice.proxies import Address, Passwords
 from freebsd_splice.proxies._listening import listen_on
 from freebsd_splice.proxies._passwords import make_entry
@@ -131,7 +131,7 @@ def connect_until(front: Forwarder, holds: Callable[[], object]) -> None:
 def test_all_workers_get_clients_of_one_port(
     patch: str, echo_server: Server, forwarder: StartForwarder
 ) -> None:
-    if not patch and _workers.share_option() is None:
+    if not patch and workers.share_option() is None:
         pytest.skip("this system can't deal out the clients of a port")
     front = forwarder(echo_server.address, "--workers", "3", patch=patch)
     with closing_all() as clients:
@@ -149,7 +149,7 @@ def test_all_workers_get_clients_of_one_port(
 
 @pytest.mark.parametrize("group", [False, True], ids=["the parent", "the whole group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_lets_live_connections_end_and_a_second_one_cuts_them(
+def test_one_signal_lets_connections_end_a_second_cuts_them(
     number: signal.Signals, group: bool, echo_server: Server, forwarder: StartForwarder
 ) -> None:
     """A terminal's Ctrl-C and systemd signal the parent and the workers, and that is one signal."""
@@ -192,7 +192,7 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     front = forwarder(echo_server.address, "--workers", "2")
     connect_until(front, lambda: len(workers_of(front)) == 2)
     for worker in workers_of(front):
-        for number in (*_signals.STOPPING, *_signals.WITHOUT_EFFECT):
+        for number in (*signals.STOPPING, *signals.WITHOUT_EFFECT):
             os.kill(worker, number)
     with closing_all() as clients:
         for _ in range(10):
@@ -234,7 +234,7 @@ def test_with_every_worker_dead_clients_wait(
     front.expect("has died: signal 9", 2)
 
 
-def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_knows(
+def test_the_parent_is_asked_before_each_worker_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known: list[str] = []
@@ -245,8 +245,8 @@ def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_
         return 1000 + len(begun)
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(_workers, "_SHORT_LIFE", 0)
-    supervisor = _workers._Supervisor(
+    monkeypatch.setattr(workers, "_SHORT_LIFE", 0)
+    supervisor = workers._Supervisor(
         2, lambda number, parent: None, lambda: None, lambda: known.append("more")
     )
     with closing(_Pipe(supervisor)):
@@ -260,7 +260,7 @@ def test_the_parent_is_asked_before_each_start_and_a_worker_begins_with_what_it_
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_the_parent_reads_the_passwords_again_for_the_next_worker(
+def test_the_parent_rereads_the_passwords_for_the_next_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the worker itself can't, whoever was deleted long ago would be known again."""
@@ -275,9 +275,9 @@ def test_the_parent_reads_the_passwords_again_for_the_next_worker(
         make(options)
         hooks.append(given["before_fork"])
 
-    monkeypatch.setattr(_choosing, "serve", serve)
+    monkeypatch.setattr(connect_socks5, "serve", serve)
     file.write_text(f"{make_entry('gone', 'secret')}\n")
-    _choosing._serve(Namespace(passwords=file, rules=[]), proxy)  # type: ignore[arg-type]
+    connect_socks5._serve(Namespace(passwords=file, rules=[]), proxy)  # type: ignore[arg-type]
     ((passwords,), (before_fork,)) = made, hooks
     with closing(passwords):
         for content, names in (
@@ -302,10 +302,10 @@ def test_what_a_proxy_does_before_a_worker_starts_is_done(
     assert front.stop() == 0
 
 
-def test_workers_that_die_at_once_are_started_again_only_after_a_while(
+def test_workers_that_die_at_once_are_restarted_after_a_while(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
-    assert _workers._SHORT_LIFE == 1.0
+    assert workers._SHORT_LIFE == 1.0
     front = forwarder(echo_server.address, "--workers", "2", patch=WORKERS_THAT_DIE_AT_ONCE)
     front.expect("has died: status 3", 2)
     start = time.monotonic()
@@ -434,7 +434,7 @@ def test_what_deals_out_a_ports_clients(
     platform: str, option: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    assert _workers.share_option() == option
+    assert workers.share_option() == option
 
 
 class _Options:
@@ -448,16 +448,16 @@ class _Options:
 
 
 def test_each_worker_has_sockets_of_its_own_on_one_free_port() -> None:
-    if _workers.share_option() is None:
+    if workers.share_option() is None:
         pytest.skip("this system can't deal out the clients of a port")
-    sets = _serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    sets = serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
     with closing_all() as sockets:
         sockets += [listener for several in sets for listener in several]
         assert len(sockets) == 3
         assert len({listener.getsockname() for listener in sockets}) == 1
 
 
-def test_another_program_on_the_port_is_an_error_although_it_would_share_it(
+def test_another_program_that_shares_the_port_is_an_error(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
     front = forwarder(echo_server.address, "--workers", "2")
@@ -471,17 +471,17 @@ def test_another_program_on_the_port_is_an_error_although_it_would_share_it(
 
 def test_one_worker_does_not_share_its_port() -> None:
     """Or another program's start on it would not fail."""
-    ((listener,),) = _serving._listen(_Options(1), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    ((listener,),) = serving._listen(_Options(1), Address("127.0.0.1", 0))  # type: ignore[arg-type]
     with listener:
-        option = _workers.share_option()
+        option = workers.share_option()
         assert option is None or not listener.getsockopt(socket.SOL_SOCKET, option)
 
 
-def test_where_clients_cannot_be_dealt_out_all_workers_have_the_same_sockets(
+def test_where_ports_are_not_shared_all_workers_have_one_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_workers, "share_option", lambda: None)
-    ((listener,),) = _serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
+    monkeypatch.setattr(workers, "share_option", lambda: None)
+    ((listener,),) = serving._listen(_Options(3), Address("127.0.0.1", 0))  # type: ignore[arg-type]
     with listener:
         assert listener.getsockname()[1]
 
@@ -500,15 +500,15 @@ def test_the_zone_of_an_address_is_every_workers(monkeypatch: pytest.MonkeyPatch
         asked.append(address)
         return [LinkLocal()]
 
-    monkeypatch.setattr(_serving, "listen_on", listen)
-    monkeypatch.setattr(_workers, "share_option", lambda: 1)
+    monkeypatch.setattr(serving, "listen_on", listen)
+    monkeypatch.setattr(workers, "share_option", lambda: 1)
     given = Address(f"fe80::1%{interface}", 0)
-    _serving._listen(_Options(2), given)  # type: ignore[arg-type]
+    serving._listen(_Options(2), given)  # type: ignore[arg-type]
     assert asked == [given, Address(f"fe80::1%{interface}", 80)]
 
 
 def test_a_port_is_shared_by_those_alone_that_ask_for_it() -> None:
-    share = _workers.share_option()
+    share = workers.share_option()
     if share is None:
         pytest.skip("this system can't deal out the clients of a port")
     (first,) = listen_on(Address("127.0.0.1", 0), 5, share=share)
@@ -528,7 +528,7 @@ def test_the_alarm_for_the_next_start_is_never_switched_off(
     times = iter([10.0, 11.0 - 1e-9, 11.0 - 1e-9])
     monkeypatch.setattr(time, "monotonic", lambda: next(times))
     monkeypatch.setattr(signal, "setitimer", lambda which, seconds: asked.append(seconds))
-    supervisor = _workers._Supervisor(1, lambda number, parent: None, lambda: None, lambda: None)
+    supervisor = workers._Supervisor(1, lambda number, parent: None, lambda: None, lambda: None)
     with closing(_Pipe(supervisor)):
         supervisor._started[0] = next(times)
         supervisor._start_missing()
@@ -537,7 +537,7 @@ def test_the_alarm_for_the_next_start_is_never_switched_off(
 
 
 class _Pipe:
-    def __init__(self, supervisor: _workers._Supervisor) -> None:
+    def __init__(self, supervisor: workers._Supervisor) -> None:
         self._supervisor = supervisor
 
     def close(self) -> None:

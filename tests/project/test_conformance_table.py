@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Characters of a test's name, which is a line of that page and of pytest's report.
+LONGEST_NAME = 60
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -22,3 +26,15 @@ def test_the_page_is_up_to_date() -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, f"run tools/conformance_table.py\n{done.stdout}{done.stderr}"
+
+
+def test_names_of_tests_are_short_enough_for_a_line() -> None:
+    names = [
+        node.name
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if len(name) > LONGEST_NAME] == []

@@ -13,7 +13,7 @@ import pytest
 
 import freebsd_splice
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PORT = ROOT / "contrib/port/net/py-freebsd-splice"
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 SERVICE = PORT / "files/freebsd_splice_forward.in"
@@ -146,7 +146,7 @@ def test_the_service_needs_a_target(tmp_path: Path) -> None:
     assert "freebsd_splice_forward_target" in started.stderr
 
 
-def test_the_port_is_of_this_version_and_needs_what_the_package_needs() -> None:
+def test_the_port_has_this_version_and_the_packages_needs() -> None:
     makefile = (PORT / "Makefile").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     assert f"DISTVERSION=\t{freebsd_splice.__version__}\n" in makefile

@@ -14,7 +14,7 @@ import pytest
 from freebsd_splice.proxies import Routes, parse_rule
 from freebsd_splice.proxies._socks5_messages import Reply
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 

@@ -1,117 +1,103 @@
-"""Layers point one way: a lower one never imports a higher one."""
+"""Imports go one way, as the folders show: what each may import of the package."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import freebsd_splice
 
 PACKAGE = Path(freebsd_splice.__file__).parent
 
-#: From the lowest.  A module may import from its own layer and from those before it.
-LAYERS: list[set[str]] = [
-    {
-        "_backlog",
-        "_backoff",
-        "_borrow",
-        "_callers_options",
-        "_errors",
-        "_kernel_port",
-        "_port",
-        "_process",
-        "_reset",
-        "_send_queue",
-        "_so_splice",
-        "_splice_checks",
-        "_tcp",
-        "_threads",
-    },
-    {"_abi", "_pollers", "_kernel_events"},
-    {"_backend", "_kernel_calls", "_system", "_watcher"},
-    {"_sockets", "_flow", "_deadlines", "_crew", "_second_look", "_pair_policy", "_closing"},
-    {"_engine", "_engine_flow", "_movers"},
-    {"_splice_events", "_kernel_checks", "_verdict", "_kernel_flow", "_kernel"},
-    {"_runtime"},
-    {"_waitable", "_splice", "_relay"},
-    {"__init__"},
-    {"aio"},
-    {"proxies"},
-    {"_facts", "_selftest", "_selftest_transfers"},
-    {"_info", "_cli", "__main__"},
-]
-#: Beside ``Splice``, not under it: the thin functions, and an emulation that they alone know.
-THIN = {"_thin", "_thin_kernel", "_thin_messages", "_emulation"}
-UNDER_THIN = {
-    "_abi",
-    "_backend",
-    "_backoff",
-    "_borrow",
-    "_callers_options",
-    "_errors",
-    "_kernel_calls",
-    "_kernel_port",
-    "_process",
-    "_splice_checks",
-    "_tcp",
-    "_threads",
+#: From the lowest.  Each folder or module of the package may import itself, and these.
+MAY_IMPORT: dict[str, set[str]] = {
+    "_errors": set(),
+    "_platform": {"_errors"},
+    "_backend": {"_platform", "_errors"},
+    "_core": {"_platform", "_errors"},
+    "_userspace": {"_core", "_backend", "_platform", "_errors"},
+    "_kernel": {"_userspace", "_core", "_platform", "_errors"},
+    "_thin": {"_backend", "_platform", "_errors"},
 }
+#: What stands above them, from the lowest: each may import those before it, and all of the above.
+ABOVE = [
+    "_runtime",
+    "_operation",
+    "_splice",
+    "_relay",
+    "__init__",
+    "aio",
+    "proxies",
+    "_diagnostics",
+    "_cli",
+    "__main__",
+]
 
 
-def test_a_lower_layer_never_imports_a_higher_one() -> None:
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for module, imported in _imports():
-        if _is_thin(module):
-            assert _is_thin(imported) or imported in UNDER_THIN, (module, imported)
-        elif _is_thin(imported):
-            assert imported == "_thin", (module, imported)
-            assert module in ("__init__", "_selftest"), (module, imported)
-        else:
-            assert level[imported] <= level[module], f"{module} imports {imported}"
+def test_imports_go_one_way() -> None:
+    allowed = {name: {name, *others} for name, others in MAY_IMPORT.items()}
+    for number, name in enumerate(ABOVE):
+        allowed[name] = {*allowed, *ABOVE[: number + 1]}
+    for path, imported in _imports():
+        assert imported[0] in allowed[_first(path)], f"{path} imports {'.'.join(imported)}"
 
 
-def test_the_emulation_is_known_to_the_thin_functions_alone() -> None:
-    for module, imported in _imports():
-        if imported.startswith("_emulation"):
-            assert module == "_thin" or module.startswith("_emulation"), module
+def test_who_knows_the_thin_functions() -> None:
+    users = {_first(path) for path, imported in _imports() if imported[0] == "_thin"}
+    assert users == {"__init__", "_thin", "_diagnostics"}
 
 
-def test_the_struct_is_known_to_abi_alone() -> None:
-    for module, imported in _imports():
-        if imported == "_so_splice":
-            assert module in ("_abi", "_info"), module
+def test_only_the_thin_functions_know_their_emulation() -> None:
+    for path, imported in _imports():
+        if imported[:2] == ("_thin", "emulation"):
+            assert path.parts[0] == "_thin", path
 
 
-def _is_thin(module: str) -> bool:
-    return module in THIN or module.startswith("_emulation")
+def test_only_raw_splice_and_info_know_the_extension() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if '"freebsd_splice._so_splice"' in path.read_text()
+    }
+    assert users == {"_platform/raw_splice.py", "_diagnostics/info.py"}
 
 
-def _imports() -> list[tuple[str, str]]:
-    """(module, imported module) within the package, by first name below it."""
-    found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        for node in ast.walk(ast.parse(path.read_text())):
-            found += [(parts[0], name) for name in _names(node, len(parts)) if name != parts[0]]
-    assert len(found) > 50
+def _first(path: Path) -> str:
+    return path.with_suffix("").parts[0]
+
+
+def _imports() -> list[tuple[Path, tuple[str, ...]]]:
+    """(importing file, imported module) within the package, both without the package's name."""
+    found = [
+        (path.relative_to(PACKAGE), name)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _names(node, path)
+    ]
+    assert len(found) > 200
     return found
 
 
-def _names(node: ast.AST, depth: int) -> list[str]:
-    if isinstance(node, ast.ImportFrom) and node.level:
-        if node.level == depth:  # from the package itself
-            return [node.module.split(".")[0]] if node.module else _members(node)
-        return []
-    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("freebsd_splice"):
-        _, _, below = (node.module or "").partition(".")
-        return [below.split(".")[0]] if below else _members(node)
+def _names(node: ast.AST, path: Path) -> Iterator[tuple[str, ...]]:
     if isinstance(node, ast.Import):
-        names = [alias.name.split(".") for alias in node.names]
-        return [name[1] for name in names if name[0] == "freebsd_splice" and len(name) > 1]
-    return []
+        for alias in node.names:
+            package, *below = alias.name.split(".")
+            if package == PACKAGE.name:
+                yield tuple(below) or ("__init__",)
+    elif isinstance(node, ast.ImportFrom):
+        base = _base(node, path)
+        if base is not None:
+            for alias in node.names:
+                module = PACKAGE.joinpath(*base, alias.name)
+                is_module = module.is_dir() or module.with_suffix(".py").exists()
+                yield (*base, alias.name) if is_module else tuple(base) or ("__init__",)
 
 
-def _members(node: ast.ImportFrom) -> list[str]:
-    """``from . import x``: a module, or a name of the package's own."""
-    modules = {path.stem for path in PACKAGE.iterdir()}
-    return [alias.name if alias.name in modules else "__init__" for alias in node.names]
+def _base(node: ast.ImportFrom, path: Path) -> list[str] | None:
+    """The folder or module that is imported from; None: it isn't one of the package's."""
+    below = node.module.split(".") if node.module else []
+    if node.level == 0:
+        return below[1:] if below[0] == PACKAGE.name else None
+    here = list(path.relative_to(PACKAGE).parent.parts)
+    return here[: len(here) - (node.level - 1)] + below

@@ -14,7 +14,7 @@ import pytest
 import freebsd_splice
 from freebsd_splice import aio
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM, LIBRARY = ROOT / "docs/man/freebsd-splice.1", ROOT / "docs/man/freebsd_splice.3"
 
 

@@ -111,7 +111,7 @@ def test_every_system_gets_the_sdist(sdist: Path, tmp_path: Path) -> None:
     assert chosen == dict.fromkeys((*BSDS, *OTHERS), sdist.name)
 
 
-def test_a_wheel_built_here_and_published_is_not_taken_on_the_bsds(
+def test_a_wheel_built_here_is_not_taken_on_the_bsds(
     sdist: Path, wheel: Path, tmp_path: Path
 ) -> None:
     """F37."""

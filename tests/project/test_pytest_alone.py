@@ -8,12 +8,21 @@ from pathlib import Path
 
 from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _pytest(*arguments: str) -> str:
     without = [f"-pno:{plugin}" for plugin in ("randomly", "timeout", "hypothesispytest", "anyio")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "only_pytest", *without, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "support.only_pytest",
+        *without,
+        *arguments,
+    ]
     run = subprocess.run(
         command,
         cwd=ROOT,
@@ -31,7 +40,7 @@ def test_every_test_can_be_collected() -> None:
 
 
 def test_what_needs_more_is_skipped_and_says_so() -> None:
-    files = ("test_machine", "test_mutants", "test_backend", "vm/test_pieces")
+    files = ("kernel/test_machine", "kernel/test_mutants", "core/test_backend", "vm/test_pieces")
     said = _pytest("-rs", *(f"tests/{name}.py" for name in files))
     for reason in ("the state machine is hypothesis's", "models the extension by cffi", "pycdlib"):
         assert reason in said

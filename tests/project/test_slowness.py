@@ -11,7 +11,7 @@ import pytest
 
 from support.slowness import SLOWNESS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: On a machine that is four times as slow as this one pretends to be.
 TESTS = """

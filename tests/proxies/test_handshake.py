@@ -59,7 +59,7 @@ def flooded(
     return flood
 
 
-def test_a_client_that_is_refused_and_keeps_sending_leaves_turns_to_others(
+def test_a_refused_client_that_keeps_sending_leaves_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And its end doesn't wait for the end of what it sends."""

@@ -76,7 +76,7 @@ def test_a_client_has_no_more_than_its_share() -> None:
     run(main())
 
 
-def test_one_who_wants_what_waits_for_anothers_turn_need_not_wait_for_that() -> None:
+def test_one_who_wants_what_another_waits_for_need_not_wait() -> None:
     async def main() -> None:
         work = Work(1, 1)
         asked = [work.ask(name, "a") for name in ("1", "2", "3", "4", "wanted")]

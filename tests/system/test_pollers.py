@@ -191,7 +191,7 @@ def test_kqueue_is_not_closed_in_a_forked_child(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif("epoll" not in kinds(), reason="only epoll reports an error for ever")
-def test_a_socket_watched_anew_is_reported_as_long_as_it_is_ready(harness: Harness) -> None:
+def test_a_socket_watched_anew_is_reported_while_it_is_ready(harness: Harness) -> None:
     """Its descriptor may have been another's, whose error was quietened."""
     poller = make_poller("epoll")
     ours, peer = harness.pair()

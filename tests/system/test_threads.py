@@ -81,7 +81,7 @@ def test_a_signal_that_is_waited_for_comes_to_who_waits(start: str) -> None:
 
 
 @posix
-def test_no_signal_can_arrive_in_a_thread_from_its_first_moment_on(
+def test_no_signal_arrives_in_a_thread_from_its_first_moment_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the new thread begins with is what the starting one has at that time."""
@@ -129,17 +129,17 @@ def test_no_thread_is_started_in_another_way() -> None:
         if name in STARTS
     }
     # Annotations apart, which start nothing.
-    assert found == {"_threads.py: Thread"}
+    assert found == {"_platform/threads.py: Thread"}
 
 
-def test_what_is_forgotten_by_a_forked_child_is_said_in_one_place() -> None:
+def test_what_a_forked_child_forgets_is_said_in_one_place() -> None:
     users = {
         path.name
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "register_at_fork"
     }
-    assert users == {"_process.py"}
+    assert users == {"process.py"}
 
 
 def _names_of_threading(tree: ast.AST) -> Iterator[str]:

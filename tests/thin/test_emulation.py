@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -163,7 +162,7 @@ def answer_or_errno(source: socket.socket) -> int | None:
         return error.errno
 
 
-def test_starting_without_a_descriptor_left_leaves_nothing_behind(
+def test_starting_without_a_descriptor_leaves_nothing_behind(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = descriptors()
@@ -379,7 +378,7 @@ def test_a_stranger_with_the_drains_number_gets_nothing(harness: Harness, way: W
     assert peer.has_nothing_to_read()
 
 
-def test_a_splice_moves_on_to_another_descriptor_and_leaves_its_number(
+def test_a_splice_moves_to_another_descriptor_and_off_its_number(
     harness: Harness, way: Way
 ) -> None:
     """F8: the old number is spliced anew, both splices are served."""
@@ -412,7 +411,7 @@ def test_another_descriptor_is_found_without_proc(
     moves(kept, client, server)
 
 
-def test_a_source_that_moves_while_it_waits_for_its_drain_is_served(harness: Harness) -> None:
+def test_a_source_that_moves_while_it_waits_is_served(harness: Harness) -> None:
     """F8: both descriptors it was made with are closed while the drain is full."""
     source, client = harness.pair(small_buffers=True)
     drain, server = harness.pair(small_buffers=True)
@@ -429,9 +428,7 @@ def test_a_source_that_moves_while_it_waits_for_its_drain_is_served(harness: Har
     assert spliced_bytes(kept[0]) == len(data)
 
 
-def test_what_is_borrowed_for_a_move_is_not_taken_for_the_callers(
-    harness: Harness, way: Way
-) -> None:
+def test_what_a_move_borrows_is_not_taken_for_the_callers(harness: Harness, way: Way) -> None:
     """An echo looks for another descriptor of its drain while its source is borrowed."""
     splice(way[0], way[2])  # so that what it borrows with has lower numbers than what follows
     ours, peer = harness.pair()
@@ -471,7 +468,7 @@ def test_a_forked_child_keeps_none_of_its_descriptors(way: Way) -> None:
 
 
 @FORKS
-def test_a_child_forked_in_the_middle_of_a_stream_disturbs_nothing(harness: Harness) -> None:
+def test_a_child_forked_in_mid_stream_disturbs_nothing(harness: Harness) -> None:
     (source, client), (drain, server) = harness.pair(), harness.pair()
     data = os.urandom(3_000_000)
     splice(source, drain)
@@ -483,16 +480,3 @@ def test_a_child_forked_in_the_middle_of_a_stream_disturbs_nothing(harness: Harn
         assert in_child(lambda: spliced_bytes(source) == 0)
     writer.join()
     assert received == data
-
-
-# The package
-
-
-def test_nothing_but_the_thin_layer_imports_the_emulation() -> None:
-    package = Path(emulation.__file__).parent
-    importers = {
-        path.name
-        for path in package.rglob("*.py")
-        if "import _emulation" in path.read_text() or "from ._emulation" in path.read_text()
-    }
-    assert importers == {"_thin.py", "_emulation.py", "_emulation_copier.py"}

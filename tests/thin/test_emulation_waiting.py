@@ -175,7 +175,7 @@ def test_a_full_drain_is_waited_for_with_every_way_to_wait(
     writer.join()
 
 
-def test_both_directions_share_a_descriptor_with_every_way_to_wait(
+def test_both_directions_share_a_descriptor_however_it_waits(
     waiting_with: str, harness: Harness
 ) -> None:
     """One of them waits to write where the other waits to read."""
@@ -193,7 +193,7 @@ def test_both_directions_share_a_descriptor_with_every_way_to_wait(
     writer.join()
 
 
-def test_an_ended_splice_is_watched_no_more_with_every_way_to_wait(
+def test_an_ended_splice_is_watched_no_more_however_it_waits(
     waiting_with: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, client, drain, server = way

@@ -1,40 +1,92 @@
-"""What the kernel path asks and refuses, on models of the two kernels."""
+"""What the kernel path of the thin layer asks and refuses, on the modelled kernels."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pytest
 
 from freebsd_splice._platform.kernel_interface import KernelCalls
 from freebsd_splice._thin.kernel import ThinKernel
-from modelled_kernels import (
+from model.sockets import ModelPeer, ModelSocket
+from model.tcp import (
     CLOSE_WAIT,
-    DRAIN,
+    CLOSED,
     ESTABLISHED,
-    FIN_WAIT_1,
-    FIRST,
+    FIN_WAIT,
     LISTEN,
-    OTHER,
-    SOURCE,
     SYN_RECEIVED,
     SYN_SENT,
-    ModelledFreeBSDCalls,
-    ModelledOpenBSDCalls,
     fail,
 )
+from model.world import World
+
+T = TypeVar("T")
+
+
+class Rig:
+    """The thin calls on a modelled kernel, and four connections of it."""
+
+    def __init__(self, version: str) -> None:
+        self.world = World(version)
+        self.calls = self.world.calls
+        self.thin = ThinKernel(self.calls)
+        self._peers: dict[ModelSocket, ModelPeer] = {}
+        self.first, self.source, self.drain, self.other = (self._connected() for _ in range(4))
+
+    def _connected(self) -> ModelSocket:
+        made, peer = self.world.pair()
+        self._peers[made] = peer
+        return made
+
+    def splice(self, source: ModelSocket, drain: ModelSocket, max_bytes: int = 0) -> None:
+        self.thin.splice(source.fileno(), drain.fileno(), max_bytes, 0.0)
+
+    def spliced_by_somebody(self, source: ModelSocket, drain: ModelSocket) -> None:
+        self.calls.set_splice(source.fileno(), drain.fileno(), 0, 0.0)
+
+    def is_spliced(self, source: ModelSocket, drain: ModelSocket) -> bool:
+        splice = source.endpoint.splice
+        return splice is not None and splice.drain is drain.endpoint
+
+    def arrive(self, source: ModelSocket, data: bytes) -> None:
+        """Bytes from its peer, and all that follows from them."""
+        assert self._peers[source].write(data) == len(data)
+        self.world.quiet()
+
+    def ended(self, source: ModelSocket, drain: ModelSocket) -> None:
+        """Splice, and have the splice end by itself: its limit is met."""
+        self.splice(source, drain, 5)
+        self.arrive(source, b"12345")
+        assert source.endpoint.splice is None
+
+    def fill(self, drain: ModelSocket) -> None:
+        """Nothing more fits into its send buffer."""
+        drain.send(b"x" * drain.endpoint.outgoing.room)
+
+    def empty(self, drain: ModelSocket) -> None:
+        """Its peer reads and acknowledges everything."""
+        while self.world.deliver(drain.endpoint.outgoing):
+            self._peers[drain].read()
+        self.world.ack(drain.endpoint.outgoing)
+
+    def reset(self, drain: ModelSocket) -> None:
+        """By its peer."""
+        self._peers[drain].reset()
+        self.world.deliver_reset(drain.endpoint.incoming)
 
 
 @pytest.fixture
-def calls() -> ModelledFreeBSDCalls:
-    return ModelledFreeBSDCalls()
+def on() -> Rig:
+    return Rig("14.3")
 
 
 @pytest.fixture
-def thin(calls: ModelledFreeBSDCalls) -> ThinKernel:
-    return ThinKernel(calls)
+def on_15_1() -> Rig:
+    return Rig("15.1")
 
 
 @contextmanager
@@ -45,356 +97,338 @@ def refused(number: int) -> Iterator[pytest.ExceptionInfo[OSError]]:
 
 
 @contextmanager
-def refused_unasked(calls: ModelledFreeBSDCalls, number: int) -> Iterator[None]:
+def refused_unasked(on: Rig, number: int) -> Iterator[None]:
     """Refused without the kernel being asked to splice."""
-    before = list(calls.set)
+    before = on.world.counts["set"]
     with refused(number):
         yield
-    assert calls.set == before
+    assert on.world.counts["set"] == before
 
 
 def test_the_models_are_kernel_calls() -> None:
-    models: list[KernelCalls] = [ModelledFreeBSDCalls(), ModelledOpenBSDCalls()]
+    models: list[KernelCalls] = [World("14.3").calls, World("openbsd").calls]
     assert [model.capabilities.checks_drains for model in models] == [False, True]
 
 
-def test_a_splice_is_one_call_with_its_arguments(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
-    thin.splice(SOURCE, DRAIN, 7, 1.5)
-    assert calls.set == [(SOURCE, DRAIN, 7, 1.5)]
-    thin.unsplice(SOURCE)
-    assert calls.sockets[SOURCE].drain is None
+def test_a_splice_is_one_call_with_its_arguments(on: Rig) -> None:
+    on.thin.splice(on.source.fileno(), on.drain.fileno(), 7, 1.5)
+    [splice] = on.world.splices
+    assert (splice.source, splice.drain) == (on.source.endpoint, on.drain.endpoint)
+    assert (splice.max_bytes, splice.idle) == (7, 1.5)
+    assert on.world.counts["set"] == 1
+    on.thin.unsplice(on.source.fileno())
+    assert not on.world.splices
 
 
-def test_the_count_is_the_kernels(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
-    calls.sockets[SOURCE].count = 99
-    assert thin.spliced_bytes(SOURCE) == 99
+def test_the_count_is_the_kernels(on: Rig) -> None:
+    on.splice(on.source, on.drain)
+    on.arrive(on.source, b"x" * 99)
+    assert on.thin.spliced_bytes(on.source.fileno()) == 99
 
 
 @pytest.mark.parametrize(
     ("state", "number"),
     [
-        (0, errno.ENOTCONN),
+        (CLOSED, errno.ENOTCONN),
         (LISTEN, errno.EINVAL),
         (SYN_SENT, errno.ENOTCONN),
         (SYN_RECEIVED, errno.ENOTCONN),
-        *((state, errno.EPIPE) for state in range(FIN_WAIT_1, 11)),
+        *((state, errno.EPIPE) for state in range(FIN_WAIT, 11)),
     ],
 )
-def test_a_drain_in_a_wrong_state_is_refused_unasked(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, state: int, number: int
-) -> None:
+def test_a_drain_in_a_wrong_state_is_refused_unasked(on: Rig, state: int, number: int) -> None:
     """F21"""
-    calls.sockets[DRAIN].state = state
-    with refused_unasked(calls, number):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+    on.drain.endpoint.state = state
+    with refused_unasked(on, number):
+        on.splice(on.source, on.drain)
 
 
 @pytest.mark.parametrize("state", [ESTABLISHED, CLOSE_WAIT])
-def test_a_drain_that_can_be_written_is_spliced(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, state: int
-) -> None:
+def test_a_drain_that_can_be_written_is_spliced(on: Rig, state: int) -> None:
     """F21"""
-    calls.sockets[DRAIN].state = state
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == DRAIN
+    on.drain.endpoint.state = state
+    on.splice(on.source, on.drain)
+    assert on.is_spliced(on.source, on.drain)
 
 
-def test_a_reset_drain_is_refused_unasked(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
+def test_a_reset_drain_is_refused_unasked(on: Rig) -> None:
     """F21"""
-    calls.sockets[DRAIN].reset = True
-    with refused_unasked(calls, errno.ENOTCONN):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+    on.reset(on.drain)
+    with refused_unasked(on, errno.ENOTCONN):
+        on.splice(on.source, on.drain)
 
 
-def test_a_closed_drain_is_refused_as_such(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
-    del calls.sockets[DRAIN]
-    with refused_unasked(calls, errno.EBADF):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+def test_a_closed_drain_is_refused_as_such(on: Rig) -> None:
+    closed = on.drain.fileno()
+    on.drain.close()
+    with refused_unasked(on, errno.EBADF):
+        on.thin.splice(on.source.fileno(), closed, 0, 0.0)
 
 
-def test_a_drain_that_is_not_tcp_is_left_to_the_kernel(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
-    calls.sockets[DRAIN].tcp = False
+def test_a_drain_that_is_not_tcp_is_left_to_the_kernel(on: Rig) -> None:
+    on.drain.endpoint.tcp = False
     with refused(errno.EPROTONOSUPPORT):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert not calls.sockets[SOURCE].poisoned
+        on.splice(on.source, on.drain)
+    assert on.world.counts.keys() == {"tcp_state", "set"}, "nothing more is asked about it"
+    assert not on.source.endpoint.poisoned
 
 
-def test_a_drain_with_tls_is_refused_unasked(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
+def test_a_drain_with_tls_is_refused_unasked(on: Rig) -> None:
     """F22"""
-    calls.sockets[DRAIN].tls = True
-    with refused_unasked(calls, errno.EINVAL):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+    on.drain.endpoint.encrypts = True
+    with refused_unasked(on, errno.EINVAL):
+        on.splice(on.source, on.drain)
 
 
-def test_a_kernel_without_tls_is_no_obstacle(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_without_tls_is_no_obstacle(on: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(descriptor: int) -> int:
         raise fail(errno.ENOPROTOOPT)
 
-    monkeypatch.setattr(calls, "transmit_tls_mode", unknown)
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
+    monkeypatch.setattr(on.calls, "transmit_tls_mode", unknown)
+    on.splice(on.source, on.drain)
 
 
-def test_a_busy_drain_is_refused_unasked(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
+def test_a_busy_drain_is_refused_unasked(on: Rig) -> None:
     """F20, F22: whoever spliced it."""
-    calls.set_splice(FIRST, DRAIN, 0, 0.0)
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert not calls.sockets[SOURCE].poisoned
+    on.spliced_by_somebody(on.first, on.drain)
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.source, on.drain)
+    assert not on.source.endpoint.poisoned
 
 
-def test_a_full_drain_that_is_none_is_spliced(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_full_drain_that_is_none_is_spliced(on: Rig) -> None:
     """F20: it can't be told, the kernel is asked."""
-    calls.sockets[DRAIN].full = True
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == DRAIN
+    on.fill(on.drain)
+    on.splice(on.source, on.drain)
+    assert on.is_spliced(on.source, on.drain)
 
 
-def test_a_source_spliced_here_is_refused_unasked(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_source_spliced_here_is_refused_unasked(on: Rig) -> None:
     """F23: the kernel would reset its count."""
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    calls.sockets[SOURCE].count = 12
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(SOURCE, OTHER, 0, 0.0)
-    assert calls.sockets[SOURCE].count == 12
+    on.splice(on.source, on.drain)
+    on.arrive(on.source, b"x" * 12)
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.source, on.other)
+    assert on.thin.spliced_bytes(on.source.fileno()) == 12
 
 
-def test_a_source_whose_splice_is_over_is_spliced_again(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_source_whose_splice_is_over_is_spliced_again(on: Rig) -> None:
     """F20: the drain it had says so."""
-    thin.splice(SOURCE, DRAIN, 5, 0.0)
-    calls.end_by_itself(SOURCE)
-    thin.splice(SOURCE, OTHER, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == OTHER
+    on.ended(on.source, on.drain)
+    on.splice(on.source, on.other)
+    assert on.is_spliced(on.source, on.other)
 
 
-def test_a_source_whose_drain_was_reset_is_spliced_again(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_source_whose_drain_was_reset_is_spliced_again(on: Rig) -> None:
     """F20: a dead drain polls POLLHUP and not POLLOUT, and has room."""
-    thin.splice(SOURCE, DRAIN, 5, 0.0)
-    calls.end_by_itself(SOURCE)
-    calls.sockets[DRAIN].reset = True
-    thin.splice(SOURCE, OTHER, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == OTHER
+    on.ended(on.source, on.drain)
+    on.reset(on.drain)
+    on.splice(on.source, on.other)
+    assert on.is_spliced(on.source, on.other)
 
 
 def test_a_source_whose_drain_was_closed_is_spliced_again(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, monkeypatch: pytest.MonkeyPatch
+    on: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if it is closed between one question and the next."""
-    thin.splice(SOURCE, DRAIN, 5, 0.0)
-    calls.end_by_itself(SOURCE)
-    del calls.sockets[DRAIN]
-    monkeypatch.setattr(calls, "writable_now", lambda descriptor: descriptor != DRAIN)
-    thin.splice(SOURCE, OTHER, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == OTHER
+    on.ended(on.source, on.drain)
+    closed = on.drain.fileno()
+    on.drain.close()
+    monkeypatch.setattr(on.calls, "writable_now", lambda descriptor: descriptor != closed)
+    on.splice(on.source, on.other)
+    assert on.is_spliced(on.source, on.other)
 
 
-def test_a_live_splice_behind_a_full_drain_is_busy(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_live_splice_behind_a_full_drain_is_busy(on: Rig) -> None:
     """F20: only the kernel can tell; as the source was spliced here, nothing is wrong with it."""
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    calls.sockets[DRAIN].full = True
-    with refused(errno.EBUSY):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == DRAIN
+    on.splice(on.source, on.drain)
+    on.fill(on.drain)
+    with refused(errno.EBUSY) as caught:
+        on.splice(on.source, on.drain)
+    assert "the source is spliced already" in str(caught.value)
+    assert on.is_spliced(on.source, on.drain)
 
 
-def test_an_ended_splice_is_forgotten(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
+def test_an_ended_splice_is_forgotten(on: Rig) -> None:
     """F23: the drain's next splice says nothing about this source."""
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    thin.unsplice(SOURCE)
-    calls.set_splice(FIRST, DRAIN, 0, 0.0)
-    thin.splice(SOURCE, OTHER, 0, 0.0)
-    assert calls.sockets[SOURCE].drain == OTHER
+    on.splice(on.source, on.drain)
+    on.thin.unsplice(on.source.fileno())
+    on.spliced_by_somebody(on.first, on.drain)
+    on.splice(on.source, on.other)
+    assert on.is_spliced(on.source, on.other)
 
 
-def test_a_drains_new_source_displaces_the_old_one(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_drains_new_source_displaces_the_old_one(on: Rig) -> None:
     """F23: a drain has one source."""
-    thin.splice(FIRST, DRAIN, 5, 0.0)
-    calls.end_by_itself(FIRST)
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    thin.splice(FIRST, OTHER, 0, 0.0)
-    assert calls.sockets[FIRST].drain == OTHER
+    on.ended(on.first, on.drain)
+    on.splice(on.source, on.drain)
+    on.splice(on.first, on.other)
+    assert on.is_spliced(on.first, on.other)
 
 
-def test_a_splice_found_over_is_forgotten_too(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_splice_found_over_is_forgotten_too(on: Rig) -> None:
     """An end by hand that comes too late still says what there was."""
-    thin.splice(SOURCE, DRAIN, 5, 0.0)
-    calls.end_by_itself(SOURCE)
+    on.ended(on.source, on.drain)
     with refused(errno.ENOTCONN):
-        thin.unsplice(SOURCE)
-    calls.set_splice(FIRST, DRAIN, 0, 0.0)
-    thin.splice(SOURCE, OTHER, 0, 0.0)
+        on.thin.unsplice(on.source.fileno())
+    on.spliced_by_somebody(on.first, on.drain)
+    on.splice(on.source, on.other)
 
 
-def test_a_socket_is_spliced_to_itself_again_and_again(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_socket_is_spliced_to_itself_again_and_again(on: Rig) -> None:
     """F9"""
-    thin.splice(SOURCE, SOURCE, 0, 0.0)
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(SOURCE, SOURCE, 0, 0.0)
-    calls.end_by_itself(SOURCE)
-    calls.sockets[SOURCE].full = True
-    thin.splice(SOURCE, SOURCE, 0, 0.0)
+    on.splice(on.source, on.source, 5)
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.source, on.source)
+    on.arrive(on.source, b"12345")
+    assert on.source.endpoint.splice is None
+    on.fill(on.source)
+    on.splice(on.source, on.source)
 
 
-def test_both_directions_of_a_pair_are_spliced(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    thin.splice(DRAIN, SOURCE, 0, 0.0)
-    thin.unsplice(SOURCE)
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(DRAIN, OTHER, 0, 0.0)
+def test_both_directions_of_a_pair_are_spliced(on: Rig) -> None:
+    on.splice(on.source, on.drain)
+    on.splice(on.drain, on.source)
+    on.thin.unsplice(on.source.fileno())
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.drain, on.other)
 
 
-@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EINVAL])
+def _reset(on: Rig) -> None:
+    on.reset(on.drain)
+
+
+def _begin_tls(on: Rig) -> None:
+    on.drain.endpoint.encrypts = True
+
+
+@pytest.mark.parametrize("happens", [_reset, _begin_tls], ids=["it is reset", "it begins with TLS"])
 def test_a_source_poisoned_in_spite_of_the_checks_is_called_so(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, number: int
+    on: Rig, happens: Callable[[Rig], None]
 ) -> None:
-    """F22: the drain was reset between the checks and the call."""
-    calls.fails_first = [number]
+    """F22: something happens to the drain between the checks and the call."""
+    on.world.so_splice.before_set = lambda: happens(on)
     with refused(errno.ENOTRECOVERABLE) as caught:
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+        on.splice(on.source, on.drain)
+    assert on.source.endpoint.poisoned
     assert "only closing the source helps" in str(caught.value)
 
 
-def test_a_refusal_that_poisons_nothing_is_passed_on(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
-    """F22: a refusal because of the source."""
-    calls.spares_source = True
-    calls.fails_first = [errno.ENOTCONN, errno.EINVAL]
+def test_a_refusal_that_poisons_nothing_is_passed_on(on: Rig) -> None:
+    """F22: a refusal because of the source, for which the second try has another reason."""
+
+    def unconnected() -> None:
+        on.source.endpoint.state = CLOSED
+        on.world.so_splice.before_set = decrypting
+
+    def decrypting() -> None:
+        on.source.endpoint.state = None
+        on.source.endpoint.decrypts = True
+
+    on.world.so_splice.before_set = unconnected
     with refused(errno.ENOTCONN):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+        on.splice(on.source, on.drain)
+    assert on.world.counts["set"] == 2
 
 
-def test_a_second_try_that_works_is_a_splice(thin: ThinKernel, calls: ModelledFreeBSDCalls) -> None:
-    calls.spares_source = True
-    calls.fails_first = [errno.ENOTCONN]
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(SOURCE, OTHER, 0, 0.0)
+def test_a_second_try_that_works_is_a_splice(on: Rig) -> None:
+    def unconnected() -> None:
+        on.source.endpoint.state = CLOSED
+        on.world.so_splice.before_set = connected
+
+    def connected() -> None:
+        on.source.endpoint.state = None
+
+    on.world.so_splice.before_set = unconnected
+    on.splice(on.source, on.drain)
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.source, on.other)
 
 
-@pytest.mark.parametrize("number", [errno.ENXIO, errno.ENOTCONN])
+@pytest.mark.parametrize(
+    ("happens", "number"), [(_reset, errno.ENOTCONN), (_begin_tls, errno.EINVAL)]
+)
 def test_a_kernel_that_poisons_nothing_is_not_tried_twice(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls, number: int
+    on_15_1: Rig, happens: Callable[[Rig], None], number: int
 ) -> None:
     """F22: from FreeBSD 15.1 on."""
-    calls.release = (15, 1)
-    calls.fails_first = [number]
+    on_15_1.world.so_splice.before_set = lambda: happens(on_15_1)
     with refused(number):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
-    assert len(calls.set) == 1
+        on_15_1.splice(on_15_1.source, on_15_1.drain)
+    assert on_15_1.world.counts["set"] == 1
 
 
-def test_a_full_drain_in_somebody_elses_use_may_have_cost_the_source(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_full_drain_others_use_may_have_cost_the_source(on: Rig) -> None:
     """F22: and the message says that it isn't known."""
-    calls.set_splice(FIRST, DRAIN, 0, 0.0)
-    calls.sockets[DRAIN].full = True
+    on.spliced_by_somebody(on.first, on.drain)
+    on.fill(on.drain)
     with refused(errno.ENOTRECOVERABLE) as caught:
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+        on.splice(on.source, on.drain)
     assert "it can't be told" in str(caught.value)
     assert "only closing the source helps" in str(caught.value)
-    assert calls.sockets[FIRST].drain == DRAIN
+    assert on.is_spliced(on.first, on.drain)
 
 
-def test_a_full_drain_in_use_is_merely_busy_since_15_1(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_full_drain_in_use_is_merely_busy_since_15_1(on_15_1: Rig) -> None:
     """F22: fixed there."""
-    calls.release = (15, 1)
-    calls.set_splice(FIRST, DRAIN, 0, 0.0)
-    calls.sockets[DRAIN].full = True
+    on_15_1.spliced_by_somebody(on_15_1.first, on_15_1.drain)
+    on_15_1.fill(on_15_1.drain)
     with refused(errno.EBUSY):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+        on_15_1.splice(on_15_1.source, on_15_1.drain)
 
 
-def test_a_busy_source_is_merely_busy_where_the_drain_was_known_to_be_free(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_busy_source_is_merely_busy_where_the_drain_is_free(on: Rig) -> None:
     """F22: then it was spliced by somebody else."""
-    calls.set_splice(SOURCE, OTHER, 0, 0.0)
+    on.spliced_by_somebody(on.source, on.other)
     with refused(errno.EBUSY):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
+        on.splice(on.source, on.drain)
 
 
-def test_a_full_drain_used_by_another_splice_of_ours_is_not_risked(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
+def test_a_full_drain_of_another_splice_of_ours_is_not_risked(on: Rig) -> None:
     """F22: the message says what makes it free."""
-    thin.splice(FIRST, DRAIN, 0, 0.0)
-    calls.sockets[DRAIN].full = True
-    with refused_unasked(calls, errno.EBUSY):
-        thin.splice(SOURCE, DRAIN, 0, 0.0)
-    thin.unsplice(FIRST)
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
+    on.splice(on.first, on.drain)
+    on.fill(on.drain)
+    with refused_unasked(on, errno.EBUSY):
+        on.splice(on.source, on.drain)
+    on.thin.unsplice(on.first.fileno())
+    on.splice(on.source, on.drain)
 
 
-def test_a_full_drain_used_by_another_splice_of_ours_is_asked_about_since_15_1(
-    thin: ThinKernel, calls: ModelledFreeBSDCalls
-) -> None:
-    calls.release = (15, 1)
-    thin.splice(FIRST, DRAIN, 5, 0.0)
-    calls.end_by_itself(FIRST)
-    calls.sockets[DRAIN].full = True
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
+def test_a_full_drain_of_ours_is_asked_about_since_15_1(on_15_1: Rig) -> None:
+    on_15_1.ended(on_15_1.first, on_15_1.drain)
+    on_15_1.fill(on_15_1.drain)
+    on_15_1.splice(on_15_1.source, on_15_1.drain)
 
 
 def test_openbsd_is_asked_and_nothing_else() -> None:
-    calls = ModelledOpenBSDCalls()
-    thin = ThinKernel(calls)
-    thin.splice(SOURCE, DRAIN, 7, 1.5)
-    assert calls.set == [(SOURCE, DRAIN, 7, 1.5)]
+    on = Rig("openbsd")
+    on.splice(on.source, on.drain)
     with refused(errno.EBUSY):
-        thin.splice(SOURCE, OTHER, 0, 0.0)
-    thin.unsplice(SOURCE)
-    with refused(errno.ENOTCONN):
-        thin.unsplice(SOURCE)
+        on.splice(on.source, on.other)
+    on.thin.unsplice(on.source.fileno())
+    with refused(errno.EPROTO):
+        on.thin.unsplice(on.source.fileno())
+    assert on.world.counts == {"set": 2, "end": 2}
 
 
-def test_room_that_comes_between_the_two_looks_is_no_sign_of_a_splice() -> None:
+def test_room_made_between_the_two_looks_shows_no_splice(
+    on: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F20: a full drain that nobody uses; an ACK arrives while it is being looked at."""
+    for name in ("writable_now", "send_space"):
+        monkeypatch.setattr(on.calls, name, _acknowledged_after(on, getattr(on.calls, name)))
+    on.ended(on.source, on.drain)
+    on.fill(on.drain)
+    on.ended(on.source, on.drain)
+    on.fill(on.drain)
+    on.splice(on.other, on.drain)
+    assert on.world.counts["set"] == 3
 
-    class Acknowledged(ModelledFreeBSDCalls):
-        def writable_now(self, descriptor: int) -> bool:
-            answer = super().writable_now(descriptor)
-            self.sockets[DRAIN].full = False
-            return answer
 
-        def send_space(self, descriptor: int) -> int:
-            answer = super().send_space(descriptor)
-            self.sockets[DRAIN].full = False
-            return answer
+def _acknowledged_after(on: Rig, ask: Callable[[int], T]) -> Callable[[int], T]:
+    def asked(descriptor: int) -> T:
+        answer = ask(descriptor)
+        on.empty(on.drain)
+        return answer
 
-    calls = Acknowledged()
-    thin = ThinKernel(calls)
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    calls.end_by_itself(SOURCE)
-    calls.sockets[DRAIN].full = True
-    thin.splice(SOURCE, DRAIN, 0, 0.0)
-    calls.end_by_itself(SOURCE)
-    calls.sockets[DRAIN].full = True
-    thin.splice(OTHER, DRAIN, 0, 0.0)
-    assert len(calls.set) == 3
+    return asked

@@ -267,9 +267,7 @@ def test_nothing_is_watched_for_a_flow_that_has_ended(harness: Harness, mover: s
 
 
 @pytest.mark.parametrize("mover", MOVERS)
-def test_a_full_drain_and_a_dead_source_are_waited_for_without_spinning(
-    harness: Harness, mover: str
-) -> None:
+def test_a_full_drain_and_a_dead_source_are_no_busy_loop(harness: Harness, mover: str) -> None:
     port = SteppedPort()
     with runtime(port, mover) as made:
         source, sender = harness.pair()
@@ -297,7 +295,7 @@ def test_a_full_drain_and_a_dead_source_are_waited_for_without_spinning(
 
 
 @linux
-def test_an_error_queue_that_is_not_the_connections_end_is_left_alone(harness: Harness) -> None:
+def test_an_error_queue_that_is_not_the_end_is_left_alone(harness: Harness) -> None:
     """Time stamps make a socket report an error for ever; the splice lives, nobody spins."""
     so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
     port = SteppedPort()
@@ -318,7 +316,7 @@ def test_an_error_queue_that_is_not_the_connections_end_is_left_alone(harness: H
 
 
 @linux
-def test_an_error_queue_of_a_socket_that_is_read_too_is_left_alone(harness: Harness) -> None:
+def test_an_error_queue_of_a_socket_read_too_is_left_alone(harness: Harness) -> None:
     so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
     port = SteppedPort()
     with runtime(port) as made:
@@ -339,7 +337,7 @@ def test_an_error_queue_of_a_socket_that_is_read_too_is_left_alone(harness: Harn
         port.until(lambda: relay.done, "the end, which is still seen")
 
 
-def test_an_error_that_is_none_does_not_make_it_blind_for_a_real_one(harness: Harness) -> None:
+def test_a_false_error_does_not_hide_a_real_one(harness: Harness) -> None:
     """macOS lets no low-water mark be out of reach: an empty send buffer is reported once."""
     port = SteppedPort()
     with runtime(port) as made:
@@ -354,7 +352,7 @@ def test_an_error_that_is_none_does_not_make_it_blind_for_a_real_one(harness: Ha
         port.until(lambda: splice.done, "the end")
 
 
-def test_an_error_without_an_end_is_told_although_there_is_nothing_to_write(
+def test_an_error_without_an_end_is_told_with_nothing_to_write(
     harness: Harness,
 ) -> None:
     """At its start a flow waits to write as well: its turn finds nothing that could fail."""
@@ -562,7 +560,7 @@ def test_a_reset_that_came_with_the_eof_is_not_hidden(harness: Harness) -> None:
         assert isinstance(outcome.error, ConnectionResetError)
 
 
-def test_a_reset_that_one_direction_was_told_of_is_no_eof_for_the_other(
+def test_a_reset_told_to_one_direction_is_no_eof_for_the_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system tells an error once, to the send here, and gives the reads after it EOF."""
@@ -737,7 +735,7 @@ def test_an_unknown_mover_is_refused_by_name(
         Splice(source, drain)
 
 
-def test_threads_start_with_the_first_splice_and_end_with_shutdown(harness: Harness) -> None:
+def test_threads_start_with_a_splice_and_end_with_shutdown(harness: Harness) -> None:
     import freebsd_splice
 
     assert _our_threads() == []
@@ -793,7 +791,7 @@ def test_a_splice_made_after_the_shutdown_began_touches_nothing(harness: Harness
         assert _our_threads() == []
 
 
-def test_a_shutdown_right_before_a_splice_is_known_touches_nothing(harness: Harness) -> None:
+def test_a_shutdown_just_before_a_splice_is_known_is_harmless(harness: Harness) -> None:
     class ClosingClock(RecordingPort):
         due = False
 
@@ -816,7 +814,7 @@ def test_a_shutdown_right_before_a_splice_is_known_touches_nothing(harness: Harn
         assert os.get_blocking(source.fileno())
 
 
-def test_a_splice_that_is_being_made_during_the_shutdown_ends_with_it(harness: Harness) -> None:
+def test_a_splice_being_made_during_the_shutdown_ends_with_it(harness: Harness) -> None:
     class ShutDownMeanwhile(RecordingPort):
         closing: threading.Thread | None = None
 
@@ -836,7 +834,7 @@ def test_a_splice_that_is_being_made_during_the_shutdown_ends_with_it(harness: H
         port.closing.join()
 
 
-def test_a_shutdown_does_not_wait_for_a_splice_that_could_not_be_made(harness: Harness) -> None:
+def test_a_shutdown_does_not_wait_for_a_splice_never_made(harness: Harness) -> None:
     class Failing(RecordingPort):
         closing: threading.Thread | None = None
 
@@ -857,7 +855,7 @@ def test_a_shutdown_does_not_wait_for_a_splice_that_could_not_be_made(harness: H
         assert not port.closing.is_alive()
 
 
-def test_a_thread_that_cannot_be_started_is_started_the_next_time(harness: Harness) -> None:
+def test_a_thread_that_did_not_start_is_started_next_time(harness: Harness) -> None:
     class Short(RecordingPort):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The stage on the kernel that runs this: real sockets over loopback, and plain setsockopt."""
+"""The rig on the kernel that runs this: real sockets over loopback, and plain setsockopt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from ._row import Row
+from .fact import Fact
 
 SO_SPLICE = 0x1023
 FIONREAD = getattr(importlib.import_module("termios"), "FIONREAD", 0) if os.name == "posix" else 0
@@ -37,8 +37,8 @@ _select: Any = select
 _unix: Any = os
 
 
-def cannot_play() -> str | None:
-    """Why no row can be played on this machine; None where they can."""
+def cannot_run() -> str | None:
+    """Why no fact can be run on this machine; None where they can."""
     if not sys.platform.startswith(("freebsd", "openbsd")):
         return f"{sys.platform} has no SO_SPLICE"
     with socket.socket() as probe:
@@ -49,8 +49,8 @@ def cannot_play() -> str | None:
     return None
 
 
-class KernelStage:
-    """See ``Stage``."""
+class KernelRig:
+    """See ``Rig``."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -66,10 +66,10 @@ class KernelStage:
     def close(self) -> None:
         self._stack.close()
 
-    def plays(self, row: Row) -> Row | None:
-        return row
+    def shows(self, fact: Fact) -> Fact | None:
+        return fact
 
-    # What another stage over real sockets may do otherwise
+    # What another rig over real sockets may do otherwise
 
     def _open_kqueue(self) -> Any:
         kqueue = _select.kqueue()

@@ -19,9 +19,26 @@ from freebsd_splice._platform.splice_checks import set_splice
 from model import port
 from model.port import Calls, ModelPort
 
+from .registry import FREEBSD, OPENBSD, Registry
+
 Patches = list[tuple[Any, str, Any]]
+Mutant = Callable[[], Patches]
+
+_registry = Registry[Mutant]()
+#: ``@mutant(FREEBSD)``: some scenario for that system has to fail.
+mutant = _registry.register
+mutants_of = _registry.of
+
+#: Those that a short run of the state machine meets too.
+MET_BY_CHANCE: list[Mutant] = []
 
 
+def met_by_chance(mutant: Mutant) -> Mutant:
+    MET_BY_CHANCE.append(mutant)
+    return mutant
+
+
+@mutant(FREEBSD)
 def splicing_before_arming() -> Patches:
     """F19: the filters are registered when the splice is there already."""
 
@@ -51,6 +68,8 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
     return checked
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def believing_events() -> Patches:
     """F19: whoever is woken takes the splice for over, and does not end it by hand."""
     settle = KernelFlow._settle
@@ -69,11 +88,13 @@ def _already_over(source: int) -> None:
     raise OSError(57, "Socket is not connected")
 
 
+@mutant(FREEBSD)
 def settling_stale_events() -> Patches:
     """F19, F20: a splice that lives for certain is ended, and set again, because of one."""
     return [(KernelFlow, "event", KernelFlow.wake)]
 
 
+@mutant(FREEBSD)
 def taking_any_event_for_stale() -> Patches:
     """F20: whoever has the drain now, the splice is taken to live."""
     original = KernelFlow._may_be_over
@@ -85,26 +106,33 @@ def taking_any_event_for_stale() -> Patches:
     return [(KernelFlow, "_may_be_over", doubting)]
 
 
+@mutant(FREEBSD)
 def no_second_look() -> Patches:
     """F14"""
     return [(SecondLook, "begin", lambda self, flow: None)]
 
 
+@mutant(FREEBSD)
 def no_look_at_the_drain() -> Patches:
     """F14: a drain's reset can be lost like an EOF."""
     return [(lost_events, "_DRAIN_SHOWS", Glance.NONE)]
 
 
+@mutant(FREEBSD)
 def no_look_at_the_count() -> Patches:
     """F19: a limit that is met behind a full drain."""
     return [(KernelFlow, "counts", False)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def no_tail() -> Patches:
     """F13: an EOF with bytes left behind is passed on at once."""
     return [(KernelFlow, "_move_remainder", lambda self: self._finish(Reason.EOF))]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def the_kernels_idle_time() -> Patches:
     """F11, F19: sp_idle, which FreeBSD's flows must not ask for."""
     original = Calls.set_splice
@@ -115,16 +143,22 @@ def the_kernels_idle_time() -> Patches:
     return [(Calls, "set_splice", with_idle)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def no_look_at_the_drains_state() -> Patches:
     """F21"""
     return [(flow, "drain_failure", lambda calls, drain: None)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def no_drain_first() -> Patches:
     """F16: a drain that died with a batch is reported like any other end."""
     return [(endings, "drain_failure", lambda calls, drain: None)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def blocking_sockets() -> Patches:
     """F24"""
     duplicate = ModelPort.duplicate
@@ -137,6 +171,8 @@ def blocking_sockets() -> Patches:
     return [(ModelPort, "duplicate", blocking)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def a_limit_that_runs_out_is_none() -> Patches:
     """0 bytes left, which to the kernel is no limit."""
     met = endings.verdict
@@ -148,11 +184,13 @@ def a_limit_that_runs_out_is_none() -> Patches:
     return [(flow, "verdict", blind)]
 
 
+@mutant(FREEBSD)
 def the_whole_limit_again() -> Patches:
     """Each segment of a limited flow is given the limit anew."""
     return [(KernelFlow, "_room", lambda self: self._limit)]
 
 
+@mutant(FREEBSD)
 def resplicing_whatever_ended_it() -> Patches:
     """Somebody else's unsplice is taken for nothing."""
 
@@ -165,11 +203,14 @@ def resplicing_whatever_ended_it() -> Patches:
     return [(endings, "_by_looking", patched)]
 
 
+@mutant(FREEBSD)
+@met_by_chance
 def giving_up_what_was_ended_in_error() -> Patches:
     """F19: a stale event ends a live splice, and it is not set again."""
     return [(endings, "RESPLICE", endings.finish(Reason.UNSPLICED))]
 
 
+@mutant(FREEBSD)
 def no_lock() -> Patches:
     """F35: an end does not wait for a set under way."""
     make = KernelFlow.__init__
@@ -181,11 +222,13 @@ def no_lock() -> Patches:
     return [(KernelFlow, "__init__", without)]
 
 
+@mutant(FREEBSD)
 def no_look_after_the_other_directions_end() -> Patches:
     """F14: the answer's EOF is lost long after the start."""
     return [(KernelFlow, "look_soon", lambda self: None)]
 
 
+@mutant(FREEBSD)
 def no_second_try() -> Patches:
     """F22: nobody finds out that the source has been spoiled."""
     return _taken_for_a_kernel_that(poisons=False)
@@ -198,6 +241,7 @@ def _taken_for_a_kernel_that(**does: bool) -> Patches:
     return [(port, "capabilities_of", mistaken)]
 
 
+@mutant(FREEBSD)
 def no_look_at_the_drain_before_the_first_splice() -> Patches:
     """F16: ``initial`` has been sent to a drain that is dead by now."""
     return [
@@ -209,11 +253,13 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
     ]
 
 
+@mutant(OPENBSD)
 def no_look_at_waiting_bytes() -> Patches:
     """F38: a splice that stands still is left standing."""
     return [(KernelFlow, "bytes_wait", lambda self: None)]
 
 
+@mutant(OPENBSD)
 def pushing_whenever_bytes_wait() -> Patches:
     """F38: whether or not they are the same ones as before."""
 
@@ -224,6 +270,7 @@ def pushing_whenever_bytes_wait() -> Patches:
     return [(KernelFlow, "_is_stuck", stuck)]
 
 
+@mutant(OPENBSD)
 def pushing_alone() -> Patches:
     """F38: a splice that a push does not help is left standing."""
     original = KernelFlow._is_stuck
@@ -235,6 +282,7 @@ def pushing_alone() -> Patches:
     return [(KernelFlow, "_is_stuck", never)]
 
 
+@mutant(OPENBSD)
 def setting_again_for_ever() -> Patches:
     """F38: what has not helped is done at each look."""
     original = KernelFlow._is_stuck
@@ -245,70 +293,26 @@ def setting_again_for_ever() -> Patches:
     return [(KernelFlow, "_is_stuck", always)]
 
 
+@mutant(OPENBSD)
 def a_push_that_fails_is_a_defect() -> Patches:
     """F38: a drain may die at any moment."""
     return [(flow, "suppress", lambda *errors: nullcontext())]
 
 
+@mutant(OPENBSD)
 def taking_a_writable_drain_for_free() -> Patches:
     """F25: where drains are not hidden, each look would end the splice and set it again."""
     return _taken_for_a_kernel_that(hides_drains=True)
 
 
+@mutant(OPENBSD)
 def leaving_an_old_cause() -> Patches:
     """F10: SO_ERROR still has what the splice before ended by."""
     return [(flow, "take_cause", lambda source: None)]
 
 
-MUTANTS = [
-    splicing_before_arming,
-    believing_events,
-    settling_stale_events,
-    taking_any_event_for_stale,
-    no_second_look,
-    no_look_at_the_drain,
-    no_look_at_the_count,
-    no_tail,
-    the_kernels_idle_time,
-    no_look_at_the_drains_state,
-    no_drain_first,
-    blocking_sockets,
-    a_limit_that_runs_out_is_none,
-    the_whole_limit_again,
-    resplicing_whatever_ended_it,
-    giving_up_what_was_ended_in_error,
-    no_lock,
-    no_look_after_the_other_directions_end,
-    no_second_try,
-    no_look_at_the_drain_before_the_first_splice,
-]
-
-#: Those of counter-measures that OpenBSD's kernel alone needs.
-OPENBSD_MUTANTS = [
-    no_look_at_waiting_bytes,
-    pushing_whenever_bytes_wait,
-    pushing_alone,
-    setting_again_for_ever,
-    a_push_that_fails_is_a_defect,
-    taking_a_writable_drain_for_free,
-    leaving_an_old_cause,
-]
-
-#: Those that a short run of the state machine meets too.
-MET_BY_CHANCE = [
-    believing_events,
-    no_tail,
-    the_kernels_idle_time,
-    no_look_at_the_drains_state,
-    no_drain_first,
-    blocking_sockets,
-    a_limit_that_runs_out_is_none,
-    giving_up_what_was_ended_in_error,
-]
-
-
 @contextmanager
-def applied(mutant: Callable[[], Patches]) -> Iterator[None]:
+def applied(mutant: Mutant) -> Iterator[None]:
     patches = [mock.patch.object(where, name, new) for where, name, new in mutant()]
     for patch in patches:
         patch.start()

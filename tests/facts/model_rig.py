@@ -1,4 +1,4 @@
-"""The facts' stage in the modelled kernel."""
+"""The facts' rig in the modelled kernel."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from contextlib import suppress
 
 import pytest
 
-from freebsd_splice._diagnostics.facts import Row
-from freebsd_splice._diagnostics.facts._kernel_stage import _pattern
+from freebsd_splice._diagnostics.facts import Fact
+from freebsd_splice._diagnostics.facts.kernel_rig import _pattern
 from freebsd_splice._platform.interface import Readiness
+from model.kqueue import PollBits, poll_bits
+from model.port import STRUCT_SIZE
 from model.so_splice import PUSHING
-from model.sockets import ModelPeer, ModelSocket
-from model.tcp import LISTEN, Endpoint, Half, fail
+from model.tcp import CLOSED, LISTEN
 from model.world import World
 
 #: What is in the drain's two buffers when nothing more fits.
 FULL = 60_000 + 40_000
 
 
-class ModelStage:
-    """See ``freebsd_splice._diagnostics.facts.Stage``."""
+class ModelRig:
+    """See ``freebsd_splice._diagnostics.facts.Rig``."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)
@@ -30,7 +31,7 @@ class ModelStage:
         self.source, self.sender = self.world.pair(150_000, 150_000)
         self.drain, self.receiver = self.world.pair(60_000, 40_000)
         self.sent = 0
-        self._kqueue = self.world.calls.end_events()
+        self._kqueue = self.world.new_kqueue()
         self._events: list[str] = []
         self._arrived = bytearray()
         self._armed = False
@@ -51,8 +52,8 @@ class ModelStage:
     def release(self) -> tuple[int, int]:
         return self.world.calls.release
 
-    def plays(self, row: Row) -> Row | None:
-        return row
+    def shows(self, fact: Fact) -> Fact | None:
+        return fact
 
     # What is seen
 
@@ -61,17 +62,8 @@ class ModelStage:
 
     def seen_poll(self, which: str) -> set[str]:
         endpoint = (self.source if which == "source" else self.drain).endpoint
-        readable = endpoint.readable or endpoint.dead
-        if endpoint.cannot_receive and not self.kernel.openbsd:
-            readable = True  # F15: spliced or not
-        shown = {"IN"} if readable else set()
-        if endpoint.dead:
-            shown.add("HUP")
-        elif endpoint.writable:
-            shown.add("OUT")
-        if endpoint.cannot_receive and not self.kernel.openbsd:  # F39
-            shown.add("RDHUP")
-        return shown
+        shown = poll_bits(endpoint, self.kernel.openbsd)
+        return {name for name, bit in PollBits.__members__.items() if bit and bit in shown}
 
     def seen_count(self) -> int:
         return self.world.calls.spliced_count(self._descriptor("source"))
@@ -102,13 +94,9 @@ class ModelStage:
     def do_nothing(self) -> None: ...
 
     def do_splice(
-        self, where: str = "", max: int | str = 0, idle: float = 0.0, length: int | None = None
+        self, where: str = "", max: int | str = 0, idle: float = 0.0, length: int = STRUCT_SIZE
     ) -> None:
-        if length is not None and length < 32:
-            raise fail(errno.EINVAL)  # F3, F11: what the real call makes of its argument
         limit = FULL if isinstance(max, str) else max
-        if limit < 0 or (idle < 0 and self.kernel.openbsd):
-            raise fail(errno.EINVAL)
         calls = self.world.calls
         if where == "back":
             calls.set_splice(self.drain.fileno(), self.source.fileno(), 0, 0)
@@ -116,17 +104,14 @@ class ModelStage:
             calls.set_splice(self.world.pair()[0].fileno(), self._descriptor("drain"), 0, 0)
         else:
             self._arm()
-            self._check("drain")
-            calls.set_splice(self._descriptor("source"), self._descriptor("drain"), limit, idle)
+            source, drain = self._descriptor("source"), self._descriptor("drain")
+            calls.set_splice(source, drain, limit, idle, length)
         self._settle()
 
     def do_end(self, *within_the_call: str) -> None:
         if within_the_call:
             self.kernel.during_set = self._ended_meanwhile
             return
-        endpoint = self.world.endpoint(self._descriptor("source"))
-        if endpoint is not None and endpoint.tcp_state == LISTEN:
-            raise fail(errno.EINVAL)
         self.world.calls.end_splice(self._descriptor("source"))
         self._settle()
 
@@ -263,20 +248,14 @@ class ModelStage:
         plain = self.source if which == "source" else self.drain
         return self._descriptors.get(which, plain.fileno())
 
-    def _check(self, role: str) -> None:
-        if self._descriptors.get(role) == -2:
-            raise fail(errno.ENOTSOCK)
-
     def _special(self, kind: str) -> int:
         if kind == "closed":
             return -1
         if kind == "file":
-            return -2
-        endpoint = Endpoint(Half(1), Half(1), 1)
-        endpoint.outgoing.receiver = endpoint
-        endpoint.tcp = kind not in ("unix", "udp")
-        endpoint.state = LISTEN if kind == "listening" else 0
-        return self.world.open(endpoint)
+            return self.world.open_file()
+        made = self.world.lone(LISTEN if kind == "listening" else CLOSED)
+        made.endpoint.tcp = kind not in ("unix", "udp")
+        return made.fileno()
 
     def _arm(self) -> None:
         if not self._armed and not self._descriptors:
@@ -292,11 +271,6 @@ class ModelStage:
         ]:
             rules[0].happen()
         for descriptor, which in self._kqueue.collect():
-            endpoint = self.world.endpoint(descriptor)
-            assert endpoint is not None
-            read = which is Readiness.READ
-            over = endpoint.cannot_receive if read else endpoint.cannot_send
-            self._events.append(("src.R" if read else "drain.W") + (" EOF" if over else ""))
-
-
-__all__ = ["ModelPeer", "ModelSocket", "ModelStage"]
+            name = "src.R" if which is Readiness.READ else "drain.W"
+            over = self._kqueue.shows_eof(descriptor, which)
+            self._events.append(name + (" EOF" if over else ""))

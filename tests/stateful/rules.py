@@ -7,18 +7,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.so_splice import PUSHING, SETTING_AGAIN
 
-from .scene import Scene
+from .transfer import Direction, Transfer
 
 numbers = st.integers(0, 7)
 sizes = st.sampled_from([1, 2, 100, 2_500, 6_000, 30_000])
 
 
-class KernelMachine(RuleBasedStateMachine):
+class TransferRules(RuleBasedStateMachine):
     version = "15.1"
 
     def __init__(self) -> None:
         super().__init__()
-        self.scene = Scene(self.version)
+        self.transfer = Transfer(self.version)
 
     @initialize(
         relay=st.booleans(),
@@ -27,67 +27,67 @@ class KernelMachine(RuleBasedStateMachine):
         buffers=st.sampled_from([4_096, 20_000]),
     )
     def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
-        self.scene.set_up(relay, limit, initial, buffers)
+        self.transfer.set_up(relay, limit, initial, buffers)
 
     # The user
 
-    @precondition(lambda self: self.scene.over is None)
+    @precondition(lambda self: self.transfer.over is None)
     @rule(idle_timeout=st.sampled_from([None, None, 0.5, 5.0]))
     def begin(self, idle_timeout: float | None) -> None:
         self._step()
-        self.scene.begin(idle_timeout)
+        self.transfer.begin(idle_timeout)
 
-    @precondition(lambda self: self.scene.over is None)
+    @precondition(lambda self: self.transfer.over is None)
     @rule()
     def the_drain_is_shut_down_before(self) -> None:
         """F21"""
         self._step()
-        self.scene.shut_drain()
+        self.transfer.shut_drain()
 
-    @precondition(lambda self: self.scene.over is not None)
+    @precondition(lambda self: self.transfer.over is not None)
     @rule()
     def count(self) -> None:
         self._step()
-        assert self.scene.over is not None
-        assert self.scene.over.bytes is not None
+        assert self.transfer.over is not None
+        assert self.transfer.over.bytes is not None
 
-    @precondition(lambda self: self.scene.over is not None)
+    @precondition(lambda self: self.transfer.over is not None)
     @rule(what=st.sampled_from(["cancel", "close left", "close right", "unsplice", "shut down"]))
     def something_drastic(self, what: str) -> None:
         self._step()
         if what == "cancel":
-            self.scene.cancel()
+            self.transfer.cancel()
         elif what == "unsplice":
-            self.scene.unsplice(0)
+            self.transfer.unsplice(0)
         elif what == "shut down":
-            self.scene.shut_drain()
+            self.transfer.shut_drain()
         else:
-            self.scene.close(what == "close left")
+            self.transfer.close(what == "close left")
 
     # The peers
 
     @rule(number=numbers, size=sizes)
     def write(self, number: int, size: int) -> None:
         self._step()
-        self._way(number).write(size)
+        self._direction(number).write(size)
 
     @rule(number=numbers, size=sizes)
     def read(self, number: int, size: int) -> None:
         self._step()
-        self._way(number).read(size)
+        self._direction(number).read(size)
 
     @rule(number=numbers)
     def half_close(self, number: int) -> None:
         self._step()
-        way = self._way(number)
-        if not way.sender.endpoint.dead:
-            way.sender.fin()
+        direction = self._direction(number)
+        if not direction.sender.endpoint.dead:
+            direction.sender.fin()
 
     @rule(left=st.booleans(), gently=st.booleans())
     def peer_goes(self, left: bool, gently: bool) -> None:
         self._step()
-        way = self._way(0)
-        peer = way.sender if left else way.receiver
+        direction = self._direction(0)
+        peer = direction.sender if left else direction.receiver
         if gently:
             peer.close()
         else:
@@ -98,7 +98,7 @@ class KernelMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 15))
     def something_happens(self, number: int) -> None:
         self._step()
-        rules = self.scene.world.enabled()
+        rules = self.transfer.world.enabled()
         if rules:
             rules[number % len(rules)].happen()
 
@@ -106,9 +106,9 @@ class KernelMachine(RuleBasedStateMachine):
     def the_worker_is_interrupted(self, numbers: list[int]) -> None:
         """F14: between the last bytes and its rest."""
         self._step()
-        for splice in self.scene.world.splices:
+        for splice in self.transfer.world.splices:
             if splice.state == "queued":
-                self.scene.world.worker_move(splice)
+                self.transfer.world.worker_move(splice)
                 break
         self._happen(numbers)
 
@@ -116,71 +116,71 @@ class KernelMachine(RuleBasedStateMachine):
     def the_next_call_is_interrupted(self, numbers: list[int]) -> None:
         """F19: what fires between the registration and the splice is stale."""
         self._step()
-        self.scene.world.so_splice.during_set = lambda: self._happen(numbers)
+        self.transfer.world.so_splice.during_set = lambda: self._happen(numbers)
 
     @rule(number=numbers, size=sizes)
     def a_segment_arrives(self, number: int, size: int) -> None:
         self._step()
-        halves = self.scene.world.halves
-        self.scene.world.deliver(halves[number % len(halves)], size)
+        halves = self.transfer.world.halves
+        self.transfer.world.deliver(halves[number % len(halves)], size)
 
     @rule()
     def a_dying_drain_takes_a_batch_with_it(self) -> None:
-        self.scene.world.so_splice.vanish = True
+        self.transfer.world.so_splice.vanish = True
 
     @precondition(lambda self: self.version == "openbsd")
     @rule()
     def limits_are_met_in_two_parts(self) -> None:
-        self.scene.world.so_splice.short_splices = True
+        self.transfer.world.so_splice.short_splices = True
 
     @precondition(lambda self: self.version == "openbsd")
     @rule(what_helps=st.sampled_from([PUSHING, SETTING_AGAIN]))
     def a_splice_stands_still(self, what_helps: str) -> None:
         """F38"""
-        self.scene.world.so_splice.stall = what_helps
+        self.transfer.world.so_splice.stall = what_helps
 
     # The package's threads, and time
 
     @rule(number=numbers)
     def a_thread_runs(self, number: int) -> None:
         self._step()
-        loops = self.scene.world.loops
+        loops = self.transfer.world.loops
         if loops:
-            self.scene.world.turn(loops[number % len(loops)])
+            self.transfer.world.turn(loops[number % len(loops)])
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.1, 1.0]))
     def time_passes(self, seconds: float) -> None:
         self._step()
-        self.scene.world.tick(seconds)
+        self.transfer.world.tick(seconds)
 
     @rule()
     def everything_happens(self) -> None:
-        self.scene.events += 20
-        self.scene.world.quiet(0.05)
+        self.transfer.events += 20
+        self.transfer.world.quiet(0.05)
 
     # What must hold
 
     @invariant()
     def holds(self) -> None:
-        if self.scene.ways:
-            self.scene.check()
+        if self.transfer.directions:
+            self.transfer.check()
 
     def teardown(self) -> None:
         try:
-            if self.scene.ways:
-                self.scene.finish()
+            if self.transfer.directions:
+                self.transfer.finish()
         finally:
-            self.scene.tear_down()
+            self.transfer.tear_down()
 
     def _happen(self, numbers: list[int]) -> None:
         for number in numbers:
-            rules = self.scene.world.enabled()
+            rules = self.transfer.world.enabled()
             network = [rule for rule in rules if not rule.name.startswith(("move", "rest"))]
             if network:
                 network[number % len(network)].happen()
 
     def _step(self) -> None:
-        self.scene.events += 1
+        self.transfer.events += 1
 
-    def _way(self, number: int):  # type: ignore[no-untyped-def]
-        return self.scene.ways[number % len(self.scene.ways)]
+    def _direction(self, number: int) -> Direction:
+        return self.transfer.directions[number % len(self.transfer.directions)]

@@ -31,7 +31,7 @@ KERNEL_CALLS = (
 )
 
 
-class Way:
+class Direction:
     """One direction: what was sent, what has arrived, and what was done that may end it."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Way:
         assert self.got + outcome.unsent + left == self.stream, "bytes are lost or doubled"
 
 
-class Scene:
+class Transfer:
     """The world, and the user's part in it."""
 
     def __init__(self, version: str) -> None:
@@ -113,7 +113,7 @@ class Scene:
         self.runtime = _runtime.Runtime(self.world.port, choose=self.world.port.choose)
         self._before = _runtime.install(self.runtime)
         self.over: Splice | Relay | None = None
-        self.ways: list[Way] = []
+        self.directions: list[Direction] = []
         self.asked: set[Reason] = set()
         self.events = 0
         self.drain_was_dead = False  # before the last step
@@ -121,25 +121,30 @@ class Scene:
     def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
         left, client = self.world.pair(buffers, buffers)
         right, server = self.world.pair(buffers, buffers)
-        self.ways = [Way(client, left, right, server, initial, None if relay else limit)]
+        self.directions = [
+            Direction(client, left, right, server, initial, None if relay else limit)
+        ]
         if relay:
-            self.ways.append(Way(server, right, left, client))
+            self.directions.append(Direction(server, right, left, client))
 
     def begin(self, idle_timeout: float | None) -> None:
-        way = self.ways[0]
-        for end in (way.source, way.drain):
+        direction = self.directions[0]
+        for end in (direction.source, direction.drain):
             end.setblocking(True)  # F24: it is for the package to see to that
-        if len(self.ways) == 2:
+        if len(self.directions) == 2:
             self.over = Relay(
-                way.source, way.drain, idle_timeout=idle_timeout, initial=(way.initial, b"")
+                direction.source,
+                direction.drain,
+                idle_timeout=idle_timeout,
+                initial=(direction.initial, b""),
             )
         else:
             self.over = Splice(
-                way.source,
-                way.drain,
-                max_bytes=way.limit,
+                direction.source,
+                direction.drain,
+                max_bytes=direction.limit,
                 idle_timeout=idle_timeout,
-                initial=way.initial,
+                initial=direction.initial,
             )
         if idle_timeout is not None:
             self.asked.add(Reason.IDLE)
@@ -157,28 +162,28 @@ class Scene:
         self.over.cancel()
 
     def close(self, left: bool) -> None:
-        way = self.ways[0]
-        (way.source if left else way.drain).close()
+        direction = self.directions[0]
+        (direction.source if left else direction.drain).close()
         if not self.done:
             self.asked.add(Reason.CLOSED)
 
     def unsplice(self, number: int) -> None:
-        way = self.ways[number % len(self.ways)]
-        if way.source_end.splice is not None:
-            way.unspliced = True
-            self.world.so_splice.end_by_hand(way.source_end)
+        direction = self.directions[number % len(self.directions)]
+        if direction.source_end.splice is not None:
+            direction.unspliced = True
+            self.world.so_splice.end_by_hand(direction.source_end)
 
     def shut_drain(self) -> None:
-        way = self.ways[0]
-        if way.drain.fileno() >= 0 and way.drain_end.connected:
-            way.drain.shutdown(socket.SHUT_WR)
-            way.drain_shut = True
+        direction = self.directions[0]
+        if direction.drain.fileno() >= 0 and direction.drain_end.connected:
+            direction.drain.shutdown(socket.SHUT_WR)
+            direction.drain_shut = True
 
     def shut_source(self) -> None:
-        way = self.ways[0]
-        if way.source.fileno() >= 0:
-            way.source.shutdown(socket.SHUT_RD)
-            way.source_shut = True
+        direction = self.directions[0]
+        if direction.source.fileno() >= 0:
+            direction.source.shutdown(socket.SHUT_RD)
+            direction.source_shut = True
 
     # What must hold
 
@@ -191,7 +196,7 @@ class Scene:
             self.drain_was_dead = False  # once is enough
             outcome = self.over.wait()
             assert outcome.reason in (Reason.DRAIN_ERROR, Reason.LIMIT), "F16: a dead drain"
-        self.drain_was_dead = not self.done and self.ways[0].drain_end.was_reset
+        self.drain_was_dead = not self.done and self.directions[0].drain_end.was_reset
 
     def finish(self) -> None:
         """Let the world come to rest, and look at what has become of it."""
@@ -200,44 +205,46 @@ class Scene:
         self._rest()
         if not self.done:
             self._is_live()
-            for way in self.ways:
-                way.sender.fin()
+            for direction in self.directions:
+                direction.sender.fin()
             self._rest()
         assert self.done, "no end was reported"
         self._rest()
         outcomes = self._outcomes()
         asked = set(self.asked)
-        if len(outcomes) == 2 and any(way.reason is not Reason.EOF for way in outcomes):
+        if len(outcomes) == 2 and any(direction.reason is not Reason.EOF for direction in outcomes):
             asked |= {Reason.CANCELLED}
-        for way, outcome in zip(self.ways, outcomes, strict=True):
-            way.outcome_is_true(outcome, asked)
-            way.bytes_are_true(outcome)
+        for direction, outcome in zip(self.directions, outcomes, strict=True):
+            direction.outcome_is_true(outcome, asked)
+            direction.bytes_are_true(outcome)
         self.world.check_quiet()
 
     def _rest(self) -> None:
         """Everything is delivered and read; for as long as an end may take to be reported."""
         before = -1
-        while before != sum(len(way.got) for way in self.ways):
-            before = sum(len(way.got) for way in self.ways)
+        while before != sum(len(direction.got) for direction in self.directions):
+            before = sum(len(direction.got) for direction in self.directions)
             self.world.quiet(REPORTED_WITHIN)
-            for way in self.ways:
-                way.read()
+            for direction in self.directions:
+                direction.read()
 
     def _is_live(self) -> None:
         """It has not ended, so there was no reason to."""
         assert not self.asked - {Reason.IDLE}, f"{self.asked} and no end"
-        for way in self.ways:
-            if way.drain_shut and len(self.ways) == 2:
+        for direction in self.directions:
+            if direction.drain_shut and len(self.directions) == 2:
                 continue  # that direction has ended, and the other one can still be served
-            assert not way.drain_is_dead(), "the drain's death is not reported"
-            if way.unspliced:  # unless it looks like an EOF by the time somebody looks
-                assert way.source_end.incoming.fin_delivered, "an unsplice is not reported"
-            assert not way.source_end.was_reset, "the source's reset is not reported"
-            if way.source_end.incoming.fin_delivered or way.source_shut:
-                assert len(self.ways) == 2, "an EOF is not reported"
-                assert way.receiver.incoming.fin_delivered, "an EOF is not passed on"
-            assert way.got == way.stream[: way.limit], "bytes stand still"
-            assert way.limit is None or len(way.stream) < way.limit, "a limit is not reported"
+            assert not direction.drain_is_dead(), "the drain's death is not reported"
+            if direction.unspliced:  # unless it looks like an EOF by the time somebody looks
+                assert direction.source_end.incoming.fin_delivered, "an unsplice is not reported"
+            assert not direction.source_end.was_reset, "the source's reset is not reported"
+            if direction.source_end.incoming.fin_delivered or direction.source_shut:
+                assert len(self.directions) == 2, "an EOF is not reported"
+                assert direction.receiver.incoming.fin_delivered, "an EOF is not passed on"
+            assert direction.got == direction.stream[: direction.limit], "bytes stand still"
+            assert direction.limit is None or len(direction.stream) < direction.limit, (
+                "a limit is not reported"
+            )
 
     def _outcomes(self) -> list[Outcome]:
         assert self.over is not None

@@ -1,4 +1,4 @@
-"""What one row of the table says."""
+"""One entry of the table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Row:
+class Fact:
     """A script, and what is to be seen after it."""
 
     name: str
-    #: The facts that it shows, "F10, F19".
-    facts: str
-    #: Calls of ``Stage``: "send 5", "splice max=5", one after the other, separated by semicolons.
+    #: The facts of docs/so_splice.md that it shows, "F10, F19".
+    numbers: str
+    #: Calls of ``Rig``: "send 5", "splice max=5", one after the other, separated by semicolons.
     script: str
     #: Events of the source and the drain from the splice on, as "src.R EOF, drain.W"; "none".
     #: An event with a question mark may come or not; each may come again.
@@ -43,5 +43,5 @@ class Row:
     #: It is about the kernel's raw call, which the package in userspace does not imitate: it
     #: refuses what would destroy bytes.
     raw: bool = False
-    #: Why it can be played on the model alone; empty: anywhere.
+    #: Why it can be run on the model alone; empty: anywhere.
     model_only: str = ""

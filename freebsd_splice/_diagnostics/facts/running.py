@@ -1,14 +1,14 @@
-"""Playing a row: its script on some stage, and what is seen against what the row says."""
+"""Running a fact: its script on some rig, and what is seen against what the fact says."""
 
 from __future__ import annotations
 
 import errno
 from typing import NamedTuple, Protocol
 
-from ._row import Row
+from .fact import Fact
 
 
-class Stage(Protocol):
+class Rig(Protocol):
     """Two connections, from the sender to the source and from the drain to the receiver, and one
     splice from the source to the drain.  Sockets are non-blocking.
 
@@ -27,8 +27,8 @@ class Stage(Protocol):
     @property
     def release(self) -> tuple[int, int]: ...
 
-    def plays(self, row: Row) -> Row | None:
-        """What of a row this stage can show."""
+    def shows(self, fact: Fact) -> Fact | None:
+        """What of a fact this rig can show."""
         ...
 
     @property
@@ -66,77 +66,77 @@ class Stage(Protocol):
 
 
 class Result(NamedTuple):
-    """How a row went."""
+    """How a fact went."""
 
-    row: Row
+    fact: Fact
     #: What differs, one line each; empty: the fact holds here.
     differs: list[str]
 
 
-def played_here(row: Row, stage: Stage) -> Row | None:
-    """As much of the row as says something about this system and release."""
-    if stage.system not in row.systems or (row.sockets and stage.sockets not in row.sockets):
+def shown_by(fact: Fact, rig: Rig) -> Fact | None:
+    """As much of the fact as says something about this system and release."""
+    if rig.system not in fact.systems or (fact.sockets and rig.sockets not in fact.sockets):
         return None
-    if stage.system == "FreeBSD" and not row.since <= stage.release < row.before:
+    if rig.system == "FreeBSD" and not fact.since <= rig.release < fact.before:
         return None
-    return stage.plays(row)
+    return rig.shows(fact)
 
 
-def play(row: Row, stage: Stage) -> Result:
-    """Play it, and compare.  The stage is used up then."""
+def run_fact(fact: Fact, rig: Rig) -> Result:
+    """Run its script, and compare.  The rig is used up then."""
     said = "ok"
-    for words in row.script.split(";"):
-        said = _do(stage, words.split()) or said
-    seen = _See(stage)
+    for words in fact.script.split(";"):
+        said = _do(rig, words.split()) or said
+    seen = _See(rig)
     differs: list[str] = []
 
     def compare(what: str, wanted: object, shown: object, holds: bool) -> None:
         if not holds:
             differs.append(f"{what}: {wanted} expected, {shown} seen")
 
-    if row.events is not None:
-        compare("events", row.events, ", ".join(seen.events) or "none", seen.has(row.events))
+    if fact.events is not None:
+        compare("events", fact.events, ", ".join(seen.events) or "none", seen.has(fact.events))
     for which in ("source", "drain"):
-        wanted = getattr(row, which)
+        wanted = getattr(fact, which)
         if wanted is not None:
-            shown = stage.seen_poll(which)
+            shown = rig.seen_poll(which)
             compare(f"poll, {which}", wanted, " ".join(sorted(shown)), _shows(wanted, shown))
-    if row.says is not None:
-        compare("it says", row.says, said, said == row.says)
-    count = stage.seen_count() if row.count is not None or row.left or row.arrived else 0
-    if row.count is not None:
-        compare("count", row.count, count, _counts(row.count, count, stage.sent))
-    if row.end is not None:
-        ended = _said(stage.do_end)
-        compare("end by hand", row.end, ended, ended in row.end.split(" or "))
-    if row.errors is not None:
-        shown_errors = tuple(_name(stage.seen_error(which)) for which in ("source", "drain"))
-        compare("SO_ERROR", row.errors, shown_errors, shown_errors == row.errors)
-    if row.arrived is not None:
-        _compare_bytes(stage, row, count, compare)
-    elif row.left is not None:
-        left = len(stage.seen_left())
-        compare("left", row.left, left, left == row.left)
-    return Result(row, differs)
+    if fact.says is not None:
+        compare("it says", fact.says, said, said == fact.says)
+    count = rig.seen_count() if fact.count is not None or fact.left or fact.arrived else 0
+    if fact.count is not None:
+        compare("count", fact.count, count, _counts(fact.count, count, rig.sent))
+    if fact.end is not None:
+        ended = _said(rig.do_end)
+        compare("end by hand", fact.end, ended, ended in fact.end.split(" or "))
+    if fact.errors is not None:
+        shown_errors = tuple(_name(rig.seen_error(which)) for which in ("source", "drain"))
+        compare("SO_ERROR", fact.errors, shown_errors, shown_errors == fact.errors)
+    if fact.arrived is not None:
+        _compare_bytes(rig, fact, count, compare)
+    elif fact.left is not None:
+        left = len(rig.seen_left())
+        compare("left", fact.left, left, left == fact.left)
+    return Result(fact, differs)
 
 
-def _compare_bytes(stage: Stage, row: Row, count: int, compare: object) -> None:
+def _compare_bytes(rig: Rig, fact: Fact, count: int, compare: object) -> None:
     """What has arrived, what is left, and that they are the bytes sent, in their order."""
     assert callable(compare)
-    arrived, left = stage.seen_arrived(), b""
-    wanted = count if row.arrived == "count" else row.arrived
+    arrived, left = rig.seen_arrived(), b""
+    wanted = count if fact.arrived == "count" else fact.arrived
     compare("arrived", wanted, len(arrived), wanted in (len(arrived), "some"))
-    if row.left is not None:
-        left = stage.seen_left()
-        rest = stage.sent - len(arrived) if row.left == "rest" else row.left
+    if fact.left is not None:
+        left = rig.seen_left()
+        rest = rig.sent - len(arrived) if fact.left == "rest" else fact.left
         compare("left", rest, len(left), len(left) == rest)
-    same = arrived + left == stage.expected(0, len(arrived) + len(left))
+    same = arrived + left == rig.expected(0, len(arrived) + len(left))
     compare("bytes", "those sent", "others", same)
 
 
 class _See:
-    def __init__(self, stage: Stage) -> None:
-        self.events = stage.seen_events()
+    def __init__(self, rig: Rig) -> None:
+        self.events = rig.seen_events()
 
     def has(self, wanted: str) -> bool:
         """All that must come has come, and nothing else (an event may come again)."""
@@ -162,12 +162,12 @@ def _counts(wanted: int | str, count: int, sent: int) -> bool:
     return count == wanted
 
 
-def _do(stage: Stage, words: list[str]) -> str | None:
+def _do(rig: Rig, words: list[str]) -> str | None:
     """One word of the script with its arguments; what it said, where it can say something."""
     name = words[0]
     arguments = [_value(word) for word in words[1:] if "=" not in word]
     options = dict(word.split("=") for word in words[1:] if "=" in word)
-    call = getattr(stage, f"do_{name}")
+    call = getattr(rig, f"do_{name}")
     return _said(lambda: call(*arguments, **{key: _value(text) for key, text in options.items()}))
 
 

@@ -1,0 +1,85 @@
+"""This machine's sockets, spliced by the modelled kernel; no byte of theirs ever gets there.
+
+For what needs real sockets, threads and poll(2): what idle splices cost, a call that hangs, a fork.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from freebsd_splice._backend import KernelChoice
+from freebsd_splice._platform.end_events import PollGlances
+from freebsd_splice._platform.interface import Readiness
+from freebsd_splice._platform.kernel_interface import Glance
+from freebsd_splice._platform.system import SystemPort
+
+from .port import Calls
+from .tcp import Endpoint
+from .world import World
+
+
+class IdleWorld(World):
+    """It knows each descriptor of this machine as an open connection on which nothing happens."""
+
+    def __init__(self) -> None:
+        super().__init__("15.1")
+        self._found: dict[int, Endpoint] = {}
+
+    def endpoint(self, descriptor: int) -> Endpoint:
+        if descriptor not in self._found:
+            near, _ = self.pair()
+            self._found[descriptor] = self._descriptors[near.fileno()]
+        return self._found[descriptor]
+
+
+class IdleCalls(Calls):
+    """The model's calls, with what tells of ends in a form that real threads can wait for."""
+
+    def end_events(self) -> SilentEndEvents:
+        return SilentEndEvents()
+
+    def glances(self) -> DrainHidingGlances:
+        return DrainHidingGlances()
+
+
+class DrainHidingGlances(PollGlances):
+    """poll(2) of this machine, except that no drain of a splice is writable (F25)."""
+
+    def put(self, descriptor: int, asked: Glance) -> None:
+        super().put(descriptor, asked & ~Glance.WRITE)
+
+
+class SilentEndEvents:
+    """Stands for a kqueue on which no splice ends by itself."""
+
+    def __init__(self) -> None:
+        self._near, self._far = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def arm(self, source: int, drain: int) -> list[tuple[int, Readiness]]:
+        return []
+
+    def disarm(self, source: int, drain: int) -> None: ...
+
+    def collect(self) -> list[tuple[int, Readiness]]:
+        return []
+
+    def close(self) -> None:
+        self._near.close()
+        self._far.close()
+
+    def abandon(self) -> None: ...
+
+
+class IdleKernelPort(SystemPort):
+    """This machine with that kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = IdleWorld()
+        self.calls = IdleCalls(self.world)
+
+    def choose(self) -> KernelChoice:
+        return KernelChoice(self.calls, demanded=False)

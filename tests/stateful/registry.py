@@ -1,0 +1,30 @@
+"""How scenarios and mutants register themselves: what is written is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+FREEBSD, OPENBSD = "FreeBSD", "OpenBSD"
+
+
+class Registry(Generic[T]):
+    """Functions by whose kernel they are about."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, list[T]] = {FREEBSD: [], OPENBSD: []}
+
+    def register(self, *systems: str) -> Callable[[T], T]:
+        """A decorator: the function is about the kernels of these systems, or about both."""
+
+        def registered(made: T) -> T:
+            for system in systems or self._made:
+                self._made[system].append(made)
+            return made
+
+        return registered
+
+    def of(self, system: str) -> list[T]:
+        return list(self._made[system])

@@ -1,0 +1,23 @@
+"""What a flow of the kernel's must get right, one thing each.
+
+Each file is about one subject, and every public function in it is a scenario.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+from ..registry import Registry
+from ..rig import Rig
+
+Scenario = Callable[[Rig], None]
+
+_registry = Registry[Scenario]()
+#: ``@scenario()``, or ``@scenario(FREEBSD)`` where the other kernel has no part in it.
+scenario = _registry.register
+scenarios_of = _registry.of
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
