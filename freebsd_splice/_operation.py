@@ -21,7 +21,7 @@ OutcomeT = TypeVar("OutcomeT")
 Self = TypeVar("Self", bound="Waitable[Any]")
 
 
-class Waitable(ABC, Generic[OutcomeT]):
+class Operation(ABC, Generic[OutcomeT]):
     """Something under way that ends with an outcome."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -70,7 +70,7 @@ class Waitable(ABC, Generic[OutcomeT]):
         self._check_process()
         with self._state:
             if self._notice is None:
-                self._notice = self._runtime.port.notice()
+                self._notice = self._runtime.platform.notice()
                 weakref.finalize(self, self._notice.close)
                 if self._outcome is not None:
                     self._notice.give()
@@ -124,7 +124,7 @@ class Waitable(ABC, Generic[OutcomeT]):
 
     def end_soon(self) -> None:
         """As ``cancel``, for a thread that must not wait: the end comes by itself."""
-        self._runtime.errand(self._stop)
+        self._runtime.run_blocking(self._stop)
 
     def end_for_shutdown(self) -> None:
         """Cancel it, also while it is still being made, and wait for that."""
@@ -136,7 +136,7 @@ class Waitable(ABC, Generic[OutcomeT]):
             if self._is_over:
                 return True
             if self._over is None:
-                self._over = self._runtime.port.event()
+                self._over = self._runtime.platform.event()
             over = self._over
         return over.wait(timeout)
 

@@ -19,15 +19,15 @@ from typing import Protocol
 from .._core.flow import End, Reason, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._errors import BackendUnavailable, refusal
-from .._platform.interface import Port
+from .._platform.interface import Platform
 from .._platform.kernel_interface import KernelCalls
 from .._platform.splice_checks import set_splice
-from .._userspace.flow import EngineFlow
+from .._userspace.flow import UserspaceFlow
 from .._userspace.workers import LocalWorker
 from .checks import drain_failure, is_live_drain, why_not_spliced
-from .endings import Decision, EndedSplice, take_cause, verdict
+from .endings import Decision, EndedSplice, next_step, take_cause
 from .events import SpliceEvents
-from .lost_events import SecondLook
+from .lost_events import LostEvents
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -72,7 +72,7 @@ class KernelServices(Protocol):
     """What a flow shares with the others that the kernel serves."""
 
     @property
-    def port(self) -> Port: ...
+    def platform(self) -> Platform: ...
 
     @property
     def calls(self) -> KernelCalls: ...
@@ -81,9 +81,9 @@ class KernelServices(Protocol):
     def events(self) -> SpliceEvents: ...
 
     @property
-    def looks(self) -> SecondLook: ...
+    def looks(self) -> LostEvents: ...
 
-    def engine_flow(self, worker: LocalWorker | None = None) -> EngineFlow:
+    def userspace_flow(self, worker: LocalWorker | None = None) -> UserspaceFlow:
         """A flow in userspace, for what the kernel leaves to it."""
         ...
 
@@ -128,7 +128,7 @@ class KernelFlow:
         self._had_event = False  # since that splice was set
         self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
         self._stood = 0  # how many looks in a row have found that it stands there
-        self._segment: EngineFlow | None = None  # while userspace moves
+        self._segment: UserspaceFlow | None = None  # while userspace moves
         self._end: End | None = None
         self._told = False
         self._asking = threading.Lock()
@@ -334,7 +334,7 @@ class KernelFlow:
         self._kernel.events.disarm(self)
         ended = EndedSplice(was_live, moved, self._room())
         self._moved += moved
-        found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
+        found = next_step(self._kernel.platform, self._calls, self._source, self._drain, ended)
         if reason is not None:
             reason = self._closed_or(reason)
             if found.comes_before(reason):
@@ -386,7 +386,7 @@ class KernelFlow:
 
     def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
         self._ahead = initial
-        segment = self._segment = self._kernel.engine_flow(self._worker)
+        segment = self._segment = self._kernel.userspace_flow(self._worker)
         segment.ends_when_busy = self._is_new
         self._ahead = b""
         segment.start(
@@ -397,11 +397,13 @@ class KernelFlow:
             lambda end: self._segment_ended(segment, end),
         )
 
-    def _segment_ended(self, segment: EngineFlow, end: End) -> None:
+    def _segment_ended(self, segment: UserspaceFlow, end: End) -> None:
         with self._held():
             self._segment_over(segment, end)
 
-    def _segment_over(self, segment: EngineFlow, end: End, stopped: Reason | None = None) -> None:
+    def _segment_over(
+        self, segment: UserspaceFlow, end: End, stopped: Reason | None = None
+    ) -> None:
         if self._segment is not segment:
             return  # who stopped it was first to know its end
         self._segment = None
@@ -463,7 +465,7 @@ class KernelFlow:
             self._finish(self._closed_or(reason))
 
     def _closed_or(self, reason: Reason) -> Reason:
-        return closed_or(reason, self._kernel.port, self._source, self._drain)
+        return closed_or(reason, self._kernel.platform, self._source, self._drain)
 
     @contextmanager
     def _held(self) -> Iterator[None]:

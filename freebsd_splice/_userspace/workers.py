@@ -11,8 +11,8 @@ import logging
 import threading
 from collections import deque
 
-from .._platform.interface import Endpoint, Poller, Port, Readiness, Runner
-from .flow import EngineFlow
+from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
+from .flow import UserspaceFlow
 from .movers import Mover, Supplies
 
 _READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
@@ -32,10 +32,10 @@ logger = logging.getLogger("freebsd_splice")
 class Engine:
     """The workers of one port."""
 
-    def __init__(self, port: Port, mover: str | None = None) -> None:
-        self._port = port
+    def __init__(self, platform: Platform, mover: str | None = None) -> None:
+        self._platform = platform
         self._mover = mover
-        self._cpus = port.cpus()
+        self._cpus = platform.cpus()
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._turn = itertools.count()
@@ -43,13 +43,13 @@ class Engine:
 
     def local(self) -> LocalWorker | None:
         """A worker whose thread is the caller's; None where no poller can be watched by another."""
-        worker = LocalWorker(self._port, self._mover)
+        worker = LocalWorker(self._platform, self._mover)
         if worker.fileno() >= 0:
             return worker
         worker.close()
         return None
 
-    def flows(self, count: int, local: LocalWorker | None = None) -> list[EngineFlow]:
+    def flows(self, count: int, local: LocalWorker | None = None) -> list[UserspaceFlow]:
         """That many new flows, on the worker whose turn it is: from the start, or later.
 
         ``local`` has them until they are busy.
@@ -67,7 +67,7 @@ class Engine:
                     if not self._workers:
                         raise
             worker = self._workers[next(self._turn) % len(self._workers)]
-        return [EngineFlow(local or worker, worker) for _ in range(count)]
+        return [UserspaceFlow(local or worker, worker) for _ in range(count)]
 
     def start(self) -> None:
         """Have one worker, for flows that must not fail for want of one."""
@@ -85,7 +85,7 @@ class Engine:
 
     def _add_worker(self) -> None:
         name = f"freebsd-splice-worker-{len(self._workers)}"
-        self._workers.append(Worker(self._port, self._mover, name))
+        self._workers.append(Worker(self._platform, self._mover, name))
 
 
 class Worker:
@@ -97,18 +97,18 @@ class Worker:
     #: Whether the threads that start flows here are the one that gives them their turns.
     is_local = False
 
-    def __init__(self, port: Port, mover: str | None, name: str | None) -> None:
-        self.port = port
-        self._supplies = Supplies(port, mover)
-        self._poller: Poller = port.poller()
+    def __init__(self, platform: Platform, mover: str | None, name: str | None) -> None:
+        self.platform = platform
+        self._supplies = Supplies(platform, mover)
+        self._poller: Poller = platform.poller()
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
-        self._ready: deque[EngineFlow] = deque()
+        self._ready: deque[UserspaceFlow] = deque()
         self._closing = False
         self._runner: Runner | None = None
         if name is not None:
             try:
-                self._runner = port.run(self.step, name)
+                self._runner = platform.run(self.step, name)
             except BaseException:
                 self._poller.close()
                 raise
@@ -143,7 +143,7 @@ class Worker:
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
         return self._supplies.mover(copy=copy, busy=busy)
 
-    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         with self._lock:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
@@ -163,7 +163,7 @@ class Worker:
                     watched.reader.reads_until_empty = True
                 self._poller.quieten(endpoint)
 
-    def release(self, flow: EngineFlow) -> None:
+    def release(self, flow: UserspaceFlow) -> None:
         with self._lock:
             source = self._watched.get(flow.source.fileno())
             if source is not None and source.reader is flow:
@@ -186,7 +186,7 @@ class Worker:
         self._poller.close()
         self._supplies.close()
 
-    def _queue(self, flow: EngineFlow) -> None:
+    def _queue(self, flow: UserspaceFlow) -> None:
         if not flow.queued:
             flow.queued = True
             self._ready.append(flow)
@@ -202,7 +202,7 @@ class Worker:
             self._poller.watch(watched.endpoint, interest)
             watched.applied = interest
 
-    def _report(self, descriptor: int, ready: Readiness) -> list[EngineFlow]:
+    def _report(self, descriptor: int, ready: Readiness) -> list[UserspaceFlow]:
         """Queue who can move now; give back whose drain has failed."""
         with self._lock:
             watched = self._watched.get(descriptor)
@@ -236,8 +236,8 @@ class LocalWorker(Worker):
 
     is_local = True
 
-    def __init__(self, port: Port, mover: str | None) -> None:
-        super().__init__(port, mover, None)
+    def __init__(self, platform: Platform, mover: str | None) -> None:
+        super().__init__(platform, mover, None)
 
     def fileno(self) -> int:
         """Readable while some flow can move; -1: there is no such descriptor."""
@@ -257,7 +257,7 @@ class LocalWorker(Worker):
 
 
 def _has_failed(
-    reader: EngineFlow | None, writer: EngineFlow | None, guard: EngineFlow | None
+    reader: UserspaceFlow | None, writer: UserspaceFlow | None, guard: UserspaceFlow | None
 ) -> bool:
     flow = writer or guard
     return flow.drain_has_failed() if flow else reader is not None and reader.source_has_failed()
@@ -276,8 +276,8 @@ class _Watched:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.descriptor = endpoint.fileno()
-        self.reader: EngineFlow | None = None
-        self.writer: EngineFlow | None = None
-        self.guard: EngineFlow | None = None
+        self.reader: UserspaceFlow | None = None
+        self.writer: UserspaceFlow | None = None
+        self.guard: UserspaceFlow | None = None
         self.applied: Readiness | None = None
         self.is_quiet = False

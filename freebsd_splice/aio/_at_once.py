@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from .._core.flow import Reason
-from .._platform.interface import Source
+from .._platform.interface import SocketLike
 from .._runtime import Runtime, current
 from .._splice import Outcome
 from ._copying import STREAMS
@@ -53,14 +53,14 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
     if not 0 <= wanted <= len(buffer):
         return 0
     runtime = current()
-    port, sockets = runtime.port, runtime.sockets
+    platform, sockets = runtime.platform, runtime.sockets
     if runtime.is_kernel_demanded() or (
         sockets.in_use and not sockets.are_free(from_socket, to_socket)
     ):
         return 0
     data = buffer if wanted == count == len(buffer) else initial + buffer[:wanted]
     try:
-        sent = port.write_through(to_socket, data)
+        sent = platform.write_through(to_socket, data)
     except BlockingIOError:
         return 0
     except OSError as error:
@@ -97,7 +97,7 @@ async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -
     return replace(outcome, bytes=sent + outcome.bytes)
 
 
-def _socket_of(side: Any) -> Source | None:
+def _socket_of(side: Any) -> SocketLike | None:
     """What it is written to by; None: it is no side, or speaks TLS, or has an end to tell first."""
     if type(side) is not tuple:
         return side if type(side) is socket.socket and side.gettimeout() == 0 else None
@@ -118,14 +118,19 @@ def _socket_of(side: Any) -> Source | None:
 
 
 def _failed(
-    runtime: Runtime, drain: Side, to_socket: Source, error: OSError, data: bytes, started: float
+    runtime: Runtime,
+    drain: Side,
+    to_socket: SocketLike,
+    error: OSError,
+    data: bytes,
+    started: float,
 ) -> Outcome:
     if isinstance(error, BrokenPipeError):
         # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
         with suppress(OSError):
-            endpoint, _ = runtime.port.duplicate(to_socket)
-            error = runtime.port.take_error(endpoint) or error
-            runtime.port.close(endpoint)
+            endpoint, _ = runtime.platform.duplicate(to_socket)
+            error = runtime.platform.take_error(endpoint) or error
+            runtime.platform.close(endpoint)
     if isinstance(drain, tuple):
         with suppress(OSError, TypeError):  # the program closes it: there is nobody to be told
             StreamSide(*drain).failed(error)

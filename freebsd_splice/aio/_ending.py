@@ -7,14 +7,14 @@ import contextlib
 import threading
 from typing import Any, TypeVar
 
-from .._operation import Waitable
+from .._operation import Operation
 from .._relay import RelayOutcome
 from .._splice import Outcome
 
 OutcomeT = TypeVar("OutcomeT")
 
 
-async def end_of(made: Waitable[OutcomeT]) -> OutcomeT:
+async def end_of(made: Operation[OutcomeT]) -> OutcomeT:
     """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came."""
     try:
         await _told(made)
@@ -28,7 +28,7 @@ async def end_of(made: Waitable[OutcomeT]) -> OutcomeT:
     return made.wait(0)
 
 
-def _told(made: Waitable[Any]) -> asyncio.Future[None]:
+def _told(made: Operation[Any]) -> asyncio.Future[None]:
     """Done once it is over."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     over: asyncio.Future[None] = loop.create_future()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, Relay, Splice, aio
-from freebsd_splice._platform.interface import Endpoint, Source
-from ports import EnginePort, runtime
+from freebsd_splice._platform.interface import Endpoint, SocketLike
+from support.platforms import EnginePlatform, runtime
 
 from .nets import LOOPS, MODELS, ModelNet, Net, RealNet, Stream, buffered, play
 from .test_seams import PATTERN
@@ -26,36 +26,36 @@ every_loop = pytest.mark.parametrize("name", LOOPS)
 MUCH = 120_000
 
 
-class NothingElsePort(EnginePort):
+class NothingElsePlatform(EnginePlatform):
     """A system on which nothing can be spliced, nor a thread started."""
 
-    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+    def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def run(self, *given: Any) -> Any:
         raise AssertionError("a thread was started")
 
 
-class NoDescriptorsPort(EnginePort):
+class NoDescriptorsPlatform(EnginePlatform):
     """A system on which a socket can't be duplicated."""
 
-    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+    def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-class NoThreadsPort(EnginePort):
+class NoThreadsPlatform(EnginePlatform):
     """A system that has no thread to give."""
 
     def run(self, *given: Any) -> Any:
         raise RuntimeError("can't start new thread")
 
 
-class UntilFullPort(EnginePort):
+class UntilFullPlatform(EnginePlatform):
     """This machine; ``is_full`` from the first write on that did not take all."""
 
     is_full = False
 
-    def write_through(self, original: Source, data: bytes | bytearray) -> int:
+    def write_through(self, original: SocketLike, data: bytes | bytearray) -> int:
         sent = super().write_through(original, data)
         self.is_full = self.is_full or sent < len(data)
         return sent
@@ -87,7 +87,7 @@ def test_a_buffered_body_needs_no_splice(name: str, initial: bytes) -> None:
         assert await server.read(len(initial) + 10_000) == initial + PATTERN[:10_000]
         assert await source[0].readexactly(9) == b"next head"
 
-    with runtime(NothingElsePort()):  # which the model puts its own before
+    with runtime(NothingElsePlatform()):  # which the model puts its own before
         play(name, case)
 
 
@@ -101,13 +101,13 @@ def test_to_a_socket(name: str) -> None:
         assert at_once(aio.splice(source, drain, max_bytes=5)).bytes == 5
         assert await server.read(5) == b"12345"
 
-    with runtime(NothingElsePort()):
+    with runtime(NothingElsePlatform()):
         play(name, case)
 
 
 @every_loop
 def test_what_the_drain_has_no_room_for_follows(name: str) -> None:
-    port = UntilFullPort()
+    port = UntilFullPlatform()
 
     async def case(net: Net) -> None:
         source, drain, server = await _more_than_fits(net)
@@ -138,16 +138,16 @@ def test_cancelled_behind_a_part_of_it(name: str) -> None:
         )
         assert rest == _pattern(MUCH)[outcome.bytes :]
 
-    with runtime(UntilFullPort()):
+    with runtime(UntilFullPlatform()):
         play(name, case)
 
 
 @every_loop
 @pytest.mark.parametrize(
-    ("port", "number"), [(NoDescriptorsPort, errno.EMFILE), (NoThreadsPort, errno.EAGAIN)]
+    ("port", "number"), [(NoDescriptorsPlatform, errno.EMFILE), (NoThreadsPlatform, errno.EAGAIN)]
 )
 def test_a_part_was_written_and_the_rest_cannot_be_spliced(
-    name: str, port: type[EnginePort], number: int
+    name: str, port: type[EnginePlatform], number: int
 ) -> None:
     async def case(net: Net) -> None:
         source, drain, server = await _more_than_fits(net)

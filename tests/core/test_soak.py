@@ -18,8 +18,8 @@ import pytest
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Outcome, Reason, Relay, RelayOutcome
-from ports import RecordingPort, runtime
 from support.leaks import open_descriptors
+from support.platforms import RecordingPlatform, runtime
 
 GIGABYTES = float(os.environ.get("FREEBSD_SPLICE_SOAK_GIGABYTES", "10"))
 PATTERN = random.Random(0).randbytes((1 << 20) + 7)  # no power of two: shifts show
@@ -37,7 +37,7 @@ AT_ONCE = 8
 )
 def test_random_traffic(mover: str, gigabytes: float) -> None:
     moved, seed = 0, 0
-    with runtime(RecordingPort(), mover) as made:
+    with runtime(RecordingPlatform(), mover) as made:
         _run_round(seed, mover)
         steady = len(open_descriptors())
         while moved < gigabytes * 1e9:

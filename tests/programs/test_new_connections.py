@@ -21,12 +21,12 @@ from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Glancer, Kqueue
-from model.port import Calls, ModelPoller, ModelPort
-from ports import RecordingPort, runtime
+from model.platform import Calls, ModelPlatform, ModelPoller
+from support.platforms import RecordingPlatform, runtime
 
 #: System calls of FreeBSD that each of these makes, by reading ``_system`` and ``_kernel_calls``.
 CALLS: dict[Any, dict[str, int]] = {
-    ModelPort: {
+    ModelPlatform: {
         "duplicate": 4,  # dup, F_GETFL, SO_ACCEPTCONN, FIONBIO
         "identity": 2,  # the connection's two addresses
         "close": 1,
@@ -182,7 +182,7 @@ def test_what_the_kernel_would_refuse_is_found_before_it_is_asked(name: str) -> 
 @pytest.fixture(params=[*MOVERS, None])
 def local(request: pytest.FixtureRequest) -> Iterator[LocalWorker]:
     """A worker whose thread is the test's."""
-    with runtime(RecordingPort(), request.param):
+    with runtime(RecordingPlatform(), request.param):
         worker = current().local_worker()
         if worker is None:
             pytest.skip("no poller of this system can be watched")
@@ -265,7 +265,7 @@ def test_another_thread_may_end_it(harness: Harness, local: LocalWorker) -> None
 
 
 def test_a_closed_socket_is_refused(harness: Harness) -> None:
-    with runtime(RecordingPort()):
+    with runtime(RecordingPlatform()):
         left, _ = harness.pair()
         right, _ = harness.pair()
         right.close()
