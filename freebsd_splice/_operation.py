@@ -18,15 +18,15 @@ from ._runtime import Runtime
 logger = logging.getLogger("freebsd_splice")
 
 OutcomeT = TypeVar("OutcomeT")
-Self = TypeVar("Self", bound="Waitable[Any]")
+Self = TypeVar("Self", bound="Operation[Any]")
 
 
-class Waitable(ABC, Generic[OutcomeT]):
+class Operation(ABC, Generic[OutcomeT]):
     """Something under way that ends with an outcome."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._over = runtime.port.event()
+        self._over = runtime.platform.event()
         self._state = threading.Lock()
         self._outcome: OutcomeT | None = None
         self._listeners: list[Callable[[], object]] = []
@@ -69,7 +69,7 @@ class Waitable(ABC, Generic[OutcomeT]):
         self._check_process()
         with self._state:
             if self._notice is None:
-                self._notice = self._runtime.port.notice()
+                self._notice = self._runtime.platform.notice()
                 weakref.finalize(self, self._notice.close)
                 if self._outcome is not None:
                     self._notice.give()
@@ -123,7 +123,7 @@ class Waitable(ABC, Generic[OutcomeT]):
 
     def end_soon(self) -> None:
         """As ``cancel``, for a thread that must not wait: the end comes by itself."""
-        self._runtime.errand(self._stop)
+        self._runtime.run_blocking(self._stop)
 
     def end_for_shutdown(self) -> None:
         """Cancel it, also while it is still being made, and wait for that."""

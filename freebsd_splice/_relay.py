@@ -9,9 +9,9 @@ from ._core.closing import Waiting
 from ._core.flow import End, Reason
 from ._core.pair_policy import Ended, PairPolicy
 from ._core.shared_sockets import SharedSocket
-from ._core.time_limits import Deadlines, check_seconds
-from ._operation import Waitable
-from ._platform.interface import Source
+from ._core.time_limits import TimeLimits, check_seconds
+from ._operation import Operation
+from ._platform.interface import SocketLike
 from ._runtime import current
 from ._splice import Outcome, make_outcome
 
@@ -34,7 +34,7 @@ class RelayOutcome:
     seconds: float
 
 
-class Relay(Waitable[RelayOutcome]):
+class Relay(Operation[RelayOutcome]):
     """Deliver what arrives at each of two sockets to the other, until both directions have ended.
 
     It starts at once and runs by itself.  An EOF is passed on (shutdown(2) for writing) after the
@@ -72,8 +72,8 @@ class Relay(Waitable[RelayOutcome]):
 
     def __init__(
         self,
-        left: Source,
-        right: Source,
+        left: SocketLike,
+        right: SocketLike,
         *,
         idle_timeout: float | None = None,
         timeout: float | None = None,
@@ -98,18 +98,18 @@ class Relay(Waitable[RelayOutcome]):
         self._is_released = [False, False]
         self._closing_has_begun = False
         self._cut = self._hurried = self._told = False
-        self._deadlines = Deadlines(
-            runtime.port,
-            runtime.watcher,
+        self._time_limits = TimeLimits(
+            runtime.platform,
+            runtime.timers,
             idle_timeout=idle_timeout,
             timeout=timeout,
             moved=lambda: sum(flow.moved() for flow in self._flows),
             undelivered=self._undelivered_now,
             expire=self._end_now,
-            errand=runtime.errand,
+            run_blocking=runtime.run_blocking,
         )
         from_left, from_right = (memoryview(data).tobytes() for data in initial)
-        self._started = runtime.port.now()
+        self._started = runtime.platform.now()
         runtime.add(self)
         try:
             self._acquire_both(left, right)
@@ -118,7 +118,7 @@ class Relay(Waitable[RelayOutcome]):
             raise
         self._flows[0].start(self._left, self._right, None, from_left, partial(self._ended, 0))
         self._flows[1].start(self._right, self._left, None, from_right, partial(self._ended, 1))
-        self._deadlines.start()
+        self._time_limits.start()
 
     @property
     def bytes(self) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class Relay(Waitable[RelayOutcome]):
         Each side gets what it was sent and then a reset, unless it has got everything.
         """
         self._cut = True
-        self._runtime.errand(partial(self._stop_both, Reason.CANCELLED))
+        self._runtime.run_blocking(partial(self._stop_both, Reason.CANCELLED))
 
     def _stop(self) -> None:
         self._end_now(Reason.CANCELLED)
@@ -162,7 +162,7 @@ class Relay(Waitable[RelayOutcome]):
         if passed_on:
             try:
                 # Before this end is recorded: the sockets are given back with the second one.
-                self._runtime.port.shutdown_write(self._side(1 - direction).endpoint)
+                self._runtime.platform.shutdown_write(self._side(1 - direction).endpoint)
             except OSError as error:
                 # The drain has died with bytes in it that its peer may not have got (F16).
                 end = end._replace(reason=Reason.DRAIN_ERROR, error=error)
@@ -170,7 +170,7 @@ class Relay(Waitable[RelayOutcome]):
         ended = Ended(end.reason, end.error, bool(end.unsent), passed_on, found_drain_dead)
         with self._state:
             self._ends[direction] = end
-            self._seconds[direction] = self._runtime.port.now() - self._started
+            self._seconds[direction] = self._runtime.platform.now() - self._started
             stop_other = self._policy.ended(direction, ended)
             is_over = self._policy.is_over
         if is_over:
@@ -192,7 +192,7 @@ class Relay(Waitable[RelayOutcome]):
         rests = [self._policy.may_have_more(side) and self._has_rest(side) for side in (0, 1)]
         for side in (0, 1):
             how = self._policy.closing(side, rest_at_other=rests[1 - side], cut=self._cut)
-            self._runtime.port.close_original(self._side(side).original)
+            self._runtime.platform.close_original(self._side(side).original)
             release = partial(self._closed, side)
             if how.after_delivery:
                 endpoint = self._side(side).endpoint
@@ -223,7 +223,7 @@ class Relay(Waitable[RelayOutcome]):
                 return
             self._told = True
             left_to_right, right_to_left = self._ends
-        self._deadlines.cancel()
+        self._time_limits.cancel()
         assert left_to_right is not None
         assert right_to_left is not None
         decisive = self._policy.decisive
@@ -245,9 +245,9 @@ class Relay(Waitable[RelayOutcome]):
         return waiting.unacknowledged
 
     def _undelivered_now(self) -> int:
-        port = self._runtime.port
+        platform = self._runtime.platform
         return sum(
-            port.unacknowledged(self._side(side).endpoint) or 0
+            platform.unacknowledged(self._side(side).endpoint) or 0
             for side in (0, 1)
             if not self._is_released[side]
         )
@@ -262,13 +262,13 @@ class Relay(Waitable[RelayOutcome]):
             if source.failure() is not None:
                 return True
             try:
-                return self._runtime.port.peek(source.endpoint) > 0
+                return self._runtime.platform.peek(source.endpoint) > 0
             except BlockingIOError:
                 return False
             except OSError:
                 return True
 
-    def _acquire_both(self, left: Source, right: Source) -> None:
+    def _acquire_both(self, left: SocketLike, right: SocketLike) -> None:
         self._left = self._acquire(left)
         try:
             self._right = self._acquire(right)
@@ -283,7 +283,7 @@ class Relay(Waitable[RelayOutcome]):
             self._release(self._right)
             raise
 
-    def _acquire(self, original: Source) -> SharedSocket:
+    def _acquire(self, original: SocketLike) -> SharedSocket:
         return self._runtime.sockets.acquire(
             original, source=True, drain=True, on_closed=self._socket_closed
         )

@@ -10,17 +10,17 @@ from contextlib import suppress
 from typing import Protocol
 
 from ._backend import KernelChoice, backend, choose_kernel, forced_mover
-from ._core.blocking_pool import Crew
+from ._core.blocking_pool import BlockingPool
 from ._core.closing import Closer
 from ._core.flow import Flow
 from ._core.shared_sockets import Sockets
-from ._core.timers import Watcher
+from ._core.timers import Timers
 from ._errors import BackendUnavailable
-from ._kernel.backend import Kernel
-from ._platform.interface import Port
+from ._kernel.backend import KernelBackend
+from ._platform.interface import Platform
 from ._platform.kernel_interface import KernelCalls
 from ._platform.process import PerProcess, in_forked_child
-from ._platform.system import SystemPort
+from ._platform.system import SystemPlatform
 from ._userspace.workers import Engine
 
 
@@ -29,29 +29,29 @@ class _Endable(Protocol):
 
 
 class Runtime:
-    """All that flows, splices and relays share, over one port.
+    """All that flows, splices and relays share, over one platform.
 
     ``choose`` says whether the kernel serves; it is asked for each new flow.
     """
 
     def __init__(
         self,
-        port: Port,
+        platform: Platform,
         mover: str | None = None,
         *,
         choose: Callable[[], KernelChoice] = choose_kernel,
     ) -> None:
-        self.port = port
+        self.platform = platform
         self._choose = choose
-        self.watcher = Watcher(port)
-        self._crew = Crew(port, self.watcher)
-        self.sockets = Sockets(port, self.watcher, self.errand, self._crew.submit)
+        self.timers = Timers(platform)
+        self._pool = BlockingPool(platform, self.timers)
+        self.sockets = Sockets(platform, self.timers, self.run_blocking, self._pool.submit)
         #: In a forked child: this is the parent's, and nothing in it may be touched.
         self.inherited = False
-        self.closer = Closer(port, self.watcher, self.errand)
-        self._engine = Engine(port, mover)
-        self._callbacks = Crew(port, self.watcher, "callbacks")
-        self._kernel: Kernel | None = None
+        self.closer = Closer(platform, self.timers, self.run_blocking)
+        self._engine = Engine(platform, mover)
+        self._callbacks = BlockingPool(platform, self.timers, "callbacks")
+        self._kernel: KernelBackend | None = None
         self._lock = threading.Lock()
         self._live: set[_Endable] = set()
         self._closing = False
@@ -75,23 +75,25 @@ class Runtime:
         """Whether userspace may serve what the kernel can't."""
         return not self._choose().demanded
 
-    def errand(self, call: Callable[[], object]) -> None:
+    def run_blocking(self, call: Callable[[], object]) -> None:
         """Make ``call``, which may have to wait where the kernel serves, on a thread that may."""
         if self._kernel is None:
             call()
         else:
-            self._crew.submit(call)
+            self._pool.submit(call)
 
     def call_back(self, call: Callable[[], object]) -> None:
         """Make ``call``, which is the caller's own code, where it holds up nothing of ours."""
         self._callbacks.submit(call)
 
-    def _kernel_for(self, calls: KernelCalls) -> Kernel:
+    def _kernel_for(self, calls: KernelCalls) -> KernelBackend:
         with self._lock:
             if self._closing:
                 raise RuntimeError("freebsd_splice was shut down while a splice was being made")
             if self._kernel is None:
-                self._kernel = Kernel(self.port, calls, self.watcher, self._engine, self._crew)
+                self._kernel = KernelBackend(
+                    self.platform, calls, self.timers, self._engine, self._pool
+                )
             return self._kernel
 
     def add(self, splice: _Endable) -> None:
@@ -110,15 +112,15 @@ class Runtime:
         with self._lock:
             self._closing = True
             live = list(self._live)
-        for crew in (self._crew, self._callbacks):
-            crew.expect_close()
+        for pool in (self._pool, self._callbacks):
+            pool.expect_close()
         for splice in live:
             splice.end_for_shutdown()
         self.closer.finish()
         self._engine.close()
-        self._crew.close()
+        self._pool.close()
         self.finish_callbacks()  # before the watcher, which sees to those that hold up others
-        self.watcher.close()
+        self.timers.close()
         if self._kernel is not None:
             self._kernel.close()
 
@@ -134,7 +136,7 @@ class Runtime:
         """In a forked child: this process has no part in it."""
         self.inherited = True
         self._callbacks.abandon()
-        self.port.abandon()
+        self.platform.abandon()
         if self._kernel is not None:
             self._kernel.abandon()
 
@@ -160,7 +162,7 @@ def shutdown() -> None:
     all but that callback, whose thread ends after it.
     """
     runtime = _own.made
-    if runtime is not None and runtime.port.is_own_thread() and not runtime.is_in_callback():
+    if runtime is not None and runtime.platform.is_own_thread() and not runtime.is_in_callback():
         raise RuntimeError("shutdown() was called on a thread that it would have to wait for")
     runtime = install(None)
     if runtime is not None:
@@ -173,7 +175,9 @@ def shutdown() -> None:
                 _closing.remove(closed)
 
 
-_own = PerProcess(lambda: Runtime(SystemPort(), forced_mover()), leave=lambda made: made.abandon())
+_own = PerProcess(
+    lambda: Runtime(SystemPlatform(), forced_mover()), leave=lambda made: made.abandon()
+)
 #: Those whose threads may not all have ended.
 _closing: list[Runtime] = []
 in_forked_child(_closing.clear)

@@ -6,10 +6,10 @@ import errno
 from dataclasses import dataclass
 
 from ._core.flow import End, Reason
-from ._core.time_limits import Deadlines
+from ._core.time_limits import TimeLimits
 from ._errors import InvalidArgument
-from ._operation import Waitable
-from ._platform.interface import Source
+from ._operation import Operation
+from ._platform.interface import SocketLike
 from ._runtime import current
 
 #: The most that ``off_t`` can say, which the kernel's own limit is.
@@ -45,7 +45,7 @@ class Outcome:
     undelivered: int | None = 0
 
 
-class Splice(Waitable[Outcome]):
+class Splice(Operation[Outcome]):
     """Deliver every byte that arrives at ``source`` to ``drain``, in order, until the end.
 
     It starts at once and runs by itself.  It does not pass EOF on and closes nothing (``Relay``
@@ -86,8 +86,8 @@ class Splice(Waitable[Outcome]):
 
     def __init__(
         self,
-        source: Source,
-        drain: Source,
+        source: SocketLike,
+        drain: SocketLike,
         *,
         max_bytes: int | None = None,
         idle_timeout: float | None = None,
@@ -99,17 +99,17 @@ class Splice(Waitable[Outcome]):
         super().__init__(runtime)
         limit, ahead = check_limit(max_bytes), memoryview(initial).tobytes()
         [self._flow] = runtime.flows(1, fallback=fallback)
-        self._deadlines = Deadlines(
-            runtime.port,
-            runtime.watcher,
+        self._time_limits = TimeLimits(
+            runtime.platform,
+            runtime.timers,
             idle_timeout=idle_timeout,
             timeout=timeout,
             moved=self._flow.moved,
             undelivered=self._undelivered,
             expire=self._flow.stop,
-            errand=runtime.errand,
+            run_blocking=runtime.run_blocking,
         )
-        self._started = runtime.port.now()
+        self._started = runtime.platform.now()
         runtime.add(self)
         try:
             self._acquire(source, drain)
@@ -117,7 +117,7 @@ class Splice(Waitable[Outcome]):
             self._not_made()
             raise
         self._flow.start(self._source, self._drain, limit, ahead, self._ended)
-        self._deadlines.start()
+        self._time_limits.start()
 
     @property
     def bytes(self) -> int:
@@ -129,7 +129,7 @@ class Splice(Waitable[Outcome]):
         state = self._outcome.reason.value if self._outcome is not None else "live"
         return f"<Splice {self._source.original!r} -> {self._drain.original!r}, {state}>"
 
-    def _acquire(self, source: Source, drain: Source) -> None:
+    def _acquire(self, source: SocketLike, drain: SocketLike) -> None:
         sockets = self._runtime.sockets
         self._source = sockets.acquire(
             source, source=True, drain=False, on_closed=self._socket_closed
@@ -149,7 +149,7 @@ class Splice(Waitable[Outcome]):
             raise
 
     def _undelivered(self) -> int:
-        return self._runtime.port.unacknowledged(self._drain.endpoint) or 0
+        return self._runtime.platform.unacknowledged(self._drain.endpoint) or 0
 
     def _stop(self) -> None:
         self._flow.stop()
@@ -158,10 +158,10 @@ class Splice(Waitable[Outcome]):
         self._flow.stop(Reason.CLOSED)
 
     def _ended(self, end: End) -> None:
-        self._deadlines.cancel()
+        self._time_limits.cancel()
         self._release_source()
         self._release_drain()
-        self._settle(make_outcome(end, self._runtime.port.now() - self._started))
+        self._settle(make_outcome(end, self._runtime.platform.now() - self._started))
 
     def _release_source(self) -> None:
         self._runtime.sockets.release(

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from .._platform.interface import Event, Port, Runner
-from .timers import Watcher
+from .._platform.interface import Event, Platform, Runner
+from .timers import Timers
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -26,15 +26,15 @@ STUCK_SECONDS = 0.05
 IDLE_SECONDS = 10.0
 
 
-class Crew:
+class BlockingPool:
     """A few threads, started when there is something to do, more of them while some hang."""
 
-    def __init__(self, port: Port, watcher: Watcher, name: str = "crew") -> None:
-        self._port = port
-        self._watcher = watcher
+    def __init__(self, platform: Platform, timers: Timers, name: str = "blocking") -> None:
+        self._platform = platform
+        self._timers = timers
         self._name = f"freebsd-splice-{name}"
         self._lock = threading.Lock()
-        self._mailbox = port.mailbox()
+        self._mailbox = platform.mailbox()
         self._runners: dict[int, Runner] = {}
         self._started = 0
         self._waiting = 0  # calls that no thread has taken yet
@@ -95,7 +95,7 @@ class Crew:
         number = self._started
         self._started += 1
         try:
-            self._runners[number] = self._port.run(
+            self._runners[number] = self._platform.run(
                 partial(self._step, number), f"{self._name}-{number}"
             )
         except RuntimeError as error:  # none is to be had now: the calls wait, it is tried again
@@ -122,7 +122,7 @@ class Crew:
         with self._lock:
             if all(number in own for number in self._runners):
                 return None
-            change = self._port.event()
+            change = self._platform.event()
             self._changes.append(change)
             return change
 
@@ -183,7 +183,7 @@ class Crew:
 
     def _watch(self) -> None:
         try:
-            self._watcher.after(STUCK_SECONDS, partial(self._look, self._taken))
+            self._timers.after(STUCK_SECONDS, partial(self._look, self._taken))
         except (OSError, RuntimeError) as error:  # no descriptor: the next call tries it again
             if not self._is_about_to_close:
                 logger.error("the next call to %s is waited for: %s", self._name, error)

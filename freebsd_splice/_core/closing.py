@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from .._platform.interface import Endpoint, Port
+from .._platform.interface import Endpoint, Platform
 from .pair_policy import SOON, Closing, Delivery
-from .timers import Timer, Watcher
+from .timers import Timer, Timers
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -21,11 +21,14 @@ class Closer:
     """The sides of one runtime that are to be closed once they have delivered what they took."""
 
     def __init__(
-        self, port: Port, watcher: Watcher, errand: Callable[[Callable[[], object]], object]
+        self,
+        platform: Platform,
+        timers: Timers,
+        run_blocking: Callable[[Callable[[], object]], object],
     ) -> None:
-        self.port = port
-        self.watcher = watcher
-        self.errand = errand  # makes a call that may have to wait: the close itself
+        self.platform = platform
+        self.timers = timers
+        self.run_blocking = run_blocking  # makes a call that may have to wait: the close itself
         self._lock = threading.Lock()
         self._live: set[Waiting] = set()
         self._finishing = False
@@ -64,9 +67,9 @@ class Closer:
         with self._lock:
             self._finishing = True
             live = list(self._live)
-        until = self.port.now() + _AT_LAST_SECONDS
+        until = self.platform.now() + _AT_LAST_SECONDS
         for waiting in live:
-            waiting.wait(max(0.0, until - self.port.now()))
+            waiting.wait(max(0.0, until - self.platform.now()))
             try:
                 waiting.close()
             except Exception:  # the others are to be closed all the same
@@ -98,11 +101,11 @@ class Waiting:
         self._how = how
         self._release = release
         self._lock = threading.Lock()
-        self._delivery = Delivery(closer.port.now(), patience)
+        self._delivery = Delivery(closer.platform.now(), patience)
         self._timer: Timer | None = None
         self._closing = False  # some thread has been told to close it
         self._is_closed = False
-        self._over = closer.port.event()
+        self._over = closer.platform.event()
 
     @property
     def is_over(self) -> bool:
@@ -132,7 +135,7 @@ class Waiting:
         try:
             if self._how.reset:
                 with suppress(OSError):  # the connection is gone already
-                    self._closer.port.reset_on_close(self._endpoint)
+                    self._closer.platform.reset_on_close(self._endpoint)
             self._release(self.unacknowledged)
         finally:
             self._closer.discard(self)
@@ -140,17 +143,17 @@ class Waiting:
 
     def _look_again(self) -> None:
         if self._look():
-            self._closer.errand(self.close)
+            self._closer.run_blocking(self.close)
 
     def _look(self) -> bool:
         """Whether it is to be closed now, by whoever is told so: that is once."""
         with self._lock:
             if self._closing:
                 return False
-            port = self._closer.port
+            platform = self._closer.platform
             unacknowledged, pause = self._left(), None
-            if port.is_connected(self._endpoint):
-                pause = self._delivery.look(port.now(), unacknowledged)
+            if platform.is_connected(self._endpoint):
+                pause = self._delivery.look(platform.now(), unacknowledged)
                 self._found_none = self._found_none + 1 if unacknowledged == 0 else 0
                 if 0 < self._found_none < self._looks:
                     pause = SOON
@@ -164,7 +167,7 @@ class Waiting:
     def _left(self) -> int | None:
         if not self._how.after_delivery:
             return self._held_now()
-        sent = self._closer.port.unacknowledged(self._endpoint)
+        sent = self._closer.platform.unacknowledged(self._endpoint)
         return None if sent is None else sent + self._held_now()
 
     def _held_now(self) -> int:
@@ -177,7 +180,7 @@ class Waiting:
     def _set_timer(self, seconds: float) -> bool:
         """False: there will be no next look, as no timer is to be had."""
         try:
-            self._timer = self._closer.watcher.after(seconds, self._look_again)
+            self._timer = self._closer.timers.after(seconds, self._look_again)
         except (OSError, RuntimeError):  # no descriptor or thread; the package shuts down
             return False
         return True

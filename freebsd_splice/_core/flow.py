@@ -1,6 +1,6 @@
 """A flow: one direction of bytes, from its start to its end.
 
-This is what ``Splice`` and ``Relay`` are built from.  ``EngineFlow`` moves the bytes in userspace,
+``Splice`` and ``Relay`` are built from flows.  ``UserspaceFlow`` moves the bytes itself,
 ``KernelFlow`` leaves that to the kernel.  Whatever moves them, it ends in an ``End``.
 """
 
@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from .._platform.interface import Port
+from .._platform.interface import Platform
 from .shared_sockets import SharedSocket
 
 
@@ -51,9 +51,9 @@ def comes_before(one: Reason, other: Reason) -> bool:
     return _ORDER[one] < _ORDER[other]
 
 
-def closed_or(reason: Reason, port: Port, *sockets: SharedSocket) -> Reason:
+def closed_or(reason: Reason, platform: Platform, *sockets: SharedSocket) -> Reason:
     """CLOSED where the reason is a weak one and the program has closed one of the objects."""
-    is_open = all(port.is_open(shared.original) for shared in sockets)
+    is_open = all(platform.is_open(shared.original) for shared in sockets)
     return reason if is_open or reason not in WEAK_REASONS else Reason.CLOSED
 
 

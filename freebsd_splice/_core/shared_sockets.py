@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from .._platform.interface import Endpoint, Port, Source
-from .timers import Timer, Watcher
+from .._platform.interface import Endpoint, Platform, SocketLike
+from .timers import Timer, Timers
 
 #: Seconds between two looks for sockets that their owner has closed.  With what a look takes and
 #: what a busy machine adds, a flow ends within a second of the closing.
@@ -27,7 +27,7 @@ class _Connection:
     """One open socket, by whichever of its descriptors flows have come to it."""
 
     def __init__(
-        self, port: Port, endpoint: Endpoint, owes_blocking: bool, identity: object
+        self, platform: Platform, endpoint: Endpoint, owes_blocking: bool, identity: object
     ) -> None:
         self.endpoint = endpoint
         self.identity = identity
@@ -41,7 +41,7 @@ class _Connection:
         #: On OpenBSD the cause of a splice's end is left in its source's SO_ERROR.
         self.keeps_causes = False
         self.lock = threading.Lock()
-        self._port = port
+        self._platform = platform
         self._failure: OSError | None = None
         self._cause: OSError | None = None
 
@@ -50,7 +50,7 @@ class _Connection:
 
     def failure(self) -> OSError | None:
         if self._failure is None:
-            error = self._port.take_error(self.endpoint)
+            error = self._platform.take_error(self.endpoint)
             if error is not None and self.keeps_causes and self._is_cause(error):
                 self._cause = error
             else:
@@ -64,7 +64,7 @@ class _Connection:
     def _is_cause(self, error: OSError) -> bool:
         """No connection dies of these, and one that lives has not died of anything."""
         ends = (errno.EFBIG, errno.EPIPE, errno.ELOOP, errno.ENOBUFS)
-        return error.errno in ends or self._port.is_connected(self.endpoint)
+        return error.errno in ends or self._platform.is_connected(self.endpoint)
 
 
 class SharedSocket:
@@ -73,7 +73,7 @@ class SharedSocket:
     All else belongs to the open socket, which other objects can stand for as well (``dup``).
     """
 
-    def __init__(self, original: Source, descriptor: int, connection: _Connection) -> None:
+    def __init__(self, original: SocketLike, descriptor: int, connection: _Connection) -> None:
         self.original = original
         self.descriptor = descriptor  # the caller's
         self.connection = connection
@@ -117,14 +117,16 @@ class Sockets:
 
     def __init__(
         self,
-        port: Port,
-        watcher: Watcher,
-        errand: Callable[[Callable[[], object]], object],
+        platform: Platform,
+        timers: Timers,
+        run_blocking: Callable[[Callable[[], object]], object],
         wait: Callable[[Callable[[], object]], object],
     ) -> None:
-        self._port = port
-        self._watcher = watcher
-        self._errand = errand  # makes a call that may have to wait where the kernel serves
+        self._platform = platform
+        self._timers = timers
+        self._run_blocking = (
+            run_blocking  # makes a call that may have to wait where the kernel serves
+        )
         self._wait = wait  # makes one that will have to wait, whoever serves
         self._lock = threading.Lock()
         # By the descriptor of the caller's open object.
@@ -135,7 +137,7 @@ class Sockets:
         self._sweep: Timer | None = None
 
     def acquire(
-        self, original: Source, *, source: bool, drain: bool, on_closed: Callable[[], None]
+        self, original: SocketLike, *, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> SharedSocket:
         """The socket, for use as a source, a drain or both, until ``release``.
 
@@ -143,12 +145,12 @@ class Sockets:
         EPROTONOSUPPORT where it is no stream socket, EINVAL where it is listening; TypeError
         where it is no object with ``fileno()`` or speaks TLS.
         """
-        descriptor = _descriptor(self._port, original)
+        descriptor = _descriptor(self._platform, original)
         while True:
             with self._lock:
                 shared = self._find(original, descriptor)
                 connection = shared.connection
-                left_behind = _left_behind(self._port, connection.objects)
+                left_behind = _left_behind(self._platform, connection.objects)
                 if not left_behind:
                     if (source and connection.is_source) or (drain and connection.is_drain):
                         raise _busy(original, connection.is_source and source)
@@ -159,11 +161,11 @@ class Sockets:
             for end in left_behind:
                 end()
 
-    def _find(self, original: Source, descriptor: int) -> SharedSocket:
+    def _find(self, original: SocketLike, descriptor: int) -> SharedSocket:
         shared = self._shared.get(descriptor)
         # The number of a socket that was closed, and that the sweep has not met yet, can be
         # another socket's by now.
-        if shared is not None and self._port.is_open(shared.original):
+        if shared is not None and self._platform.is_open(shared.original):
             return shared
         return SharedSocket(original, descriptor, self._connection(original))
 
@@ -171,7 +173,7 @@ class Sockets:
         self, shared: SharedSocket, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> None:
         if self._sweep is None:
-            self._sweep = self._watcher.after(SWEEP_SECONDS, self._look_for_closed)
+            self._sweep = self._timers.after(SWEEP_SECONDS, self._look_for_closed)
         self._shared[shared.descriptor] = shared
         self._in_use.add(shared)
         shared.users += 1
@@ -181,7 +183,7 @@ class Sockets:
             connection.objects.append(shared)
         connection.users += 1
         if source:  # which the system may report only once there is more
-            connection.owes_mark = self._port.lower_read_mark(connection.endpoint)
+            connection.owes_mark = self._platform.lower_read_mark(connection.endpoint)
         connection.is_source |= source
         connection.is_drain |= drain
 
@@ -195,7 +197,7 @@ class Sockets:
             shared.on_closed.remove(on_closed)
             connection.users -= 1
             if source and connection.owes_mark:
-                self._port.restore_read_mark(connection.endpoint, connection.owes_mark)
+                self._platform.restore_read_mark(connection.endpoint, connection.owes_mark)
                 connection.owes_mark = 0
             connection.is_source &= not source
             connection.is_drain &= not drain
@@ -206,26 +208,26 @@ class Sockets:
             if connection.users:
                 return
             self._forget(connection)
-        close = partial(self._port.close, connection.endpoint)
-        if self._port.last_close_waits(connection.endpoint):
+        close = partial(self._platform.close, connection.endpoint)
+        if self._platform.last_close_waits(connection.endpoint):
             self._wait(close)
         else:
             close()
 
-    def _connection(self, original: Source) -> _Connection:
+    def _connection(self, original: SocketLike) -> _Connection:
         """The open socket that this object stands for, which others may stand for already.
 
         Two flows that don't know that they have one socket would take each other's errors, give
         it its blocking mode back too soon (F24), and set a second splice on a live one (F23).
         """
-        endpoint, owes_blocking = self._port.duplicate(original)
-        identity = self._port.identity(endpoint)
+        endpoint, owes_blocking = self._platform.duplicate(original)
+        identity = self._platform.identity(endpoint)
         known = self._connections.get(identity)
         # A name in the network can be another connection's by now, if the first one has died.
-        if known is not None and self._port.identity(known.endpoint) == identity:
-            self._port.close(endpoint)
+        if known is not None and self._platform.identity(known.endpoint) == identity:
+            self._platform.close(endpoint)
             return known
-        made = _Connection(self._port, endpoint, owes_blocking, identity)
+        made = _Connection(self._platform, endpoint, owes_blocking, identity)
         if identity is not None:
             self._connections[identity] = made
         return made
@@ -236,21 +238,21 @@ class Sockets:
             del self._connections[connection.identity]
         if connection.owes_blocking:
             for shared in connection.objects:
-                if self._port.is_open(shared.original):
-                    self._port.restore_blocking(shared.original, connection.endpoint)
+                if self._platform.is_open(shared.original):
+                    self._platform.restore_blocking(shared.original, connection.endpoint)
                     break
 
     def _look_for_closed(self) -> None:
         with self._lock:
             self._sweep = (
-                self._watcher.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
+                self._timers.after(SWEEP_SECONDS, self._look_for_closed) if self._in_use else None
             )
-            ends = _ends_of_closed(self._port, self._in_use)
+            ends = _ends_of_closed(self._platform, self._in_use)
         for end in ends:
-            self._errand(end)
+            self._run_blocking(end)
 
 
-def _descriptor(port: Port, original: Source) -> int:
+def _descriptor(platform: Platform, original: SocketLike) -> int:
     if isinstance(original, int) or not hasattr(original, "fileno"):
         raise TypeError(
             f"a socket object is needed, not {original!r}: only an object can tell that it was "
@@ -262,29 +264,31 @@ def _descriptor(port: Port, original: Source) -> int:
             f"{original!r} speaks TLS in this process: what arrives at its descriptor is "
             "ciphertext, and splicing it would deliver that"
         )
-    if not port.is_open(original):
+    if not platform.is_open(original):
         raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {original!r} is closed")
     return original.fileno()
 
 
-def _ends_of_closed(port: Port, objects: Iterable[SharedSocket]) -> list[Callable[[], None]]:
+def _ends_of_closed(
+    platform: Platform, objects: Iterable[SharedSocket]
+) -> list[Callable[[], None]]:
     """What to call because of the objects that were closed."""
     ends = []
     for shared in objects:
-        if not port.is_open(shared.original) and not shared.told:
+        if not platform.is_open(shared.original) and not shared.told:
             shared.told = True  # once is enough, and the call can hang (F24)
             ends += shared.on_closed
     return ends
 
 
-def _left_behind(port: Port, objects: Sequence[SharedSocket]) -> list[Callable[[], None]]:
+def _left_behind(platform: Platform, objects: Sequence[SharedSocket]) -> list[Callable[[], None]]:
     """The same of a connection whose objects all were closed."""
-    if any(port.is_open(shared.original) for shared in objects):
+    if any(platform.is_open(shared.original) for shared in objects):
         return []
-    return _ends_of_closed(port, objects)
+    return _ends_of_closed(platform, objects)
 
 
-def _busy(original: Source, as_source: bool) -> OSError:
+def _busy(original: SocketLike, as_source: bool) -> OSError:
     role = "source" if as_source else "drain"
     return OSError(
         errno.EBUSY,

@@ -6,9 +6,9 @@ import math
 import threading
 from collections.abc import Callable
 
-from .._platform.interface import Port
+from .._platform.interface import Platform
 from .flow import Reason
-from .timers import Timer, Watcher
+from .timers import Timer, Timers
 
 #: How often the count is looked at, as a part of the idle time, and seconds at least.  An idle end
 #: comes late by at most that much, and is allowed the larger of 25 % and 0.1 s.
@@ -16,7 +16,7 @@ _LOOK_SHARE = 1 / 5
 _LOOK_SECONDS = 0.05
 
 
-class Deadlines:
+class TimeLimits:
     """Calls ``expire`` with TIMEOUT ``timeout`` seconds after the start, with IDLE once
     ``idle_timeout`` seconds have passed without traffic; never early.
 
@@ -26,58 +26,60 @@ class Deadlines:
 
     def __init__(
         self,
-        port: Port,
-        watcher: Watcher,
+        platform: Platform,
+        timers: Timers,
         *,
         idle_timeout: float | None,
         timeout: float | None,
         moved: Callable[[], int],
         undelivered: Callable[[], int],
         expire: Callable[[Reason], object],
-        errand: Callable[[Callable[[], object]], object],
+        run_blocking: Callable[[Callable[[], object]], object],
     ) -> None:
-        self._port = port
-        self._watcher = watcher
+        self._platform = platform
+        self._timers = timers
         self._idle_timeout = check_seconds("idle_timeout", idle_timeout)
         self._timeout = check_seconds("timeout", timeout)
         self._moved = moved
         self._undelivered = undelivered
         self._expire = expire
-        self._errand = errand  # makes a call that may have to wait: counting, and ending
+        self._run_blocking = (
+            run_blocking  # makes a call that may have to wait: counting, and ending
+        )
         self._lock = threading.Lock()
         self._over = False
-        self._timers: dict[Reason, Timer] = {}
+        self._pending: dict[Reason, Timer] = {}
         self._idle: IdleClock | None = None
 
     def start(self) -> None:
         if self._timeout is not None:
             self._set(Reason.TIMEOUT, self._timeout, lambda: self._expire(Reason.TIMEOUT))
         if self._idle_timeout is not None:
-            self._idle = IdleClock(self._idle_timeout, (0, 0), self._port.now())
+            self._idle = IdleClock(self._idle_timeout, (0, 0), self._platform.now())
             self._look_again()
 
     def cancel(self) -> None:
         with self._lock:
             self._over = True
-            timers = list(self._timers.values())
+            timers = list(self._pending.values())
         for timer in timers:
             timer.cancel()
 
     def _look(self) -> None:
         assert self._idle is not None
-        if self._idle.has_passed((self._moved(), self._undelivered()), self._port.now()):
+        if self._idle.has_passed((self._moved(), self._undelivered()), self._platform.now()):
             self._expire(Reason.IDLE)
         else:
             self._look_again()
 
     def _look_again(self) -> None:
         assert self._idle is not None
-        self._set(Reason.IDLE, self._idle.seconds_to_next_look(self._port.now()), self._look)
+        self._set(Reason.IDLE, self._idle.seconds_to_next_look(self._platform.now()), self._look)
 
     def _set(self, which: Reason, seconds: float, call: Callable[[], object]) -> None:
         with self._lock:
             if not self._over:
-                self._timers[which] = self._watcher.after(seconds, lambda: self._errand(call))
+                self._pending[which] = self._timers.after(seconds, lambda: self._run_blocking(call))
 
 
 class IdleClock:

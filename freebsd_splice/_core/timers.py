@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from .._platform.interface import Endpoint, Poller, Port, Readiness, Runner
+from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -16,10 +16,10 @@ logger = logging.getLogger("freebsd_splice")
 class Timer:
     """A call that is due at some time."""
 
-    __slots__ = ("_watcher", "call", "when")
+    __slots__ = ("_timers", "call", "when")
 
-    def __init__(self, watcher: Watcher, when: float, call: Callable[[], object]) -> None:
-        self._watcher = watcher
+    def __init__(self, timers: Timers, when: float, call: Callable[[], object]) -> None:
+        self._timers = timers
         self.when = when
         self.call: Callable[[], object] | None = call
 
@@ -27,10 +27,10 @@ class Timer:
         """Don't make the call, unless it is being made already."""
         if self.call is not None:
             self.call = None
-            self._watcher.forget_one()
+            self._timers.forget_one()
 
 
-class Watcher:
+class Timers:
     """The heap, and the thread that sleeps until the first timer is due.
 
     It also hears of the kernel's events (``listen``).
@@ -38,8 +38,8 @@ class Watcher:
     Calls are made on the watcher's thread and must not block: the others wait for them.
     """
 
-    def __init__(self, port: Port) -> None:
-        self._port = port
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -55,7 +55,7 @@ class Watcher:
         with self._lock:
             if self._poller is None:
                 self._start()
-            timer = Timer(self, self._port.now() + seconds, call)
+            timer = Timer(self, self._platform.now() + seconds, call)
             heapq.heappush(self._heap, (timer.when, next(self._order), timer))
             if self._poller is not None and timer.when < self._sleeps_until:
                 self._sleeps_until = float("-inf")
@@ -83,9 +83,9 @@ class Watcher:
     def _start(self) -> None:
         if self._closing:
             raise RuntimeError("freebsd_splice was shut down while a splice was being made")
-        self._poller = self._port.poller(few=True)
+        self._poller = self._platform.poller(few=True)
         try:
-            self._runner = self._port.run(self.step, "freebsd-splice-watcher")
+            self._runner = self._platform.run(self.step, "freebsd-splice-watcher")
         except BaseException:
             self._poller.close()
             self._poller = None
@@ -119,7 +119,7 @@ class Watcher:
         due = []
         with self._lock:
             self._sleeps_until = float("-inf")
-            now = self._port.now()
+            now = self._platform.now()
             while self._heap and self._heap[0][0] <= now:
                 timer = heapq.heappop(self._heap)[2]
                 if timer.call is None:
@@ -137,7 +137,7 @@ class Watcher:
                 self._sleeps_until = float("inf")
                 return None
             self._sleeps_until = self._heap[0][0]
-            return max(0.0, self._sleeps_until - self._port.now())
+            return max(0.0, self._sleeps_until - self._platform.now())
 
 
 def _make(call: Callable[[], object]) -> None:

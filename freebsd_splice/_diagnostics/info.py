@@ -15,7 +15,7 @@ from .._backend import COPY, OS_SPLICE, backend
 from .._platform import raw_splice
 from .._platform.backlog import backlog_limit
 from .._platform.pollers import kinds
-from .._platform.system import PIPE_BYTES, SystemPort
+from .._platform.system import PIPE_BYTES, SystemPlatform
 
 
 def report() -> str:
@@ -29,7 +29,7 @@ def report() -> str:
         "SO_SPLICE": raw_splice.missing() or "available",
         "backend": _backend(),
         "struct splice": _layout(),
-        "workers": f"{SystemPort().cpus()}, one for each CPU",
+        "workers": f"{SystemPlatform().cpus()}, one for each CPU",
         "movers": _movers(),
         "readiness": f"{kinds()[0]} (of {', '.join(kinds())})",
         "descriptors": _descriptors(),
@@ -67,7 +67,7 @@ def _layout() -> str:
 
 
 def _movers() -> str:
-    movers = [OS_SPLICE, COPY] if SystemPort().can_splice() else [COPY]
+    movers = [OS_SPLICE, COPY] if SystemPlatform().can_splice() else [COPY]
     forced = os.environ.get("FREEBSD_SPLICE_MOVER")
     return ", then ".join(movers) + (f"; FREEBSD_SPLICE_MOVER={forced}" if forced else "")
 

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._core.blocking_pool import Crew
+from .._core.blocking_pool import BlockingPool
 from .._core.flow import Flow
-from .._core.timers import Watcher
-from .._platform.interface import Port
+from .._core.timers import Timers
+from .._platform.interface import Platform
 from .._platform.kernel_interface import KernelCalls
-from .._userspace.flow import EngineFlow
+from .._userspace.flow import UserspaceFlow
 from .._userspace.workers import Engine
 from .events import SpliceEvents
 from .flow import KernelFlow
-from .lost_events import SecondLook
+from .lost_events import LostEvents
 
 
-class Kernel:
+class KernelBackend:
     """What all flows that the kernel serves share.  They know it as ``KernelServices``."""
 
     def __init__(
-        self, port: Port, calls: KernelCalls, watcher: Watcher, engine: Engine, crew: Crew
+        self,
+        platform: Platform,
+        calls: KernelCalls,
+        timers: Timers,
+        engine: Engine,
+        pool: BlockingPool,
     ) -> None:
-        self.port = port
+        self.platform = platform
         self.calls = calls
-        self.looks = SecondLook(calls, watcher)
+        self.lost_events = LostEvents(calls, timers)
         # What a splice leaves behind (F13) must not fail then for want of a worker.
         engine.start()
         self._engine = engine
-        self._crew = crew
+        self._pool = pool
         self.events = SpliceEvents(calls.end_events())
         try:
-            watcher.listen(self.events, self.events.collect)
+            timers.listen(self.events, self.events.collect)
         except BaseException:
             self.events.close()
             raise
@@ -40,11 +45,11 @@ class Kernel:
         """New flows: one, or the two of a pair."""
         return [KernelFlow(self, fallback=fallback) for _ in range(count)]
 
-    def engine_flow(self) -> EngineFlow:
+    def userspace_flow(self) -> UserspaceFlow:
         return self._engine.flows(1)[0]
 
     def submit(self, call: Callable[[], object]) -> None:
-        self._crew.submit(call)
+        self._pool.submit(call)
 
     def close(self) -> None:
         self.events.close()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from .._core.flow import Reason, comes_before
 from .._core.shared_sockets import SharedSocket
-from .._platform.interface import Port
-from .._platform.kernel_interface import Glance, KernelCalls
+from .._platform.interface import Platform
+from .._platform.kernel_interface import KernelCalls, PollBits
 from .checks import drain_failure
 
 
@@ -37,7 +37,7 @@ class EndedSplice(NamedTuple):
     room: int | None
 
 
-class Verdict(NamedTuple):
+class NextStep(NamedTuple):
     """A decision and, with FINISH, the reason of the end."""
 
     decision: Decision
@@ -49,16 +49,20 @@ class Verdict(NamedTuple):
         return self.decision is Decision.FINISH and comes_before(self.reason, reason)
 
 
-def finish(reason: Reason, error: OSError | None = None) -> Verdict:
-    return Verdict(Decision.FINISH, reason, error)
+def finish(reason: Reason, error: OSError | None = None) -> NextStep:
+    return NextStep(Decision.FINISH, reason, error)
 
 
-RESPLICE, MOVE_REMAINDER = Verdict(Decision.RESPLICE), Verdict(Decision.MOVE_REMAINDER)
+RESPLICE, MOVE_REMAINDER = NextStep(Decision.RESPLICE), NextStep(Decision.MOVE_REMAINDER)
 
 
-def verdict(
-    port: Port, calls: KernelCalls, source: SharedSocket, drain: SharedSocket, ended: EndedSplice
-) -> Verdict:
+def next_step(
+    platform: Platform,
+    calls: KernelCalls,
+    source: SharedSocket,
+    drain: SharedSocket,
+    ended: EndedSplice,
+) -> NextStep:
     """What the flow does next."""
     cause = take_cause(source)
     failure = drain_failure(calls, drain)
@@ -68,8 +72,8 @@ def verdict(
     if ended.room is not None and ended.moved >= ended.room:
         return finish(Reason.LIMIT)
     if calls.capabilities.keeps_causes:
-        return _by_cause(port, source, cause, ended)
-    return _by_looking(port, calls, source, ended)
+        return _by_cause(platform, source, cause, ended)
+    return _by_looking(platform, calls, source, ended)
 
 
 def take_cause(source: SharedSocket) -> OSError | None:
@@ -86,10 +90,10 @@ def take_cause(source: SharedSocket) -> OSError | None:
 
 
 def _by_looking(
-    port: Port, calls: KernelCalls, source: SharedSocket, ended: EndedSplice
-) -> Verdict:
-    left = _at_source(port, source)
-    if isinstance(left, Verdict):
+    platform: Platform, calls: KernelCalls, source: SharedSocket, ended: EndedSplice
+) -> NextStep:
+    left = _at_source(platform, source)
+    if isinstance(left, NextStep):
         return left
     if left and _hangs_up(calls, source.endpoint.fileno()):
         return MOVE_REMAINDER  # F13: a FIN, or a reset, behind bytes that found the drain full
@@ -98,13 +102,13 @@ def _by_looking(
 
 
 def _by_cause(
-    port: Port, source: SharedSocket, cause: OSError | None, ended: EndedSplice
-) -> Verdict:
+    platform: Platform, source: SharedSocket, cause: OSError | None, ended: EndedSplice
+) -> NextStep:
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
         # EPIPE, ELOOP, or what the drain has died of.
         return finish(Reason.DRAIN_ERROR, cause)
-    left = _at_source(port, source)
-    if isinstance(left, Verdict):
+    left = _at_source(platform, source)
+    if isinstance(left, NextStep):
         return left
     with source.lock:
         failure = source.failure()
@@ -118,11 +122,11 @@ def _by_cause(
     return finish(Reason.UNSPLICED)
 
 
-def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:
+def _at_source(platform: Platform, source: SharedSocket) -> NextStep | bool:
     """Whether bytes are left, or what came instead: EOF or an error."""
     with source.lock:
         try:
-            if port.peek(source.endpoint):
+            if platform.peek(source.endpoint):
                 return True
             failure = source.failure()
         except BlockingIOError:
@@ -137,6 +141,6 @@ def _at_source(port: Port, source: SharedSocket) -> Verdict | bool:
 
 
 def _hangs_up(calls: KernelCalls, descriptor: int) -> bool:
-    glances = calls.glances()
-    glances.put(descriptor, Glance.READ_HANGUP)
-    return any(shown & (Glance.READ_HANGUP | Glance.HANGUP) for _, shown in glances.look())
+    poll_set = calls.poll_set()
+    poll_set.put(descriptor, PollBits.READ_HANGUP)
+    return any(shown & (PollBits.READ_HANGUP | PollBits.HANGUP) for _, shown in poll_set.look())

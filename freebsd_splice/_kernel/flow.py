@@ -19,19 +19,19 @@ from typing import Protocol
 from .._core.flow import End, Reason, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._errors import BackendUnavailable, refusal
-from .._platform.interface import Port
+from .._platform.interface import Platform
 from .._platform.kernel_interface import KernelCalls
 from .._platform.splice_checks import set_splice
-from .._userspace.flow import EngineFlow
+from .._userspace.flow import UserspaceFlow
 from .checks import drain_failure, is_live_drain, why_not_spliced
-from .endings import Decision, EndedSplice, take_cause, verdict
+from .endings import Decision, EndedSplice, next_step, take_cause
 from .events import SpliceEvents
-from .lost_events import SecondLook
+from .lost_events import LostEvents
 
 logger = logging.getLogger("freebsd_splice")
 
 #: What ``End.mover`` says of a flow that the kernel has served.
-SO_SPLICE = "SO_SPLICE"
+MOVER_NAME = "SO_SPLICE"
 
 #: What a flow is asked to do by events and looks: the more includes the less.
 _NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
@@ -68,7 +68,7 @@ class KernelServices(Protocol):
     """What a flow shares with the others that the kernel serves."""
 
     @property
-    def port(self) -> Port: ...
+    def platform(self) -> Platform: ...
 
     @property
     def calls(self) -> KernelCalls: ...
@@ -77,9 +77,9 @@ class KernelServices(Protocol):
     def events(self) -> SpliceEvents: ...
 
     @property
-    def looks(self) -> SecondLook: ...
+    def lost_events(self) -> LostEvents: ...
 
-    def engine_flow(self) -> EngineFlow:
+    def userspace_flow(self) -> UserspaceFlow:
         """A flow in userspace, for what the kernel leaves to it."""
         ...
 
@@ -114,7 +114,7 @@ class KernelFlow:
         self._had_event = False  # since that splice was set
         self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
         self._stood = 0  # how many looks in a row have found that it stands there
-        self._segment: EngineFlow | None = None  # while userspace moves
+        self._segment: UserspaceFlow | None = None  # while userspace moves
         self._end: End | None = None
         self._told = False
         self._asking = threading.Lock()
@@ -174,14 +174,14 @@ class KernelFlow:
             if self._phase is Phase.NEW:
                 # The other flow of a pair has ended, or a socket was closed, in the meantime.
                 self._stopped_early = reason
-                return End(reason, 0, None, b"", None, "kernel", SO_SPLICE)
+                return End(reason, 0, None, b"", None, "kernel", MOVER_NAME)
             if self._end is None:
                 self._stop(reason)
         assert self._end is not None
         return self._end
 
     def look_soon(self) -> None:
-        self._kernel.looks.again(self)
+        self._kernel.lost_events.again(self)
 
     # What the kqueue and the second look ask for; on their thread, which must not wait.
 
@@ -295,7 +295,7 @@ class KernelFlow:
             self._kernel.events.disarm(self)
             self._refused(error)
         else:
-            self._kernel.looks.begin(self)
+            self._kernel.lost_events.begin(self)
 
     def _settle(self, reason: Reason | None = None) -> None:
         """End the splice by hand, which is safe at any time, and act on what was behind it."""
@@ -310,11 +310,11 @@ class KernelFlow:
             was_live = False
         moved = self._calls.spliced_count(source)
         self._enter(Phase.BETWEEN)
-        self._kernel.looks.end(self)
+        self._kernel.lost_events.end(self)
         self._kernel.events.disarm(self)
         ended = EndedSplice(was_live, moved, self._room())
         self._moved += moved
-        found = verdict(self._kernel.port, self._calls, self._source, self._drain, ended)
+        found = next_step(self._kernel.platform, self._calls, self._source, self._drain, ended)
         if reason is not None:
             reason = self._closed_or(reason)
             if found.comes_before(reason):
@@ -366,7 +366,7 @@ class KernelFlow:
 
     def _serve_in_userspace(self, limit: int | None, initial: bytes) -> None:
         self._ahead = initial
-        segment = self._segment = self._kernel.engine_flow()
+        segment = self._segment = self._kernel.userspace_flow()
         self._ahead = b""
         segment.start(
             self._source,
@@ -376,11 +376,13 @@ class KernelFlow:
             lambda end: self._segment_ended(segment, end),
         )
 
-    def _segment_ended(self, segment: EngineFlow, end: End) -> None:
+    def _segment_ended(self, segment: UserspaceFlow, end: End) -> None:
         with self._held():
             self._segment_over(segment, end)
 
-    def _segment_over(self, segment: EngineFlow, end: End, stopped: Reason | None = None) -> None:
+    def _segment_over(
+        self, segment: UserspaceFlow, end: End, stopped: Reason | None = None
+    ) -> None:
         if self._segment is not segment:
             return  # who stopped it was first to know its end
         self._segment = None
@@ -409,7 +411,7 @@ class KernelFlow:
         error: OSError | None = None,
         *,
         unsent: bytes = b"",
-        mover: str = SO_SPLICE,
+        mover: str = MOVER_NAME,
     ) -> None:
         self._enter(Phase.ENDED)
         self._end = End(
@@ -419,7 +421,7 @@ class KernelFlow:
             unsent=unsent + self._surplus,
             error=error,
             backend="kernel" if self._fallback is None else "userspace",
-            mover=SO_SPLICE if self._fallback is None else mover,
+            mover=MOVER_NAME if self._fallback is None else mover,
             fallback=self._fallback,
         )
 
@@ -432,7 +434,7 @@ class KernelFlow:
             self._finish(self._closed_or(reason))
 
     def _closed_or(self, reason: Reason) -> Reason:
-        return closed_or(reason, self._kernel.port, self._source, self._drain)
+        return closed_or(reason, self._kernel.platform, self._source, self._drain)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -455,7 +457,7 @@ class KernelFlow:
         logger.exception("splicing failed unexpectedly")
         if self._phase is Phase.SPLICED:
             self._enter(Phase.BETWEEN)
-            self._kernel.looks.end(self)
+            self._kernel.lost_events.end(self)
             with suppress(OSError):
                 self._calls.end_splice(self.pair[0])
             self._kernel.events.disarm(self)

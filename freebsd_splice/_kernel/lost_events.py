@@ -11,8 +11,8 @@ import threading
 from functools import partial
 from typing import Protocol
 
-from .._core.timers import Timer, Watcher
-from .._platform.kernel_interface import Glance, Glances, KernelCalls
+from .._core.timers import Timer, Timers
+from .._platform.kernel_interface import KernelCalls, PollBits, PollSet
 
 FIRST_SECONDS = 0.01
 RAREST_SECONDS = 1.0
@@ -21,8 +21,8 @@ RAREST_SECONDS = 1.0
 DOUBT_SECONDS = RAREST_SECONDS / 8
 
 #: What shows of an end: no more will come, or the drain is none any more (F14, F20).
-_SOURCE_SHOWS = Glance.READ_HANGUP | Glance.HANGUP
-_DRAIN_SHOWS = Glance.WRITE | Glance.HANGUP
+_SOURCE_SHOWS = PollBits.READ_HANGUP | PollBits.HANGUP
+_DRAIN_SHOWS = PollBits.WRITE | PollBits.HANGUP
 
 
 class Looked(Protocol):
@@ -52,13 +52,13 @@ class Looked(Protocol):
         ...
 
 
-class SecondLook:
+class LostEvents:
     """All flows of the kernel's, and when to look at each.  It runs on the watcher's thread: a
     look asks for nothing that can wait, and touches nothing."""
 
-    def __init__(self, calls: KernelCalls, watcher: Watcher) -> None:
+    def __init__(self, calls: KernelCalls, timers: Timers) -> None:
         self._calls = calls
-        self._watcher = watcher
+        self._timers = timers
         self._lock = threading.Lock()
         self._early: dict[Looked, tuple[object, Timer]] = {}
         self._late: set[Looked] = set()
@@ -86,7 +86,7 @@ class SecondLook:
     def _set(self, flow: Looked, seconds: float) -> None:
         mark = object()  # of this very timer: one that was cancelled can be on its way already
         call = partial(self._look_early, flow, seconds, mark)
-        self._early[flow] = mark, self._watcher.after(seconds, call)
+        self._early[flow] = mark, self._timers.after(seconds, call)
 
     def _remove(self, flow: Looked) -> bool:
         early = self._early.pop(flow, None)
@@ -124,14 +124,14 @@ class SecondLook:
         if flow.counts:
             self._counting.add(flow)
         if self._timer is None:
-            self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
+            self._timer = self._timers.after(RAREST_SECONDS, self._look_late)
 
     def _look_late(self) -> None:
         with self._lock:
             counting = list(self._counting)
             self._timer = None
             if self._late:  # before the look: one that fails must not be the last
-                self._timer = self._watcher.after(RAREST_SECONDS, self._look_late)
+                self._timer = self._timers.after(RAREST_SECONDS, self._look_late)
             seen = self._batch.look() if self._batch is not None and self._late else _Seen()
             for flow in seen.waiting:
                 self._remove(flow)
@@ -161,9 +161,9 @@ class _Batch:
 
     def __init__(self, calls: KernelCalls) -> None:
         self._calls = calls
-        self._glances: Glances = calls.glances()
+        self._poll_set: PollSet = calls.poll_set()
         hides_drains = calls.capabilities.hides_drains
-        self._drain_shows = _DRAIN_SHOWS if hides_drains else _DRAIN_SHOWS & ~Glance.WRITE
+        self._drain_shows = _DRAIN_SHOWS if hides_drains else _DRAIN_SHOWS & ~PollBits.WRITE
         self._stalls = calls.capabilities.stalls
         self._sources: dict[int, Looked] = {}
         self._drains: dict[int, Looked] = {}
@@ -184,11 +184,11 @@ class _Batch:
     def look(self) -> _Seen:
         """One poll(2), and one FIONREAD of each source that may have something to tell."""
         seen = _Seen()
-        for descriptor, glance in self._glances.look():
+        for descriptor, glance in self._poll_set.look():
             drained = self._drains.get(descriptor)
             if drained is not None and glance & self._drain_shows:
                 seen.over.add(drained)
-            elif drained is not None and glance & Glance.WRITE and self._bytes_wait(drained):
+            elif drained is not None and glance & PollBits.WRITE and self._bytes_wait(drained):
                 seen.waiting.add(drained)
             spliced = self._sources.get(descriptor)
             # With bytes unread, the kernel has still to come to the end (F29).
@@ -207,10 +207,10 @@ class _Batch:
     def _ask(self, descriptor: int) -> None:
         spliced, drained = descriptor in self._sources, descriptor in self._drains
         if spliced or drained:
-            self._glances.put(
+            self._poll_set.put(
                 descriptor,
-                (Glance.READ_HANGUP if spliced else Glance.NONE)
-                | (Glance.WRITE if drained else Glance.NONE),
+                (PollBits.READ_HANGUP if spliced else PollBits.NONE)
+                | (PollBits.WRITE if drained else PollBits.NONE),
             )
         else:
-            self._glances.drop(descriptor)
+            self._poll_set.drop(descriptor)

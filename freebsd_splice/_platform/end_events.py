@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from .interface import Readiness
-from .kernel_interface import Glance
+from .kernel_interface import PollBits
 
 _select: Any = select  # each system's has other names, and a type checker knows that
 
@@ -69,29 +69,29 @@ class KqueueEndEvents:
         ]
 
 
-class PollGlances:
-    """``Glances`` by poll(2)."""
+class SystemPollSet:
+    """``PollSet`` by poll(2)."""
 
     def __init__(self) -> None:
         self._poll = _select.poll()
 
-    def put(self, descriptor: int, asked: Glance) -> None:
+    def put(self, descriptor: int, asked: PollBits) -> None:
         self._poll.register(
             descriptor,
-            (_READ_HANGUP if asked & Glance.READ_HANGUP else 0)
-            | (_select.POLLOUT if asked & Glance.WRITE else 0),
+            (_READ_HANGUP if asked & PollBits.READ_HANGUP else 0)
+            | (_select.POLLOUT if asked & PollBits.WRITE else 0),
         )
 
     def drop(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
 
-    def look(self) -> list[tuple[int, Glance]]:
+    def look(self) -> list[tuple[int, PollBits]]:
         return [
             (
                 descriptor,
-                (Glance.READ_HANGUP if shown & _READ_HANGUP else Glance.NONE)
-                | (Glance.HANGUP if shown & _select.POLLHUP else Glance.NONE)
-                | (Glance.WRITE if shown & _select.POLLOUT else Glance.NONE),
+                (PollBits.READ_HANGUP if shown & _READ_HANGUP else PollBits.NONE)
+                | (PollBits.HANGUP if shown & _select.POLLHUP else PollBits.NONE)
+                | (PollBits.WRITE if shown & _select.POLLOUT else PollBits.NONE),
             )
             for descriptor, shown in self._poll.poll(0)
         ]

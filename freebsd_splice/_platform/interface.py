@@ -1,8 +1,8 @@
-"""The port: everything through which flows, ``Splice`` and ``Relay`` touch the outside.
+"""The platform: everything through which flows, ``Splice`` and ``Relay`` touch the system.
 
-Sockets, pipes, readiness, time and threads come in through the two protocols here and in no other
-way.  ``system.SystemPort`` is this machine; a test can hand in another one, whose clock it turns
-by hand or whose kernel is a model.
+Sockets, pipes, readiness, time and threads come in through the protocols here, and in no other way.
+``system.SystemPlatform`` is this machine.  A test can hand in another one, whose clock it turns by
+hand or whose kernel is a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 
-class Source(Protocol):
+class SocketLike(Protocol):
     """What a caller hands in: a socket, or an object that stands for one.
 
     ``fileno()`` gives its descriptor while it is open; once it is closed, -1 or an exception.
@@ -22,7 +22,7 @@ class Source(Protocol):
 
 
 class Endpoint(Protocol):
-    """A duplicate of a caller's socket, made and closed by the port."""
+    """A duplicate of a caller's socket, made and closed by the platform."""
 
     def fileno(self) -> int: ...
 
@@ -121,15 +121,15 @@ class Runner(Protocol):
         ...
 
 
-class Port(Protocol):
-    """The outside.  Every socket call is non-blocking: BlockingIOError says "not now"."""
+class Platform(Protocol):
+    """One operating system.  Every socket call is non-blocking: BlockingIOError says "not now"."""
 
     # Sockets
-    def is_open(self, original: Source) -> bool:
+    def is_open(self, original: SocketLike) -> bool:
         """Whether the caller's socket object is still open."""
         ...
 
-    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+    def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         """A duplicate that is non-blocking, as from now on every duplicate of that socket is.
 
         True beside it where O_NONBLOCK was clear before, and so is owed back to the caller.
@@ -146,11 +146,11 @@ class Port(Protocol):
         """Whether the caller has set a time in SO_LINGER, for which the last close may wait."""
         ...
 
-    def close_original(self, original: Source) -> None:
+    def close_original(self, original: SocketLike) -> None:
         """Close the caller's own socket object (``Relay(close=True)``)."""
         ...
 
-    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+    def restore_blocking(self, original: SocketLike, endpoint: Endpoint) -> None:
         """Clear O_NONBLOCK, unless the caller has closed the socket or given it a timeout."""
         ...
 
@@ -236,5 +236,5 @@ class Port(Protocol):
         ...
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copies of all that the port has opened."""
+        """In a forked child: close this process's copies of all that the platform has opened."""
         ...

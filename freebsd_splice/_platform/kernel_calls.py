@@ -12,7 +12,7 @@ import struct
 import sys
 
 from . import raw_splice
-from .end_events import KqueueEndEvents, PollGlances
+from .end_events import KqueueEndEvents, SystemPollSet
 from .kernel_interface import Capabilities, capabilities_of
 from .tcp import KERNEL_TLS
 
@@ -97,9 +97,9 @@ if sys.platform != "win32":
             """kqueue(2)."""
             return KqueueEndEvents()
 
-        def glances(self) -> PollGlances:
+        def poll_set(self) -> SystemPollSet:
             """poll(2)."""
-            return PollGlances()
+            return SystemPollSet()
 
     def _ask(descriptor: int, request: int) -> int:
         answer = array.array("i", [0])

@@ -1,4 +1,4 @@
-"""The kernel's side of the port: the calls that a splice in the kernel needs, and no others.
+"""The kernel's side of the platform: the calls that a splice in the kernel needs, and no others.
 
 ``kernel_calls`` makes them on this machine; a test can hand in a model of a kernel.  Everything
 is by descriptor, and every method can raise OSError with the kernel's errno.
@@ -13,7 +13,7 @@ from typing import Protocol
 from .interface import Readiness
 
 
-class Glance(enum.IntFlag):
+class PollBits(enum.IntFlag):
     """What a level-triggered poll(2) shows of a socket."""
 
     NONE = 0
@@ -102,7 +102,7 @@ class KernelCalls(Protocol):
     def end_events(self) -> EndEvents:
         """A new kqueue for the ends of splices."""
 
-    def glances(self) -> Glances:
+    def poll_set(self) -> PollSet:
         """A new set of sockets for one poll(2)."""
 
 
@@ -130,14 +130,14 @@ class EndEvents(Protocol):
         """In a forked child, which has not inherited it: forget it without a call."""
 
 
-class Glances(Protocol):
+class PollSet(Protocol):
     """Sockets to look at together, by one level-triggered poll(2) that doesn't wait."""
 
-    def put(self, descriptor: int, asked: Glance) -> None:
+    def put(self, descriptor: int, asked: PollBits) -> None:
         """Ask so of that socket from now on, in place of what was asked before."""
 
     def drop(self, descriptor: int) -> None:
         """Look at it no more."""
 
-    def look(self) -> list[tuple[int, Glance]]:
+    def look(self) -> list[tuple[int, PollBits]]:
         """Every socket that shows something."""

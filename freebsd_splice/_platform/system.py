@@ -1,4 +1,4 @@
-"""This machine, behind the port."""
+"""The platform that this machine is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from .callers_options import is_survived, lower_read_mark, peek_offset, restore_read_mark, unread
-from .interface import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, Source
+from .interface import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, SocketLike
 from .pollers import BasePoller, kinds, make_poller
 from .reset import last_close_waits, reset_on_close
 from .send_queue import unacknowledged
@@ -32,7 +32,7 @@ PIPE_BYTES = 1 << 18
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
 
-class SystemPort:
+class SystemPlatform:
     """The operating system's sockets, pipes, clock and threads.
 
     ``readiness`` forces a kind of poller ("epoll", "kqueue", "poll", "select"); None takes the
@@ -47,13 +47,13 @@ class SystemPort:
 
     # Sockets
 
-    def is_open(self, original: Source) -> bool:
+    def is_open(self, original: SocketLike) -> bool:
         try:
             return original.fileno() >= 0
         except Exception:  # a closed one's answer is its library's own choice
             return False
 
-    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+    def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         if sys.platform == "win32":
             if not isinstance(original, socket.socket):
                 raise TypeError("on Windows only socket.socket objects can be spliced")
@@ -89,7 +89,7 @@ class SystemPort:
     def last_close_waits(self, endpoint: Endpoint) -> bool:
         return last_close_waits(_socket(endpoint))
 
-    def close_original(self, original: Source) -> None:
+    def close_original(self, original: SocketLike) -> None:
         close = getattr(original, "close", None)
         if close is not None:
             try:
@@ -97,7 +97,7 @@ class SystemPort:
             except BaseException:  # an object of somebody else's, on a thread of ours
                 logger.exception("closing %r failed", original)
 
-    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+    def restore_blocking(self, original: SocketLike, endpoint: Endpoint) -> None:
         if not self.is_open(original):
             # Who else has the connection has taken it over, perhaps for a splice of its own.
             return
@@ -308,7 +308,7 @@ class _Thread:
             pass
 
 
-def _duplicate_descriptor(original: Source) -> tuple[bool, socket.socket]:
+def _duplicate_descriptor(original: SocketLike) -> tuple[bool, socket.socket]:
     if sys.platform == "win32":
         raise NotImplementedError
     descriptor = os.dup(original.fileno())

@@ -28,7 +28,7 @@ LONGEST_IDLE = 2**31 - 1  # seconds, 68 years: what every kernel's time_t and sb
 SHORTEST_IDLE = 1e-6  # seconds: what a timeval can tell from none
 
 
-class HasFileno(Protocol):
+class SocketLike(Protocol):
     """A socket, or any object that has a socket's descriptor."""
 
     def fileno(self) -> int:
@@ -36,7 +36,7 @@ class HasFileno(Protocol):
 
 
 def splice(
-    source: int | HasFileno, drain: int | HasFileno, *, max_bytes: int = 0, idle: float = 0.0
+    source: int | SocketLike, drain: int | SocketLike, *, max_bytes: int = 0, idle: float = 0.0
 ) -> None:
     """Move what arrives at source to drain, from now on: setsockopt(SO_SPLICE).
 
@@ -81,7 +81,7 @@ def splice(
         raise call_error("splice", error, **descriptors) from None
 
 
-def unsplice(source: int | HasFileno) -> None:
+def unsplice(source: int | SocketLike) -> None:
     """End source's splice; when this returns no byte is in flight (F35).
 
     Raises:
@@ -97,7 +97,7 @@ def unsplice(source: int | HasFileno) -> None:
         raise call_error("unsplice", error, source=descriptor) from None
 
 
-def spliced_bytes(source: int | HasFileno) -> int:
+def spliced_bytes(source: int | SocketLike) -> int:
     """Bytes moved by source's splice, or by its last one until it is spliced again (F4).
 
     0 on a socket that was never spliced.
@@ -138,7 +138,7 @@ def _kernel() -> _Calls:
         return ThinKernel(SystemKernelCalls())
 
 
-def _descriptor(argument: int | HasFileno, name: str) -> int:
+def _descriptor(argument: int | SocketLike, name: str) -> int:
     if isinstance(argument, int) and not isinstance(argument, bool):
         return argument
     fileno = getattr(argument, "fileno", None)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from .._core.flow import End, Reason, closed_or
 from .._core.shared_sockets import SharedSocket
-from .._platform.interface import Endpoint, Port
+from .._platform.interface import Endpoint, Platform
 from .movers import Mover, MoverRefusedError
 
 logger = logging.getLogger("freebsd_splice")
@@ -26,13 +26,13 @@ class FlowWorker(Protocol):
     """What a flow asks of the worker that it belongs to."""
 
     @property
-    def port(self) -> Port: ...
+    def platform(self) -> Platform: ...
 
     def mover(self, *, copy: bool = False) -> Mover:
         """A mover for one flow; with ``copy`` the one that can serve any socket."""
         ...
 
-    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         """Give ``flow`` a turn once its source can be read, or once its drain can be written.
 
         It is told when the drain fails, also while it has nothing to write.
@@ -43,12 +43,12 @@ class FlowWorker(Protocol):
         """What the poller has reported of ``endpoint`` has led to nothing."""
         ...
 
-    def release(self, flow: EngineFlow) -> None:
+    def release(self, flow: UserspaceFlow) -> None:
         """Watch neither of its sockets for it any more, so that they can be closed."""
         ...
 
 
-class EngineFlow:
+class UserspaceFlow:
     """A flow (see ``_core.flow.Flow``) that a worker moves."""
 
     def __init__(self, worker: FlowWorker) -> None:
@@ -58,7 +58,7 @@ class EngineFlow:
         self._source_socket: SharedSocket
         self._drain_socket: SharedSocket
         self._worker = worker
-        self._port = worker.port
+        self._platform = worker.platform
         self._mover = worker.mover()
         self._lock = threading.Lock()  # a turn, against a stop from elsewhere
         self._waiting = (False, False)
@@ -97,7 +97,7 @@ class EngineFlow:
                 end = self._finish(self._stopped_early)
             elif limit == 0:
                 end = self._finish(Reason.LIMIT)
-            elif not self._port.is_connected(self.drain):
+            elif not self._platform.is_connected(self.drain):
                 # Some systems say nothing at all of a socket that is not connected (kqueue).
                 error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
                 end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or error)
@@ -192,7 +192,7 @@ class EngineFlow:
             with self._drain_socket.lock:
                 try:
                     while self._ahead:
-                        taken = self._port.send(self.drain, self._ahead)
+                        taken = self._platform.send(self.drain, self._ahead)
                         self._ahead = self._ahead[taken:]
                         self._moved += taken
                     while self._mover.held:
@@ -245,7 +245,7 @@ class EngineFlow:
             if failure is not None:
                 reason, error = Reason.DRAIN_ERROR, failure
             else:
-                reason = closed_or(reason, self._port, self._source_socket, self._drain_socket)
+                reason = closed_or(reason, self._platform, self._source_socket, self._drain_socket)
         self._end = End(
             reason=reason,
             moved=self._moved,

@@ -12,7 +12,7 @@ import os
 from typing import Protocol
 
 from .._backend import COPY, OS_SPLICE
-from .._platform.interface import Endpoint, Pipe, Port
+from .._platform.interface import Endpoint, Pipe, Platform
 
 #: Bytes copied at once at most, and at least: what a slow drain leaves over is kept for each flow.
 _SCRATCH_BYTES = 1 << 20
@@ -63,10 +63,10 @@ class Supplies:
     """What the movers of one worker share: a buffer, and pipes.  For that worker's thread, except
     ``give``, which a flow that is stopped from elsewhere calls too."""
 
-    def __init__(self, port: Port, mover: str | None = None) -> None:
-        self.port = port
+    def __init__(self, platform: Platform, mover: str | None = None) -> None:
+        self.platform = platform
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        self._kind = mover or (OS_SPLICE if port.can_splice() else COPY)
+        self._kind = mover or (OS_SPLICE if platform.can_splice() else COPY)
         self._pipes: list[Pipe] = []
         self._closed = False
 
@@ -77,18 +77,18 @@ class Supplies:
         try:
             return self._pipes.pop()
         except IndexError:
-            return self.port.open_pipe()
+            return self.platform.open_pipe()
 
     def give(self, pipe: Pipe) -> None:
         if self._closed or len(self._pipes) >= _SPARE_PIPES:
-            self.port.close_pipe(pipe)
+            self.platform.close_pipe(pipe)
         else:
             self._pipes.append(pipe)
 
     def close(self) -> None:
         self._closed = True
         while self._pipes:
-            self.port.close_pipe(self._pipes.pop())
+            self.platform.close_pipe(self._pipes.pop())
 
 
 class SpliceMover:
@@ -98,7 +98,7 @@ class SpliceMover:
 
     def __init__(self, supplies: Supplies) -> None:
         self._supplies = supplies
-        self._port = supplies.port
+        self._platform = supplies.platform
         self._pipe: Pipe | None = None
         self.held = 0
 
@@ -110,12 +110,12 @@ class SpliceMover:
                 if error.errno in _SHORTAGES:
                     raise MoverRefusedError("no pipe") from error
                 raise
-        if self._port.peek(source, told=told) == 0:
+        if self._platform.peek(source, told=told) == 0:
             return 0
         # Something is there, so that this doesn't block whatever the socket's flags are, and that
         # "nothing" and "EOF" mean: os.splice doesn't get past TCP's urgent mark.
         try:
-            self.held = self._port.splice_in(source, self._pipe, min(count, self._pipe.size))
+            self.held = self._platform.splice_in(source, self._pipe, min(count, self._pipe.size))
         except BlockingIOError as error:
             raise MoverRefusedError("an urgent mark") from error
         except OSError as error:
@@ -127,7 +127,7 @@ class SpliceMover:
     def pour(self, drain: Endpoint) -> int:
         assert self._pipe is not None
         try:
-            taken = self._port.splice_out(self._pipe, drain, self.held)
+            taken = self._platform.splice_out(self._pipe, drain, self.held)
         except OSError as error:
             raise _refusal(error) from error
         self.held -= taken
@@ -142,7 +142,7 @@ class SpliceMover:
         parts = []
         while self.held:
             assert self._pipe is not None
-            parts.append(self._port.read_pipe(self._pipe, self.held))
+            parts.append(self._platform.read_pipe(self._pipe, self.held))
             self.held -= len(parts[-1])
         self.rest()
         return b"".join(parts)
@@ -154,7 +154,7 @@ class CopyMover:
     name = COPY
 
     def __init__(self, supplies: Supplies) -> None:
-        self._port = supplies.port
+        self._platform = supplies.platform
         self._scratch = supplies.scratch
         self._view = supplies.scratch[:0]
         self._size = _SCRATCH_BYTES
@@ -164,12 +164,12 @@ class CopyMover:
         return len(self._view)
 
     def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
-        taken = self._port.receive_into(source, self._scratch[: min(count, self._size)])
+        taken = self._platform.receive_into(source, self._scratch[: min(count, self._size)])
         self._view = self._scratch[:taken]
         return taken
 
     def pour(self, drain: Endpoint) -> int:
-        taken = self._port.send(drain, self._view)
+        taken = self._platform.send(drain, self._view)
         self._view = self._view[taken:]
         if taken == self._size:  # all of it at once: the drain keeps up
             self._size = min(2 * self._size, _SCRATCH_BYTES)

@@ -13,26 +13,26 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._platform.interface import Endpoint, Poller, Port, Readiness, Runner
-from .flow import EngineFlow
+from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
+from .flow import UserspaceFlow
 from .movers import Mover, Supplies
 
 logger = logging.getLogger("freebsd_splice")
 
 
 class Engine:
-    """The workers of one port."""
+    """The workers of one platform."""
 
-    def __init__(self, port: Port, mover: str | None = None) -> None:
-        self._port = port
+    def __init__(self, platform: Platform, mover: str | None = None) -> None:
+        self._platform = platform
         self._mover = mover
-        self._cpus = port.cpus()
+        self._cpus = platform.cpus()
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._turn = itertools.count()
         self._closed = False
 
-    def flows(self, count: int) -> list[EngineFlow]:
+    def flows(self, count: int) -> list[UserspaceFlow]:
         """That many new flows, on the worker whose turn it is.
 
         The two directions of a pair share a worker.  Dealt out singly, all the pairs' busy
@@ -48,7 +48,7 @@ class Engine:
                     if not self._workers:
                         raise
             worker = self._workers[next(self._turn) % len(self._workers)]
-        return [EngineFlow(worker) for _ in range(count)]
+        return [UserspaceFlow(worker) for _ in range(count)]
 
     def start(self) -> None:
         """Have one worker, for flows that must not fail for want of one."""
@@ -66,7 +66,7 @@ class Engine:
 
     def _add_worker(self) -> None:
         name = f"freebsd-splice-worker-{len(self._workers)}"
-        self._workers.append(Worker(self._port, self._mover, name))
+        self._workers.append(Worker(self._platform, self._mover, name))
 
 
 class Worker:
@@ -75,16 +75,16 @@ class Worker:
     Its flows know it as a ``FlowWorker``.
     """
 
-    def __init__(self, port: Port, mover: str | None, name: str) -> None:
-        self.port = port
-        self._supplies = Supplies(port, mover)
-        self._poller: Poller = port.poller()
+    def __init__(self, platform: Platform, mover: str | None, name: str) -> None:
+        self.platform = platform
+        self._supplies = Supplies(platform, mover)
+        self._poller: Poller = platform.poller()
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
-        self._ready: deque[EngineFlow] = deque()
+        self._ready: deque[UserspaceFlow] = deque()
         self._closing = False
         try:
-            self._runner: Runner = port.run(self.step, name)
+            self._runner: Runner = platform.run(self.step, name)
         except BaseException:
             self._poller.close()
             raise
@@ -112,7 +112,7 @@ class Worker:
     def mover(self, *, copy: bool = False) -> Mover:
         return self._supplies.mover(copy=copy)
 
-    def expect(self, flow: EngineFlow, *, read: bool, write: bool) -> None:
+    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         with self._lock:
             source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
             drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
@@ -127,7 +127,7 @@ class Worker:
             if endpoint.fileno() in self._watched:
                 self._poller.quieten(endpoint)
 
-    def release(self, flow: EngineFlow) -> None:
+    def release(self, flow: UserspaceFlow) -> None:
         with self._lock:
             source = self._watched.get(flow.source.fileno())
             if source is not None and source.reader is flow:
@@ -145,7 +145,7 @@ class Worker:
         self._poller.close()
         self._supplies.close()
 
-    def _queue(self, flow: EngineFlow) -> None:
+    def _queue(self, flow: UserspaceFlow) -> None:
         if not flow.queued:
             flow.queued = True
             self._ready.append(flow)
@@ -162,7 +162,7 @@ class Worker:
             self._poller.watch(watched.endpoint, read | write)
             watched.applied = read | write
 
-    def _report(self, descriptor: int, ready: Readiness) -> list[EngineFlow]:
+    def _report(self, descriptor: int, ready: Readiness) -> list[UserspaceFlow]:
         """Queue who can move now; give back whose drain has failed."""
         with self._lock:
             watched = self._watched.get(descriptor)
@@ -186,7 +186,7 @@ class Worker:
 
 
 def _has_failed(
-    reader: EngineFlow | None, writer: EngineFlow | None, guard: EngineFlow | None
+    reader: UserspaceFlow | None, writer: UserspaceFlow | None, guard: UserspaceFlow | None
 ) -> bool:
     flow = writer or guard
     return flow.drain_has_failed() if flow else reader is not None and reader.source_has_failed()
@@ -209,7 +209,7 @@ class _Watched:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.descriptor = endpoint.fileno()
-        self.reader: EngineFlow | None = None
-        self.writer: EngineFlow | None = None
-        self.guard: EngineFlow | None = None
+        self.reader: UserspaceFlow | None = None
+        self.writer: UserspaceFlow | None = None
+        self.guard: UserspaceFlow | None = None
         self.applied: Readiness | None = None

@@ -248,7 +248,7 @@ def _reset(sides: Sequence[SocketSide | StreamSide], linger: float) -> None:
     runtime = current()
     for each in sides:
         with contextlib.suppress(OSError):  # no descriptor for it: at once, then
-            endpoint, _ = runtime.port.duplicate(each.original)
+            endpoint, _ = runtime.platform.duplicate(each.original)
             closing = Closing(reset=True, after_delivery=True)
             runtime.closer.close(endpoint, closing, linger, partial(_release, runtime, endpoint))
             each.abandon()
@@ -257,7 +257,7 @@ def _reset(sides: Sequence[SocketSide | StreamSide], linger: float) -> None:
 
 
 def _release(runtime: Runtime, endpoint: Endpoint, undelivered: int | None) -> None:
-    runtime.port.close(endpoint)
+    runtime.platform.close(endpoint)
 
 
 def _pair_not_begun(reason: Reason, initial: tuple[bytes, bytes], started: float) -> RelayOutcome:

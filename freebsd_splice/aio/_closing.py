@@ -64,7 +64,7 @@ class ClosingSide:
     def _close_stream(self, side: StreamSide, how: Closing, linger: float) -> None:
         runtime = current()
         try:
-            endpoint, _ = runtime.port.duplicate(side.original)
+            endpoint, _ = runtime.platform.duplicate(side.original)
         except (OSError, ValueError):  # it is gone, or there is no descriptor for it: at once, then
             self._end_stream(side, how)
             return
@@ -72,7 +72,7 @@ class ClosingSide:
             endpoint,
             how,
             linger,
-            partial(self._stream_released, side, how, partial(runtime.port.close, endpoint)),
+            partial(self._stream_released, side, how, partial(runtime.platform.close, endpoint)),
             held=partial(self._held, side),
             looks=_LOOKS_BEFORE_RESET if how.reset else 1,
         )

@@ -16,9 +16,9 @@ from .._relay import RelayOutcome
 from .._splice import Outcome
 from ._closing import ClosingSide, a_moment
 from ._ending import attach
-from ._patience import Patience
 from ._sides import SocketSide, StreamSide
 from ._sockets import CopiedSocket
+from ._time_limits import LoopTimeLimits
 
 #: What ``Outcome.mover`` says of it.
 STREAMS = "streams"
@@ -37,7 +37,7 @@ async def copy_one_way(
     why: str,
 ) -> Outcome:
     """``splice`` by copying."""
-    patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
+    limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
         way = _Way(
             _taken(source, held, source=True, drain=False),
@@ -48,7 +48,7 @@ async def copy_one_way(
         )
         task = asyncio.ensure_future(way.run())
         try:
-            reason = await patience.wait([task], way.progress, way.is_lost)
+            reason = await limits.wait([task], way.progress, way.is_lost)
             await _stop([task])
         except BaseException as error:
             await _stop_in_spite_of_cancelling([task])
@@ -70,7 +70,7 @@ async def copy_both_ways(
     why: str,
 ) -> RelayOutcome:
     """``relay`` by copying."""
-    patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
+    limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
         left, right = (_taken(each, held, source=True, drain=True) for each in sides)
         both = _Both(
@@ -79,7 +79,7 @@ async def copy_both_ways(
             PairPolicy(half_close=half_close),
         )
         try:
-            late = await both.run(patience)
+            late = await both.run(limits)
         except BaseException as error:
             await both.stop_in_spite_of_cancelling()
             if close:
@@ -93,7 +93,7 @@ async def copy_both_ways(
     closing = both.close(linger)
     try:
         if late is None:
-            late = await _closed(closing, patience, both)
+            late = await _closed(closing, limits, both)
         if late is not None and await a_moment(*closing):
             raise asyncio.CancelledError
     except asyncio.CancelledError as error:
@@ -102,11 +102,13 @@ async def copy_both_ways(
     return both.outcome()
 
 
-async def _closed(closing: Sequence[ClosingSide], patience: Patience, both: _Both) -> Reason | None:
+async def _closed(
+    closing: Sequence[ClosingSide], limits: LoopTimeLimits, both: _Both
+) -> Reason | None:
     """Wait until both are closed; or why nobody waits any longer."""
     live = [side.over for side in closing]
     while live:
-        late = await patience.wait(live, both.progress)
+        late = await limits.wait(live, both.progress)
         if late is not None:
             return late
         live = [over for over in live if not over.done()]
@@ -254,13 +256,13 @@ class _Both:
         self._started = time.monotonic()
         self._closing: Sequence[ClosingSide] = ()
 
-    async def run(self, patience: Patience) -> Reason | None:
+    async def run(self, limits: LoopTimeLimits) -> Reason | None:
         """Until both have ended; gives which time of the caller's has ended them, if one has."""
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
         running = {task: direction for direction, task in enumerate(self._tasks)}
         while running:
             live = [self._ways[direction] for direction in running.values()]
-            late = await patience.wait(list(running), self.progress, partial(self._lost, live))
+            late = await limits.wait(list(running), self.progress, partial(self._lost, live))
             if late is not None:
                 await self._stop(late)
                 return late if late in (Reason.TIMEOUT, Reason.IDLE) else None

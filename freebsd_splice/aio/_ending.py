@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from typing import TypeVar
 
-from .._operation import Waitable
+from .._operation import Operation
 from .._relay import RelayOutcome
 from .._splice import Outcome
 
 OutcomeT = TypeVar("OutcomeT")
 
 
-async def end_of(made: Waitable[OutcomeT]) -> OutcomeT:
+async def end_of(made: Operation[OutcomeT]) -> OutcomeT:
     """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from .._core.flow import Reason
-from ._patience import Patience
 from ._sides import SocketSide, StreamSide
+from ._time_limits import LoopTimeLimits
 
 
 async def flush(
@@ -21,11 +21,11 @@ async def flush(
 
     When it returns None there has been no moment since.  Raises what the writers have to report.
     """
-    patience = Patience(idle_timeout=idle_timeout, timeout=timeout)
+    limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     while any(each.pending for each in sides):
         task = asyncio.ensure_future(_flush(sides))
         try:
-            late = await patience.wait([task], lambda: [each.undelivered() for each in sides])
+            late = await limits.wait([task], lambda: [each.undelivered() for each in sides])
         finally:
             task.cancel()
             await asyncio.wait([task])

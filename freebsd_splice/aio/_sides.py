@@ -13,7 +13,7 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from .._platform.interface import Source
+from .._platform.interface import SocketLike
 from .._platform.reset import reset_on_close
 from .._platform.send_queue import unacknowledged
 
@@ -72,7 +72,7 @@ class SocketSide:
     why_copied: str | None = None
 
     def __init__(self, sock: socket.socket) -> None:
-        self.original: Source = sock
+        self.original: SocketLike = sock
         self.socket = sock
 
     @property
@@ -123,7 +123,7 @@ class StreamSide:
             self.check_open()
             if self._socket() is None:
                 raise TypeError(f"{_name(self.transport)} has no socket")
-        self.original: Source = _SocketOfTransport(self.transport, self._socket())
+        self.original: SocketLike = _SocketOfTransport(self.transport, self._socket())
         self._paused = False
 
     @property

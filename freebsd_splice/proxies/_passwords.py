@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._platform.threads import start as start_thread
-from ._turns import Turns
+from ._fair_executor import FairExecutor
 
 logger = logging.getLogger("freebsd_splice.proxies")
 
@@ -71,7 +71,7 @@ class Passwords:
         # The thread alone writes to it.
         self._remembered: dict[bytes, None] = {}
         self._thread: threading.Thread | None = None
-        self._turns: Turns[bytes, bool] = Turns(1, 1, self._start_thread)
+        self._fair_executor: FairExecutor[bytes, bool] = FairExecutor(1, 1, self._start_thread)
 
     async def verify(self, user: str, password: str, client: str = "") -> bool:
         """Whether this is the user's password, as UTF-8.  ``client`` is whose turn it takes.
@@ -88,11 +88,13 @@ class Passwords:
         mark = self._mark(entry, user, secret)
         if mark in self._remembered:
             return True
-        return await self._turns.do(mark, client, partial(self._matches, mark, entry, secret))
+        return await self._fair_executor.do(
+            mark, client, partial(self._matches, mark, entry, secret)
+        )
 
     def close(self) -> None:
         """End the thread, after the hash it is at.  What waits to be verified is cancelled."""
-        self._turns.close()
+        self._fair_executor.close()
         if self._thread is not None:
             self._thread.join()
 

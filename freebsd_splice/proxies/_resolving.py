@@ -9,7 +9,7 @@ from functools import partial
 
 from .._platform.threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
-from ._turns import Turns
+from ._fair_executor import FairExecutor
 
 #: Look-ups under way at a time.  Clients choose the names, and those whose name servers don't
 #: answer keep a thread for as long as the system tries.
@@ -31,7 +31,7 @@ class Resolver:
     """
 
     def __init__(self) -> None:
-        self._turns: Turns[Address, list[Resolved]] = Turns(
+        self._fair_executor: FairExecutor[Address, list[Resolved]] = FairExecutor(
             MOST_LOOK_UPS, MOST_OF_ONE_CLIENT, partial(start_thread, name="look up")
         )
 
@@ -43,7 +43,7 @@ class Resolver:
         """
         with contextlib.suppress(socket.gaierror, UnicodeError):
             return look_up(address, socket.AI_NUMERICHOST)
-        return await self._turns.do(address, client, partial(_look_up, address), seconds)
+        return await self._fair_executor.do(address, client, partial(_look_up, address), seconds)
 
 
 def _look_up(address: Address) -> list[Resolved]:

@@ -155,7 +155,7 @@ class ModelNet:
     def __init__(self, name: str) -> None:
         self.name = name
         self.world = World(name.split()[1])
-        self.world.port.demanded = True
+        self.world.platform.demanded = True
         self._transports: list[ModelTransport] = []
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -182,7 +182,7 @@ class ModelNet:
 
     @contextlib.contextmanager
     def running(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        runtime = _runtime.Runtime(self.world.port, choose=self.world.port.choose)
+        runtime = _runtime.Runtime(self.world.platform, choose=self.world.platform.choose)
         before = _runtime.install(runtime)
         turning = loop.create_task(self._turn())
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, Splice, aio
 from freebsd_splice._core import time_limits
-from freebsd_splice.aio import _flushing, _patience, _sides
+from freebsd_splice.aio import _flushing, _sides, _time_limits
 
 from .nets import LOOPS, MODELS, Net, buffered, play
 from .test_seams import PATTERN
@@ -209,7 +209,7 @@ class SteppedClock:
         self._asked = 0
         monkeypatch.setattr(time_limits, "_LOOK_SECONDS", 0.001)
         monkeypatch.setattr(time_limits, "_LOOK_SHARE", 0.0)
-        monkeypatch.setattr(_patience, "monotonic", self._monotonic)
+        monkeypatch.setattr(_time_limits, "monotonic", self._monotonic)
 
     async def step(self, net: Net, seconds: float) -> None:
         """Let time go by, and be looked at."""

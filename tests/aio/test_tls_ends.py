@@ -21,7 +21,7 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
 from freebsd_splice._platform.send_queue import unacknowledged
-from freebsd_splice.aio import _copying, _patience
+from freebsd_splice.aio import _copying, _time_limits
 from freebsd_splice.aio._closing import ClosingSide, a_moment
 from freebsd_splice.aio._sides import StreamSide
 
@@ -283,7 +283,7 @@ def test_a_closed_tls_servers_answer_reaches_a_slow_client(
     name: str, more: bytes, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is lost is looked at meanwhile, over and over."""
-    monkeypatch.setattr(_patience, "_LOST_SECONDS", 0.01)
+    monkeypatch.setattr(_time_limits, "_LOST_SECONDS", 0.01)
 
     async def case(net: RealNet, server: Stream, right: Stream) -> None:
         left, client = await net.socket(small=True)
@@ -331,7 +331,7 @@ def test_a_tls_server_that_is_closed_by_the_program(
     name: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends with an EOF, when its peer has closed as well."""
-    monkeypatch.setattr(_patience, "_LOST_SECONDS", 0.01)
+    monkeypatch.setattr(_time_limits, "_LOST_SECONDS", 0.01)
 
     async def case(net: RealNet, server: Stream, right: Stream) -> None:
         left, client = await net.socket()
@@ -411,7 +411,7 @@ def test_a_closed_tls_drain_whose_peer_says_nothing(name: str, contexts: Context
 def test_a_notice_in_the_error_queue_is_no_loss(
     name: str, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_patience, "_LOST_SECONDS", 0.01)
+    monkeypatch.setattr(_time_limits, "_LOST_SECONDS", 0.01)
 
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         drain, server = await net.socket()

@@ -13,15 +13,15 @@ import pytest
 from freebsd_splice import Outcome
 from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._platform import raw_splice
-from freebsd_splice._platform.system import SystemPort
+from freebsd_splice._platform.system import SystemPlatform
 from model.harness import ModelHarness
-from ports import RecordingPort, runtime
+from support.platforms import RecordingPlatform, runtime
 
 from .harness import Harness
 
 T = TypeVar("T")
 
-MOVERS = [OS_SPLICE, COPY] if RecordingPort().can_splice() else [COPY]
+MOVERS = [OS_SPLICE, COPY] if RecordingPlatform().can_splice() else [COPY]
 MODELS = ["model 14.3", "model 15.1", "model openbsd"]
 KERNEL = [] if raw_splice.missing() else ["kernel"]
 BACKENDS = MOVERS + MODELS + KERNEL
@@ -53,18 +53,20 @@ def reason_against(marks: Any, backend: str) -> str | None:
 class Served:
     """Which backend serves the case, and the means to check that it did."""
 
-    def __init__(self, name: str, harness: Harness, port: RecordingPort | None = None) -> None:
+    def __init__(
+        self, name: str, harness: Harness, platform: RecordingPlatform | None = None
+    ) -> None:
         self.name = name
         self.harness = harness
         self.backend = "userspace" if name in MOVERS else "kernel"
         self.mover = name if name in MOVERS else "SO_SPLICE"
-        self.port = port
+        self.platform = platform
 
     def check(self, outcome: Outcome) -> None:
         assert (outcome.backend, outcome.mover) == (self.backend, self.mover)
         assert outcome.fallback is None
-        if self.mover == OS_SPLICE and self.port is not None:
-            assert self.port.copied == 0  # no payload has passed through Python
+        if self.mover == OS_SPLICE and self.platform is not None:
+            assert self.platform.copied == 0  # no payload has passed through Python
 
     def differs(self, *, kernel: T, userspace: T, because: str) -> T:
         """What to expect where the backends aren't alike, and why they aren't."""
@@ -77,22 +79,22 @@ def serving(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Have splices made by that backend, and by no other, inside the block."""
     if name in MODELS:
         harness = ModelHarness(name.split()[1])
-        harness.world.port.demanded = True
+        harness.world.platform.demanded = True
         # The model's threads take turns: none is interrupted in the middle of a call.
         before = sys.getswitchinterval()
         sys.setswitchinterval(60)
         try:
-            with runtime(harness.world.port):
+            with runtime(harness.world.platform):
                 yield Served(name, harness)  # type: ignore[arg-type]
             harness.world.check_quiet()
         finally:
             sys.setswitchinterval(before)
         return
-    recording = RecordingPort() if name in MOVERS else None
+    recording = RecordingPlatform() if name in MOVERS else None
     real = Harness()
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace" if name in MOVERS else "kernel")
     try:
-        with runtime(recording or SystemPort(), name if name in MOVERS else None):
+        with runtime(recording or SystemPlatform(), name if name in MOVERS else None):
             yield Served(name, real, recording)
     finally:
         real.close()

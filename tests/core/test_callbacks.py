@@ -16,12 +16,12 @@ import freebsd_splice
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, Splice, aio
 from freebsd_splice._core import blocking_pool
-from ports import RecordingPort, runtime
+from support.platforms import RecordingPlatform, runtime
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork are POSIX's")
 
 
-class OneWorker(RecordingPort):
+class OneWorker(RecordingPlatform):
     """Whoever holds up the one worker holds up everybody."""
 
     def cpus(self) -> int:
@@ -415,7 +415,7 @@ for one in (*pairs[0], *pairs[1]): one.close()
 def test_without_a_thread_they_are_called_by_shutdown_at_last(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class NoThreads(RecordingPort):
+    class NoThreads(RecordingPlatform):
         refused = 0
 
         def run(self, step: Any, name: str) -> Any:
@@ -425,10 +425,10 @@ def test_without_a_thread_they_are_called_by_shutdown_at_last(
             return super().run(step, name)
 
     called = Called()
-    port = NoThreads()
-    with runtime(port):
+    platform = NoThreads()
+    with runtime(platform):
         end_one(harness, called)
-        harness.until(lambda: port.refused > 2, "more tries")
+        harness.until(lambda: platform.refused > 2, "more tries")
     called.result()
     assert "calls wait for it" in caplog.text
     assert len(caplog.records) == 1

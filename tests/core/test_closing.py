@@ -21,8 +21,8 @@ from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._core.closing import Closer
 from freebsd_splice._core.pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._platform.send_queue import size_without_room, unacknowledged
-from freebsd_splice._platform.system import SystemPort
-from ports import EnginePort, SteppedPort, runtime
+from freebsd_splice._platform.system import SystemPlatform
+from support.platforms import EnginePlatform, SteppedPlatform, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.
 SENT = random.Random(1).randbytes(16_000)
@@ -135,13 +135,13 @@ def test_without_patience_one_look_is_all() -> None:
 def test_how_often_a_writer_is_looked_at(held: list[int], looks: int, seen: int) -> None:
     """Where a transport doesn't tell exactly what it holds, being empty once isn't enough."""
     due: list[Callable[[], object]] = []
-    port: Any = SimpleNamespace(
+    platform: Any = SimpleNamespace(
         unacknowledged=lambda endpoint: 0,
         is_connected=lambda endpoint: True,
         now=lambda: 0.0,
         event=threading.Event,
     )
-    watcher: Any = SimpleNamespace(after=lambda seconds, call: due.append(call))
+    timers: Any = SimpleNamespace(after=lambda seconds, call: due.append(call))
     count = 0
 
     def next_one() -> int:
@@ -151,7 +151,7 @@ def test_how_often_a_writer_is_looked_at(held: list[int], looks: int, seen: int)
 
     released: list[int | None] = []
     endpoint: Any = None
-    Closer(port, watcher, lambda call: call()).close(
+    Closer(platform, timers, lambda call: call()).close(
         endpoint, Closing(False, True), 10.0, released.append, held=next_one, looks=looks
     )
     while not released:
@@ -207,24 +207,24 @@ def test_a_fin_only_says_that_all_is_well_where_it_is(
 
 def test_a_slow_reader_is_traffic() -> None:
     """What leaves the send buffer counts for the idle time, long after it has entered."""
-    port = SteppedPort()
+    platform = SteppedPlatform()
     harness = Harness()
-    with runtime(port):
+    with runtime(platform):
         left, client = harness.pair(small_buffers=True)
         right, server = harness.pair()
         relay = Relay(left, right, idle_timeout=1)
         server.write(SENT)
-        port.until(lambda: relay.bytes[1] == len(SENT), "all is in the send buffer")
+        platform.until(lambda: relay.bytes[1] == len(SENT), "all is in the send buffer")
         if not unacknowledged(left):
             pytest.skip("this system doesn't tell, or its buffers are larger than asked for")
         for _ in range(4):
-            port.advance(0.2)
+            platform.advance(0.2)
         _read_until_some_is_acknowledged(harness, left, client)
         for _ in range(4):
-            port.advance(0.2)
+            platform.advance(0.2)
         assert not relay.done
         for _ in range(4):  # and then nothing
-            port.advance(0.2)
+            platform.advance(0.2)
         assert relay.wait(DEADLINE).reason is Reason.IDLE
     harness.close()
 
@@ -315,8 +315,8 @@ def test_without_timers_it_is_closed_at_once(harness: Harness) -> None:
     if not unacknowledged(ours):
         pytest.skip("this system doesn't tell, or its buffers are larger than asked for")
     released: list[int | None] = []
-    watcher: Any = NoTimers()
-    closer = Closer(SystemPort(), watcher, lambda call: call())
+    timers: Any = NoTimers()
+    closer = Closer(SystemPlatform(), timers, lambda call: call())
     assert closer.close(ours, Closing(True, True), 10.0, released.append) is None
     assert released == [unacknowledged(ours)]
     closer.finish()
@@ -327,7 +327,7 @@ def test_without_timers_it_is_closed_at_once(harness: Harness) -> None:
 def test_a_shutdown_waits_for_nobody_without_end(harness: Harness) -> None:
     """A reader that takes a little, again and again, would keep it for ever."""
 
-    class TakesALittle(SystemPort):
+    class TakesALittle(SystemPlatform):
         left = 1_000_000
 
         def unacknowledged(self, endpoint: Any) -> int:
@@ -346,7 +346,7 @@ def test_a_shutdown_waits_for_nobody_without_end(harness: Harness) -> None:
 def test_what_is_closed_after_the_shutdown_is_not_waited_for(harness: Harness) -> None:
     ours, _peer = harness.pair(small_buffers=True)
     ours.sendall(SENT)
-    with runtime(SystemPort()) as made:
+    with runtime(SystemPlatform()) as made:
         made.closer.finish()
         released: list[int | None] = []
         assert made.closer.close(ours, Closing(True, True), 10.0, released.append) is None
@@ -364,7 +364,7 @@ def test_a_question_that_fails_does_not_keep_a_socket_open(harness: Harness) -> 
 
     ours, _peer = harness.pair()
     released = threading.Event()
-    with runtime(SystemPort()) as made:
+    with runtime(SystemPlatform()) as made:
         made.closer.close(ours, Closing(True, True), 10.0, lambda _: released.set(), held=held)
         assert released.wait(DEADLINE)
 
@@ -392,7 +392,7 @@ def test_a_close_that_raises_anything_ends_the_relay_too(
 
 
 def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
-    class TellsNothing(SystemPort):
+    class TellsNothing(SystemPlatform):
         def unacknowledged(self, endpoint: Any) -> int | None:
             return None
 
@@ -414,7 +414,7 @@ def test_a_close_that_waits_holds_up_nobody(harness: Harness, ended_by: str) -> 
     """SO_LINGER with a time: Linux waits in the last close, O_NONBLOCK or not."""
     entered, go_on = threading.Event(), threading.Event()
 
-    class ClosesSlowly(EnginePort):
+    class ClosesSlowly(EnginePlatform):
         def cpus(self) -> int:
             return 1  # and so one worker, for all
 

@@ -13,42 +13,42 @@ import pytest
 
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, Splice
-from freebsd_splice._platform.interface import Endpoint, Source
-from ports import RecordingPort, SteppedPort, runtime
+from freebsd_splice._platform.interface import Endpoint, SocketLike
+from support.platforms import RecordingPlatform, SteppedPlatform, runtime
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and fork are POSIX's")
 
 
 def test_a_closed_object_ends_the_flow_within_a_second(harness: Harness) -> None:
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         source, _ = harness.pair()
         drain, _ = harness.pair()
         splice = Splice(source, drain)
-        port.advance(0.79)
+        platform.advance(0.79)
         source.close()
-        closed = port.time
+        closed = platform.time
         while not splice.done:
-            port.advance(0.05)
+            platform.advance(0.05)
         assert splice.wait(0).reason is Reason.CLOSED
-        assert port.time - closed <= 1
+        assert platform.time - closed <= 1
 
 
 def test_one_sweep_serves_all_flows_and_stops_with_the_last(harness: Harness) -> None:
-    port = SteppedPort()
-    with runtime(port) as made:
+    platform = SteppedPlatform()
+    with runtime(platform) as made:
         splices = [Splice(harness.pair()[0], harness.pair()[0]) for _ in range(5)]
-        assert len(made.watcher._heap) == 1
+        assert len(made.timers._heap) == 1
         for splice in splices:
             splice.cancel()
-        port.advance(1)
-        assert made.watcher._heap == []
+        platform.advance(1)
+        assert made.timers._heap == []
 
 
 def test_a_reused_number_is_never_taken_for_the_closed_socket(harness: Harness) -> None:
     """The flow works on a duplicate; a stranger's socket under the old number stays untouched."""
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         source, sender = harness.pair()
         drain, receiver = harness.pair()
         old = Splice(source, drain)
@@ -61,14 +61,14 @@ def test_a_reused_number_is_never_taken_for_the_closed_socket(harness: Harness) 
         new = Splice(stranger, other_drain)  # the sweep has not met the closed one yet
         sender.write(b"old")
         strangers_peer.write(b"new")
-        port.until(lambda: (old.bytes, new.bytes) == (3, 3), "both moved")
+        platform.until(lambda: (old.bytes, new.bytes) == (3, 3), "both moved")
         assert receiver.read(3) == b"old"
         assert other_receiver.read(3) == b"new"
-        port.advance(1)
+        platform.advance(1)
         assert old.wait(0).reason is Reason.CLOSED
         assert not new.done
         strangers_peer.write(b"more")
-        port.until(lambda: new.bytes == 7, "the new splice alive")
+        platform.until(lambda: new.bytes == 7, "the new splice alive")
 
 
 def _ignore() -> None: ...
@@ -162,20 +162,20 @@ def test_another_object_of_the_same_socket_is_known(harness: Harness) -> None:
 def test_a_dead_connections_name_can_be_a_new_ones(harness: Harness) -> None:
     """Where sockets are told apart by their addresses."""
 
-    class Named(RecordingPort):
+    class Named(RecordingPlatform):
         dead: Endpoint | None = None
 
         def identity(self, endpoint: Endpoint) -> object:
             return None if endpoint is self.dead else "the same addresses"
 
-    port = Named()
-    with runtime(port) as made:
+    platform = Named()
+    with runtime(platform) as made:
         first, _ = harness.pair()
         shared = made.sockets.acquire(first, source=True, drain=True, on_closed=_ignore)
         second, _ = harness.pair()
         with pytest.raises(OSError, match="busy"):
             made.sockets.acquire(second, source=True, drain=True, on_closed=_ignore)
-        port.dead = shared.endpoint
+        platform.dead = shared.endpoint
         other = made.sockets.acquire(second, source=True, drain=True, on_closed=_ignore)
         assert other.endpoint is not shared.endpoint
         for one in (shared, other):
@@ -186,8 +186,8 @@ def test_a_dead_connections_name_can_be_a_new_ones(harness: Harness) -> None:
 @posix
 def test_who_has_taken_a_socket_over_keeps_its_mode(harness: Harness) -> None:
     """The end of a splice of the closed object must not make the new one's socket blocking."""
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         source, _ = harness.pair()
         drain, _ = harness.pair()
         source.setblocking(True)
@@ -195,7 +195,7 @@ def test_who_has_taken_a_socket_over_keeps_its_mode(harness: Harness) -> None:
         again = harness.keep(socket.socket(fileno=source.detach()))
         other, _ = harness.pair()
         with Splice(again, other):
-            port.advance(1)
+            platform.advance(1)
             assert old.wait(0).reason is Reason.CLOSED
             assert not os.get_blocking(again.fileno())
 
@@ -210,34 +210,34 @@ def test_an_object_that_raises_anything_does_not_end_the_sweep(harness: Harness)
                 raise LookupError("closed, in the words of its library")
             return self.wrapped.fileno()
 
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         odd, _ = harness.pair()
         plain, _ = harness.pair()
         first = Splice(Odd(odd), harness.pair()[0])
         second = Splice(plain, harness.pair()[0])
         odd.close()
-        port.advance(1)
+        platform.advance(1)
         assert first.wait(0).reason is Reason.CLOSED
         plain.close()
-        port.advance(1)
+        platform.advance(1)
         assert second.wait(0).reason is Reason.CLOSED
 
 
 def test_one_duplicate_a_socket_is_shared_by_its_flows(harness: Harness) -> None:
-    class Counting(RecordingPort):
+    class Counting(RecordingPlatform):
         duplicates = 0
 
-        def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
             self.duplicates += 1
             return super().duplicate(original)
 
-    port = Counting()
-    with runtime(port):
+    platform = Counting()
+    with runtime(platform):
         left, _ = harness.pair()
         right, _ = harness.pair()
         Relay(left, right).cancel()
-        assert port.duplicates == 2
+        assert platform.duplicates == 2
 
 
 def test_objects_with_a_fileno_serve_and_their_closing_is_seen(harness: Harness) -> None:

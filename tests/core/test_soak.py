@@ -18,8 +18,8 @@ import pytest
 from conformance.backends import MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Outcome, Reason, Relay, RelayOutcome
-from ports import RecordingPort, runtime
 from support.leaks import open_descriptors
+from support.platforms import RecordingPlatform, runtime
 
 GIGABYTES = float(os.environ.get("FREEBSD_SPLICE_SOAK_GIGABYTES", "10"))
 PATTERN = random.Random(0).randbytes((1 << 20) + 7)  # no power of two: shifts show
@@ -37,16 +37,16 @@ AT_ONCE = 8
 )
 def test_random_traffic(mover: str, gigabytes: float) -> None:
     moved, seed = 0, 0
-    with runtime(RecordingPort(), mover) as made:
+    with runtime(RecordingPlatform(), mover) as made:
         _run_round(seed, mover)
         steady = len(open_descriptors())
         while moved < gigabytes * 1e9:
             seed += 1
             moved += _run_round(seed, mover)
             # The spare pipes of each worker may come and go; nothing else may.
-            assert len(open_descriptors()) <= steady + 2 * 16 * made.port.cpus(), f"seed {seed}"
+            assert len(open_descriptors()) <= steady + 2 * 16 * made.platform.cpus(), f"seed {seed}"
         threads = [t.name for t in threading.enumerate() if t.name.startswith("freebsd-splice")]
-        assert len(threads) <= made.port.cpus() + 1
+        assert len(threads) <= made.platform.cpus() + 1
 
 
 def _run_round(seed: int, mover: str) -> int:

@@ -27,7 +27,7 @@ from freebsd_splice._platform.callers_options import is_survived, lower_read_mar
 from freebsd_splice._platform.pollers import kinds
 from freebsd_splice._thin import emulation
 from freebsd_splice._thin.emulation import readiness, thread
-from ports import SteppedPort, WakeUpsPort, runtime
+from support.platforms import SteppedPlatform, WakeUpsPlatform, runtime
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="error queues, SO_PEEK_OFF and TCP_CORK are Linux's"
@@ -111,7 +111,7 @@ def read_notice(noticed: socket.socket) -> None:
 def test_a_notice_wakes_nobody_and_holds_nothing_up(
     harness: Harness, way: Way, kind: str, mover: str, how: str, where: str
 ) -> None:
-    port = WakeUpsPort(kind)
+    port = WakeUpsPlatform(kind)
     with runtime(port, mover):
         left, client, right, server = way
         relay = Relay(left, right)
@@ -143,7 +143,7 @@ def test_a_notice_wakes_nobody_and_holds_nothing_up(
 @linux
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "select"])
 def test_a_reset_behind_a_notice_is_seen(harness: Harness, way: Way, kind: str) -> None:
-    with runtime(WakeUpsPort(kind)):
+    with runtime(WakeUpsPlatform(kind)):
         source, sender, drain, receiver = way
         made = Splice(source, drain)
         put_notice(harness, "time stamp", drain, receiver)
@@ -156,7 +156,7 @@ def test_a_reset_behind_a_notice_is_seen(harness: Harness, way: Way, kind: str) 
 @linux
 @pytest.mark.parametrize("kind", kinds())
 def test_a_full_drain_with_a_notice_is_waited_for(harness: Harness, kind: str) -> None:
-    port = WakeUpsPort(kind)
+    port = WakeUpsPlatform(kind)
     with runtime(port):
         source, sender = harness.pair()
         drain, receiver = harness.pair(small_buffers=True)
@@ -428,7 +428,7 @@ def test_bytes_below_the_low_water_mark_are_delivered(
     left, client, right, server = way
     for marked, mark in ((left, 100), (right, 1000)):
         marked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
-    with runtime(WakeUpsPort(kind), mover):
+    with runtime(WakeUpsPlatform(kind), mover):
         relay = Relay(left, right)
         for _ in range(3):  # the first may be there before it is waited for
             client.write(b"x" * 50)
@@ -446,7 +446,7 @@ def test_bytes_below_the_low_water_mark_are_delivered(
 @posix
 def test_the_low_water_mark_comes_back_as_it_was(harness: Harness, way: Way) -> None:
     left, _, right, _ = way
-    port = SteppedPort()
+    port = SteppedPlatform()
     with runtime(port):
         left.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
         right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
@@ -524,7 +524,7 @@ def test_bytes_before_the_peek_offset_are_delivered(
         source, sender = harness.keep(source), Peer(harness.keep(far))
     drain, receiver = harness.pair()
     peek_from(source, 100)
-    port = WakeUpsPort(kind)
+    port = WakeUpsPlatform(kind)
     with runtime(port, mover):
         made = Splice(source, drain)
         for number in range(3):
@@ -546,7 +546,7 @@ def test_bytes_before_the_peek_offset_are_not_taken_for_an_eof(harness: Harness,
     peek_from(source, 100)
     sender.finish(b"x" * 50)
     harness.until(lambda: harness.hangs_up(source), "the FIN")
-    port = SteppedPort()
+    port = SteppedPlatform()
     with runtime(port):
         made = Splice(source, drain)
         port.until(lambda: made.done, "the end")
@@ -676,7 +676,7 @@ def test_a_drain_that_takes_little_at_once_gets_all(
     source, sender, drain, receiver = way
     drain.setsockopt(level, option, value)
     data = os.urandom(199_999)
-    port = WakeUpsPort()
+    port = WakeUpsPlatform()
     with runtime(port, mover):
         made = Splice(source, drain)
         writing = harness.in_background(sender.finish, data)

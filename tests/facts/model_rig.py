@@ -11,8 +11,8 @@ import pytest
 from freebsd_splice._diagnostics.facts import Fact
 from freebsd_splice._diagnostics.facts.kernel_rig import _pattern
 from freebsd_splice._platform.interface import Readiness
-from model.kqueue import PollBits, poll_bits
-from model.port import STRUCT_SIZE
+from model.kqueue import ModelPollBits, poll_bits
+from model.platform import STRUCT_SIZE
 from model.so_splice import PUSHING
 from model.tcp import CLOSED, LISTEN
 from model.world import World
@@ -63,7 +63,7 @@ class ModelRig:
     def seen_poll(self, which: str) -> set[str]:
         endpoint = (self.source if which == "source" else self.drain).endpoint
         shown = poll_bits(endpoint, self.kernel.openbsd)
-        return {name for name, bit in PollBits.__members__.items() if bit and bit in shown}
+        return {name for name, bit in ModelPollBits.__members__.items() if bit and bit in shown}
 
     def seen_count(self) -> int:
         return self.world.calls.spliced_count(self._descriptor("source"))

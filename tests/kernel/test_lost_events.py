@@ -9,42 +9,42 @@ from itertools import pairwise
 
 import pytest
 
-from freebsd_splice._core.timers import Watcher
-from freebsd_splice._kernel.lost_events import SecondLook
-from freebsd_splice._platform.kernel_interface import Glance, capabilities_of
-from model.kqueue import Glancer
-from ports import SteppedPort
+from freebsd_splice._core.timers import Timers
+from freebsd_splice._kernel.lost_events import LostEvents
+from freebsd_splice._platform.kernel_interface import PollBits, capabilities_of
+from model.kqueue import ModelPollSet
+from support.platforms import SteppedPlatform
 
 
 class ScriptedSockets:
     """What poll(2) and FIONREAD would say; counts the looks."""
 
     def __init__(self, system: str) -> None:
-        self.shown: dict[int, Glance] = {}
+        self.shown: dict[int, PollBits] = {}
         self.bytes: dict[int, int] = {}
         self.looks: list[list[int]] = []
         self.broken = False
         self.asked: list[int] = []  # by FIONREAD
         self.capabilities = capabilities_of(system, (15, 1))
 
-    def glances(self) -> RecordedGlances:
-        return RecordedGlances(self)
+    def poll_set(self) -> RecordedPollSet:
+        return RecordedPollSet(self)
 
     def unread(self, descriptor: int) -> int:
         self.asked.append(descriptor)
         return self.bytes.get(descriptor, 0)
 
 
-class RecordedGlances(Glancer):
+class RecordedPollSet(ModelPollSet):
     """The model's poll(2), which notes down what it is asked, or fails."""
 
     def __init__(self, sockets: ScriptedSockets) -> None:
         super().__init__(
-            lambda descriptor: sockets.shown.get(descriptor, Glance.NONE), lambda call: None
+            lambda descriptor: sockets.shown.get(descriptor, PollBits.NONE), lambda call: None
         )
         self._sockets = sockets
 
-    def look(self) -> list[tuple[int, Glance]]:
+    def look(self) -> list[tuple[int, PollBits]]:
         if self._sockets.broken:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         self._sockets.looks.append(sorted(self._asked))
@@ -73,17 +73,17 @@ class Flow:
 
 class Fixture:
     def __init__(self, system: str = "FreeBSD") -> None:
-        self.port = SteppedPort()
-        self.watcher = Watcher(self.port)
+        self.platform = SteppedPlatform()
+        self.timers = Timers(self.platform)
         self.sockets = ScriptedSockets(system)
-        self.looks = SecondLook(self.sockets, self.watcher)  # type: ignore[arg-type]
+        self.looks = LostEvents(self.sockets, self.timers)  # type: ignore[arg-type]
 
     def times(self, seconds: float, step: float = 0.005) -> list[float]:
         """When a look was taken, in milliseconds from now."""
         found = []
         for tick in range(round(seconds / step)):
             before = len(self.sockets.looks)
-            self.port.advance(step)
+            self.platform.advance(step)
             if len(self.sockets.looks) > before:
                 found.append((tick + 1) * step)
         return [round(1000 * moment) for moment in found]
@@ -93,14 +93,14 @@ class Fixture:
 def made() -> Iterator[Fixture]:
     fixture = Fixture()
     yield fixture
-    fixture.watcher.close()
+    fixture.timers.close()
 
 
 @pytest.fixture
 def on_openbsd() -> Iterator[Fixture]:
     fixture = Fixture("OpenBSD")
     yield fixture
-    fixture.watcher.close()
+    fixture.timers.close()
 
 
 def test_it_starts_at_10_ms_and_doubles_to_a_second(made: Fixture) -> None:
@@ -142,18 +142,18 @@ def test_again_is_nothing_to_one_that_is_over(made: Fixture) -> None:
 @pytest.mark.parametrize(
     ("descriptor", "shown", "unread", "woken"),
     [
-        (1, Glance.READ_HANGUP, 0, True),
-        (1, Glance.HANGUP, 0, True),
-        (1, Glance.READ_HANGUP, 5, False),  # the kernel has still to come to the end
-        (1, Glance.HANGUP, 5, False),
-        (1, Glance.WRITE, 0, False),  # any source that isn't a drain as well
-        (2, Glance.WRITE, 0, True),
-        (2, Glance.HANGUP, 0, True),
-        (2, Glance.READ_HANGUP, 0, False),
+        (1, PollBits.READ_HANGUP, 0, True),
+        (1, PollBits.HANGUP, 0, True),
+        (1, PollBits.READ_HANGUP, 5, False),  # the kernel has still to come to the end
+        (1, PollBits.HANGUP, 5, False),
+        (1, PollBits.WRITE, 0, False),  # any source that isn't a drain as well
+        (2, PollBits.WRITE, 0, True),
+        (2, PollBits.HANGUP, 0, True),
+        (2, PollBits.READ_HANGUP, 0, False),
     ],
 )
 def test_what_shows_an_end(
-    made: Fixture, late: bool, descriptor: int, shown: Glance, unread: int, woken: bool
+    made: Fixture, late: bool, descriptor: int, shown: PollBits, unread: int, woken: bool
 ) -> None:
     """F14, F20, F29"""
     flow = Flow(1, 2)
@@ -171,11 +171,11 @@ def test_two_flows_of_a_pair_are_told_apart(made: Fixture) -> None:
     made.looks.begin(there)
     made.looks.begin(back)
     made.times(3, 0.05)
-    made.sockets.shown[2] = Glance.READ_HANGUP
+    made.sockets.shown[2] = PollBits.READ_HANGUP
     made.times(1, 0.05)
     assert (there.woken, back.woken) == (0, 1)
     made.looks.end(back)
-    made.sockets.shown[2] = Glance.WRITE
+    made.sockets.shown[2] = PollBits.WRITE
     made.times(1, 0.05)
     assert (there.woken, back.woken) == (1, 1)
 
@@ -194,21 +194,21 @@ def test_a_writable_drain_is_no_end_where_drains_are_not_hidden(on_openbsd: Fixt
     """F25: OpenBSD's poll(2) calls a live drain writable."""
     flow = Flow(1, 2)
     on_openbsd.looks.begin(flow)
-    on_openbsd.sockets.shown[2] = Glance.WRITE
+    on_openbsd.sockets.shown[2] = PollBits.WRITE
     on_openbsd.times(3, 0.05)
     assert (flow.woken, flow.waiting) == (0, 0)
-    on_openbsd.sockets.shown[2] = Glance.WRITE | Glance.HANGUP
+    on_openbsd.sockets.shown[2] = PollBits.WRITE | PollBits.HANGUP
     on_openbsd.times(1, 0.05)
     assert flow.woken == 1
 
 
 @pytest.mark.parametrize(
     ("shown", "unread", "waiting"),
-    [(Glance.WRITE, 5, True), (Glance.WRITE, 0, False), (Glance.NONE, 5, False)],
+    [(PollBits.WRITE, 5, True), (PollBits.WRITE, 0, False), (PollBits.NONE, 5, False)],
     ids=["bytes and room", "no bytes", "no room"],
 )
 def test_bytes_wait_where_the_drain_has_room(
-    on_openbsd: Fixture, shown: Glance, unread: int, waiting: bool
+    on_openbsd: Fixture, shown: PollBits, unread: int, waiting: bool
 ) -> None:
     """F38: and one that is full is asked nothing more."""
     flow = Flow(1, 2, counts=True)
@@ -223,7 +223,7 @@ def test_bytes_wait_where_the_drain_has_room(
 def test_freebsd_is_not_asked_what_waits(made: Fixture) -> None:
     flow = Flow(1, 2)
     made.looks.begin(flow)
-    made.sockets.shown[2] = Glance.WRITE
+    made.sockets.shown[2] = PollBits.WRITE
     made.sockets.bytes[1] = 5
     made.times(3, 0.05)
     assert flow.woken
@@ -236,7 +236,7 @@ def test_a_kernel_that_does_not_stall_is_not_asked_what_waits(on_openbsd: Fixtur
     sockets = on_openbsd.sockets
     sockets.capabilities = replace(sockets.capabilities, stalls=False)
     on_openbsd.looks.begin(flow)
-    sockets.shown[2] = Glance.WRITE
+    sockets.shown[2] = PollBits.WRITE
     sockets.bytes[1] = 5
     on_openbsd.times(3, 0.05)
     assert (flow.waiting, sockets.asked) == (0, [])
@@ -247,7 +247,7 @@ def test_the_next_look_at_waiting_bytes_comes_soon(on_openbsd: Fixture) -> None:
     flow = Flow(1, 2)
     on_openbsd.looks.begin(flow)
     on_openbsd.times(3, 0.05)
-    on_openbsd.sockets.shown[2] = Glance.WRITE
+    on_openbsd.sockets.shown[2] = PollBits.WRITE
     on_openbsd.sockets.bytes[1] = 5
     times = on_openbsd.times(4)
     assert times[0] <= 1000
@@ -271,7 +271,7 @@ def test_without_flows_there_is_no_look(made: Fixture) -> None:
     made.times(3, 0.05)
     made.looks.end(flow)
     made.times(1, 0.05)
-    assert not made.watcher._heap
+    assert not made.timers._heap
 
 
 @pytest.mark.parametrize("after", [0.0, 5.0], ids=["early", "late"])
@@ -285,6 +285,6 @@ def test_a_look_that_fails_is_not_the_last(
     made.times(1.1)
     assert "Cannot allocate memory" in caplog.text
     made.sockets.broken = False
-    made.sockets.shown[1] = Glance.READ_HANGUP
+    made.sockets.shown[1] = PollBits.READ_HANGUP
     made.times(1.1)
     assert flow.woken

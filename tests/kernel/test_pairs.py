@@ -12,10 +12,10 @@ import pytest
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import BackendUnavailable, Reason, Relay, Splice, _runtime
 from freebsd_splice._userspace.workers import Engine
-from model.idle import IdleKernelPort
+from model.idle import IdleKernelPlatform
 from model.tcp import SYN_SENT
-from ports import runtime
 from stateful.rig import Rig, rig
+from support.platforms import runtime
 
 
 @pytest.fixture(params=["14.3", "15.1"])
@@ -52,7 +52,7 @@ def test_what_the_kernel_would_refuse_is_served_by_userspace(on: Rig, what: str)
 @pytest.mark.parametrize("demanded", ["by the caller", "by the environment"])
 def test_or_by_nobody(on: Rig, demanded: str) -> None:
     _make_unfit(on, "sends by KTLS")
-    on.world.port.demanded = demanded == "by the environment"
+    on.world.platform.demanded = demanded == "by the environment"
     for make in (Splice, Relay):
         with pytest.raises(BackendUnavailable, match="KTLS") as refused:
             make(on.source, on.drain, fallback=demanded == "by the environment")
@@ -182,8 +182,8 @@ def test_what_a_splice_leaves_behind_needs_no_new_worker(
     def none_left(few: bool = False) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(on.world.port, "poller", none_left)
-    monkeypatch.setattr(on.world.port, "cpus", lambda: 4)
+    monkeypatch.setattr(on.world.platform, "poller", none_left)
+    monkeypatch.setattr(on.world.platform, "cpus", lambda: 4)
     data = on.fill_the_drain()
     on.arrive(b"and the rest" * 500)
     on.sender.fin()
@@ -265,25 +265,25 @@ def test_openbsds_short_splices_are_continued() -> None:
 @pytest.mark.parametrize("call", ["end", "count"])
 def test_a_call_that_hangs_holds_up_its_own_flow_alone(harness: Harness, call: str) -> None:
     """F24: somebody holds one socket's lock."""
-    port, asked, let_go = IdleKernelPort(), threading.Event(), threading.Event()
+    platform, asked, let_go = IdleKernelPlatform(), threading.Event(), threading.Event()
 
     def hang() -> None:
         asked.set()
         assert let_go.wait(DEADLINE)
 
-    port.world.until_unlocked = hang
-    with runtime(port):
+    platform.world.until_unlocked = hang
+    with runtime(platform):
         stuck = [_splice(harness) for _ in range(4)]
         others = [_splice(harness, timeout=0.3) for _ in range(4)]
         flow = stuck[0]._flow
-        source = port.world.endpoint(flow.pair[0])  # type: ignore[attr-defined]
-        port.world.locked.add((source, call))
+        source = platform.world.endpoint(flow.pair[0])  # type: ignore[attr-defined]
+        platform.world.locked.add((source, call))
         for _ in range(50):  # events and looks, again and again
             flow.wake()  # type: ignore[attr-defined]
         assert asked.wait(DEADLINE)
         for other in others:
             assert other.wait(DEADLINE).reason is Reason.TIMEOUT
-        threads = [name for name in _thread_names() if "crew" in name]
+        threads = [name for name in _thread_names() if "blocking" in name]
         assert len(threads) <= 4, "a thread for each look at a flow that hangs"
         assert not stuck[0].done
         let_go.set()
@@ -304,8 +304,8 @@ def _thread_names() -> list[str]:
 def test_a_forked_child_leaves_the_parents_kqueue_alone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = IdleKernelPort()
-    with runtime(port):
+    platform = IdleKernelPlatform()
+    with runtime(platform):
         splice = _splice(harness)
         abandoned: list[bool] = []
         made = _runtime.current()._kernel

@@ -8,12 +8,12 @@ from __future__ import annotations
 import socket
 
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._platform.end_events import PollGlances
+from freebsd_splice._platform.end_events import SystemPollSet
 from freebsd_splice._platform.interface import Readiness
-from freebsd_splice._platform.kernel_interface import Glance
-from freebsd_splice._platform.system import SystemPort
+from freebsd_splice._platform.kernel_interface import PollBits
+from freebsd_splice._platform.system import SystemPlatform
 
-from .port import Calls
+from .platform import Calls
 from .tcp import Endpoint
 from .world import World
 
@@ -38,15 +38,15 @@ class IdleCalls(Calls):
     def end_events(self) -> SilentEndEvents:
         return SilentEndEvents()
 
-    def glances(self) -> DrainHidingGlances:
-        return DrainHidingGlances()
+    def poll_set(self) -> DrainHidingPollSet:
+        return DrainHidingPollSet()
 
 
-class DrainHidingGlances(PollGlances):
+class DrainHidingPollSet(SystemPollSet):
     """poll(2) of this machine, except that no drain of a splice is writable (F25)."""
 
-    def put(self, descriptor: int, asked: Glance) -> None:
-        super().put(descriptor, asked & ~Glance.WRITE)
+    def put(self, descriptor: int, asked: PollBits) -> None:
+        super().put(descriptor, asked & ~PollBits.WRITE)
 
 
 class SilentEndEvents:
@@ -73,7 +73,7 @@ class SilentEndEvents:
     def abandon(self) -> None: ...
 
 
-class IdleKernelPort(SystemPort):
+class IdleKernelPlatform(SystemPlatform):
     """This machine with that kernel."""
 
     def __init__(self) -> None:

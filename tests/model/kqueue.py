@@ -6,12 +6,12 @@ import enum
 from collections.abc import Callable
 
 from freebsd_splice._platform.interface import Readiness
-from freebsd_splice._platform.kernel_interface import Glance
+from freebsd_splice._platform.kernel_interface import PollBits
 
 from .tcp import Endpoint
 
 
-class PollBits(enum.Flag):
+class ModelPollBits(enum.Flag):
     """What poll(2) shows, by its POLL… names."""
 
     NONE = 0
@@ -21,25 +21,25 @@ class PollBits(enum.Flag):
     RDHUP = enum.auto()
 
 
-def poll_bits(endpoint: Endpoint, openbsd: bool) -> PollBits:
+def poll_bits(endpoint: Endpoint, openbsd: bool) -> ModelPollBits:
     """Everything that poll(2) would show of that socket, asked for all of it."""
-    bits = PollBits.NONE
+    bits = ModelPollBits.NONE
     if endpoint.readable or endpoint.dead:
-        bits |= PollBits.IN
+        bits |= ModelPollBits.IN
     if endpoint.cannot_receive and not openbsd:
-        bits |= PollBits.IN | PollBits.RDHUP  # F15: spliced or not; F39: not on OpenBSD
+        bits |= ModelPollBits.IN | ModelPollBits.RDHUP  # F15: spliced or not; F39: not on OpenBSD
     if endpoint.dead:
-        bits |= PollBits.HUP
+        bits |= ModelPollBits.HUP
     elif endpoint.writable:
-        bits |= PollBits.OUT
+        bits |= ModelPollBits.OUT
     return bits
 
 
-def glance(bits: PollBits) -> Glance:
+def as_poll_bits(bits: ModelPollBits) -> PollBits:
     return (
-        (Glance.READ_HANGUP if PollBits.RDHUP in bits else Glance.NONE)
-        | (Glance.HANGUP if PollBits.HUP in bits else Glance.NONE)
-        | (Glance.WRITE if PollBits.OUT in bits else Glance.NONE)
+        (PollBits.READ_HANGUP if ModelPollBits.RDHUP in bits else PollBits.NONE)
+        | (PollBits.HANGUP if ModelPollBits.HUP in bits else PollBits.NONE)
+        | (PollBits.WRITE if ModelPollBits.OUT in bits else PollBits.NONE)
     )
 
 
@@ -109,24 +109,24 @@ class Kqueue:
     def abandon(self) -> None: ...
 
 
-class Glancer:
-    """``Glances``: poll(2), level-triggered."""
+class ModelPollSet:
+    """``PollSet``: poll(2), level-triggered."""
 
-    def __init__(self, shown: Callable[[int], Glance], count: Callable[[str], None]) -> None:
+    def __init__(self, shown: Callable[[int], PollBits], count: Callable[[str], None]) -> None:
         self._shown = shown
         self._count = count
-        self._asked: dict[int, Glance] = {}
+        self._asked: dict[int, PollBits] = {}
 
-    def put(self, descriptor: int, asked: Glance) -> None:
+    def put(self, descriptor: int, asked: PollBits) -> None:
         self._asked[descriptor] = asked
 
     def drop(self, descriptor: int) -> None:
         del self._asked[descriptor]
 
-    def look(self) -> list[tuple[int, Glance]]:
+    def look(self) -> list[tuple[int, PollBits]]:
         self._count("poll")
         return [
             (descriptor, shown)
             for descriptor, asked in self._asked.items()
-            if (shown := self._shown(descriptor) & (asked | Glance.HANGUP))
+            if (shown := self._shown(descriptor) & (asked | PollBits.HANGUP))
         ]

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from freebsd_splice._platform.interface import Readiness
 
 from .kqueue import Kqueue
-from .port import ModelLoop, ModelMailbox, ModelPoller, ModelPort
+from .platform import ModelLoop, ModelMailbox, ModelPlatform, ModelPoller
 from .so_splice import IDLE, QUEUED, RUNNING, ModelledSplice, SoSplice
 from .sockets import ModelPeer, ModelSocket
 from .tcp import CLOSED, Endpoint, Half
@@ -61,8 +61,8 @@ class World:
         self._turn = threading.Lock()
         self._given: set[int] = set()
         self._rounds = 0  # since the clock has moved
-        self.port = ModelPort(self)
-        self.calls = self.port.calls
+        self.platform = ModelPlatform(self)
+        self.calls = self.platform.calls
 
     # Making things
 

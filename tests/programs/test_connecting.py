@@ -209,7 +209,7 @@ def test_look_ups_of_many_names_take_turns(
         for connected in await asyncio.gather(*dials[:3], *dials[6:]):
             connected.close()
         assert slow_names.asked == 7
-        assert not dialer._resolver._turns._pending
+        assert not dialer._resolver._fair_executor._pending
 
     asyncio.run(dial_10_names())
 
@@ -303,7 +303,7 @@ def test_without_a_thread_everybody_hears_and_nothing_is_left(
         without_threads = True
         slow_names.answer.set()
         failures = await asyncio.gather(*dials, return_exceptions=True)
-        turns = dialer._resolver._turns
+        turns = dialer._resolver._fair_executor
         assert not any((turns._pending, turns._queues, turns._running))
         return failures
 
@@ -349,7 +349,7 @@ def test_a_failure_that_comes_too_late_is_no_news(
         with pytest.raises(TargetError, match="no answer in time"):
             await dialer.dial(Address("slow", 80))
         slow_names.answer.set()
-        while dialer._resolver._turns._pending:
+        while dialer._resolver._fair_executor._pending:
             await asyncio.sleep(0.01)
 
     asyncio.run(dial_and_give_up())

@@ -10,14 +10,14 @@ from unittest import mock
 
 from freebsd_splice._core.flow import Reason
 from freebsd_splice._kernel import endings, flow, lost_events
-from freebsd_splice._kernel.backend import Kernel
+from freebsd_splice._kernel.backend import KernelBackend
 from freebsd_splice._kernel.checks import drain_failure
 from freebsd_splice._kernel.flow import KernelFlow
-from freebsd_splice._kernel.lost_events import SecondLook
-from freebsd_splice._platform.kernel_interface import Capabilities, Glance, capabilities_of
+from freebsd_splice._kernel.lost_events import LostEvents
+from freebsd_splice._platform.kernel_interface import Capabilities, PollBits, capabilities_of
 from freebsd_splice._platform.splice_checks import set_splice
-from model import port
-from model.port import Calls, ModelPort
+from model import platform
+from model.platform import Calls, ModelPlatform
 
 from .registry import FREEBSD, OPENBSD, Registry
 
@@ -48,7 +48,7 @@ def splicing_before_arming() -> Patches:
         self._enter(flow.Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.events.arm(self)
-        self._kernel.looks.begin(self)
+        self._kernel.lost_events.begin(self)
 
     return [(KernelFlow, "_splice", _checked(splice))]
 
@@ -109,13 +109,13 @@ def taking_any_event_for_stale() -> Patches:
 @mutant(FREEBSD)
 def no_second_look() -> Patches:
     """F14"""
-    return [(SecondLook, "begin", lambda self, flow: None)]
+    return [(LostEvents, "begin", lambda self, flow: None)]
 
 
 @mutant(FREEBSD)
 def no_look_at_the_drain() -> Patches:
     """F14: a drain's reset can be lost like an EOF."""
-    return [(lost_events, "_DRAIN_SHOWS", Glance.NONE)]
+    return [(lost_events, "_DRAIN_SHOWS", PollBits.NONE)]
 
 
 @mutant(FREEBSD)
@@ -161,27 +161,27 @@ def no_drain_first() -> Patches:
 @met_by_chance
 def blocking_sockets() -> Patches:
     """F24"""
-    duplicate = ModelPort.duplicate
+    duplicate = ModelPlatform.duplicate
 
-    def blocking(self: ModelPort, original: Any) -> Any:
+    def blocking(self: ModelPlatform, original: Any) -> Any:
         endpoint, was_blocking = duplicate(self, original)
         self._endpoint(endpoint).non_blocking = not was_blocking
         return endpoint, was_blocking
 
-    return [(ModelPort, "duplicate", blocking)]
+    return [(ModelPlatform, "duplicate", blocking)]
 
 
 @mutant(FREEBSD)
 @met_by_chance
 def a_limit_that_runs_out_is_none() -> Patches:
     """0 bytes left, which to the kernel is no limit."""
-    met = endings.verdict
+    met = endings.next_step
 
-    def blind(*arguments: Any) -> endings.Verdict:
+    def blind(*arguments: Any) -> endings.NextStep:
         found = met(*arguments)
         return endings.RESPLICE if found.reason is Reason.LIMIT else found
 
-    return [(flow, "verdict", blind)]
+    return [(flow, "next_step", blind)]
 
 
 @mutant(FREEBSD)
@@ -196,7 +196,7 @@ def resplicing_whatever_ended_it() -> Patches:
 
     original = endings._by_looking
 
-    def patched(*arguments: Any) -> endings.Verdict:
+    def patched(*arguments: Any) -> endings.NextStep:
         found = original(*arguments)
         return endings.RESPLICE if found.reason is Reason.UNSPLICED else found
 
@@ -215,7 +215,7 @@ def no_lock() -> Patches:
     """F35: an end does not wait for a set under way."""
     make = KernelFlow.__init__
 
-    def without(self: KernelFlow, kernel: Kernel, **options: Any) -> None:
+    def without(self: KernelFlow, kernel: KernelBackend, **options: Any) -> None:
         make(self, kernel, **options)
         self._lock = nullcontext()  # type: ignore[assignment]
 
@@ -238,7 +238,7 @@ def _taken_for_a_kernel_that(**does: bool) -> Patches:
     def mistaken(system: str, release: tuple[int, int]) -> Capabilities:
         return replace(capabilities_of(system, release), **does)
 
-    return [(port, "capabilities_of", mistaken)]
+    return [(platform, "capabilities_of", mistaken)]
 
 
 @mutant(FREEBSD)

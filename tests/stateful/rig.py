@@ -73,7 +73,7 @@ class Rig:
 @contextmanager
 def rig(version: str) -> Iterator[Rig]:
     made = Rig(version)
-    runtime = _runtime.Runtime(made.world.port, choose=made.world.port.choose)
+    runtime = _runtime.Runtime(made.world.platform, choose=made.world.platform.choose)
     before = _runtime.install(runtime)
     try:
         yield made

@@ -110,7 +110,7 @@ class Transfer:
     def __init__(self, version: str) -> None:
         self.world = World(version)
         self.world.automatic = False
-        self.runtime = _runtime.Runtime(self.world.port, choose=self.world.port.choose)
+        self.runtime = _runtime.Runtime(self.world.platform, choose=self.world.platform.choose)
         self._before = _runtime.install(self.runtime)
         self.over: Splice | Relay | None = None
         self.directions: list[Direction] = []

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conformance.harness import Harness
-from freebsd_splice._platform.end_events import KqueueEndEvents, PollGlances
+from freebsd_splice._platform.end_events import KqueueEndEvents, SystemPollSet
 from freebsd_splice._platform.interface import Readiness
-from freebsd_splice._platform.kernel_interface import Glance
+from freebsd_splice._platform.kernel_interface import PollBits
 from system.test_pollers import PollingKqueue
 
 READ, WRITE = Readiness.READ, Readiness.WRITE
@@ -102,15 +102,15 @@ def test_a_glance_shows_what_is_asked_and_a_hangup(harness: Harness) -> None:
     """F14"""
     source, sender = harness.pair()
     drain, receiver = harness.pair()
-    glances = PollGlances()
-    glances.put(source.fileno(), Glance.READ_HANGUP)
-    glances.put(drain.fileno(), Glance.NONE)
-    assert glances.look() == []
+    poll_set = SystemPollSet()
+    poll_set.put(source.fileno(), PollBits.READ_HANGUP)
+    poll_set.put(drain.fileno(), PollBits.NONE)
+    assert poll_set.look() == []
     sender.write(b"unread")
     sender.fin()
-    assert harness.until(glances.look, "RDHUP") == [(source.fileno(), Glance.READ_HANGUP)]
-    glances.drop(source.fileno())
+    assert harness.until(poll_set.look, "RDHUP") == [(source.fileno(), PollBits.READ_HANGUP)]
+    poll_set.drop(source.fileno())
     receiver.reset()
-    assert harness.until(glances.look, "HUP") == [(drain.fileno(), Glance.HANGUP)]
-    glances.put(drain.fileno(), Glance.WRITE)
-    assert glances.look() == [(drain.fileno(), Glance.HANGUP | Glance.WRITE)]
+    assert harness.until(poll_set.look, "HUP") == [(drain.fileno(), PollBits.HANGUP)]
+    poll_set.put(drain.fileno(), PollBits.WRITE)
+    assert poll_set.look() == [(drain.fileno(), PollBits.HANGUP | PollBits.WRITE)]

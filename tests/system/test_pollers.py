@@ -13,7 +13,7 @@ from conformance.harness import Harness
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._platform.interface import Readiness
 from freebsd_splice._platform.pollers import BasePoller, KqueuePoller, kinds, make_poller
-from ports import SteppedPort, runtime
+from support.platforms import SteppedPlatform, runtime
 
 READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
 
@@ -210,20 +210,20 @@ def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
     monkeypatch.setattr("freebsd_splice._platform.system.make_poller", lambda kind: KqueuePoller())
     data = bytes(range(256)) * 2000
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         left, client = harness.pair()
         right, server = harness.pair(small_buffers=True)
         relay = Relay(left, right)
         writer = harness.in_background(client.finish, data)
         got = bytearray()
         while len(got) < len(data):
-            port.until(lambda: not server.has_nothing_to_read(), "something to read")
+            platform.until(lambda: not server.has_nothing_to_read(), "something to read")
             got += server._connection.recv(100_000)
         assert got == data
         writer.join()
         server.finish(b"answer")
-        port.until(lambda: relay.done, "the end")
+        platform.until(lambda: relay.done, "the end")
         assert client.read_to_end() == b"answer"
         assert relay.wait().reason is Reason.EOF
 
@@ -234,14 +234,14 @@ def test_an_idle_drains_death_is_seen_by_kqueue(
     """F16"""
     monkeypatch.setattr(KqueuePoller, "module", PollingKqueue)
     monkeypatch.setattr("freebsd_splice._platform.system.make_poller", lambda kind: KqueuePoller())
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         source, _ = harness.pair()
         drain, receiver = harness.pair()
         splice = Splice(source, drain)
-        port.step()
+        platform.step()
         receiver.reset()
-        port.until(lambda: splice.done, "the end")
+        platform.until(lambda: splice.done, "the end")
         assert splice.wait().reason is Reason.DRAIN_ERROR
 
 

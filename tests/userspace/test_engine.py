@@ -21,11 +21,17 @@ from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._core.flow import End
-from freebsd_splice._platform.interface import Endpoint, Notice, Readiness, Runner, Source
+from freebsd_splice._platform.interface import Endpoint, Notice, Readiness, Runner, SocketLike
 from freebsd_splice._platform.pollers import kinds
-from ports import NoPipesPort, RecordingPort, RefusingPort, SteppedPort, runtime
 from support.descriptors import enough_descriptors
 from support.leaks import open_descriptors
+from support.platforms import (
+    NoPipesPlatform,
+    RecordingPlatform,
+    RefusingPlatform,
+    SteppedPlatform,
+    runtime,
+)
 from support.slowness import SLOWNESS
 
 pytestmark = pytest.mark.usefixtures("userspace")
@@ -37,7 +43,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="os.splice and /proc 
 @pytest.mark.parametrize("mover", MOVERS)
 def test_every_kind_of_readiness_serves(harness: Harness, kind: str, mover: str) -> None:
     data = random.Random(5).randbytes(3_000_000)
-    with runtime(RecordingPort(kind), mover):
+    with runtime(RecordingPlatform(kind), mover):
         left, client = harness.pair()
         right, server = harness.pair(small_buffers=True)
         relay = Relay(left, right)
@@ -56,7 +62,7 @@ def test_every_kind_of_readiness_serves(harness: Harness, kind: str, mover: str)
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "select"])
 def test_every_kind_but_select_sees_an_idle_drain_die(harness: Harness, kind: str) -> None:
     """F16"""
-    with runtime(RecordingPort(kind)):
+    with runtime(RecordingPlatform(kind)):
         source, _ = harness.pair()
         drain, receiver = harness.pair()
         splice = Splice(source, drain)
@@ -66,7 +72,7 @@ def test_every_kind_but_select_sees_an_idle_drain_die(harness: Harness, kind: st
 
 def test_an_unknown_kind_of_readiness_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no 'carrier pigeon'; it has .*poll"):
-        RecordingPort("carrier pigeon").poller()
+        RecordingPlatform("carrier pigeon").poller()
 
 
 def test_select_refuses_a_descriptor_that_it_cannot_watch(harness: Harness) -> None:
@@ -85,7 +91,7 @@ def test_select_refuses_a_descriptor_that_it_cannot_watch(harness: Harness) -> N
     assert "select() can watch no further socket" in str(outcome.error)
 
 
-class _OneWorker(RecordingPort):
+class _OneWorker(RecordingPlatform):
     def cpus(self) -> int:
         return 1
 
@@ -94,7 +100,7 @@ class _OneWorker(RecordingPort):
 @pytest.mark.parametrize("way", ["in", "out"])
 def test_where_os_splice_refuses_a_copy_serves(harness: Harness, way: str) -> None:
     data = random.Random(6).randbytes(500_000)
-    with runtime(RefusingPort(way)):
+    with runtime(RefusingPlatform(way)):
         source, sender = harness.pair()
         drain, receiver = harness.pair(small_buffers=True)
         splice = Splice(source, drain, initial=b"first ")
@@ -109,7 +115,7 @@ def test_where_os_splice_refuses_a_copy_serves(harness: Harness, way: str) -> No
 
 @linux
 def test_without_a_descriptor_for_a_pipe_a_copy_serves(harness: Harness) -> None:
-    with runtime(NoPipesPort()):
+    with runtime(NoPipesPlatform()):
         source, sender = harness.pair()
         drain, receiver = harness.pair()
         with Splice(source, drain) as splice:
@@ -127,7 +133,7 @@ def test_small_pipes_serve_when_the_users_share_is_used_up(
         "freebsd_splice._platform.system.PIPE_BYTES", 1 << 40
     )  # refused by the system
     data = random.Random(31).randbytes(1_000_000)
-    with runtime(RecordingPort(), OS_SPLICE):
+    with runtime(RecordingPlatform(), OS_SPLICE):
         source, sender = harness.pair()
         drain, receiver = harness.pair()
         with Splice(source, drain) as splice:
@@ -141,8 +147,8 @@ def test_small_pipes_serve_when_the_users_share_is_used_up(
 @pytest.mark.parametrize("mover", MOVERS)
 def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) -> None:
     """The copier's buffer is shared: what waits for its drain must be out of it."""
-    port = SteppedPort()
-    with runtime(port, mover):
+    platform = SteppedPlatform()
+    with runtime(platform, mover):
         made = []
         for number in range(3):
             source, sender = harness.pair()
@@ -150,7 +156,7 @@ def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) ->
             data = random.Random(number).randbytes(120_000)
             writer = harness.in_background(sender.write, data)
             made.append((Splice(source, drain), receiver, data, source, writer))
-        port.until(lambda: all(_waits_for_its_drain(one[0]) for one in made), "the drains full")
+        platform.until(lambda: all(_waits_for_its_drain(one[0]) for one in made), "the drains full")
         for splice, receiver, data, source, writer in made:
             outcome = splice.cancel()
             assert outcome.unsent
@@ -161,8 +167,8 @@ def test_flows_whose_drains_are_full_do_not_mix(harness: Harness, mover: str) ->
 
 def test_a_slow_drain_leaves_little_to_be_kept(harness: Harness) -> None:
     """A thousand slow readers must not hold a buffer of the worker's size each."""
-    port = SteppedPort()
-    with runtime(port, COPY):
+    platform = SteppedPlatform()
+    with runtime(platform, COPY):
         source, sender = harness.pair()
         drain, receiver = harness.pair(small_buffers=True)
         splice = Splice(source, drain)
@@ -172,11 +178,11 @@ def test_a_slow_drain_leaves_little_to_be_kept(harness: Harness) -> None:
             return _waits_for_its_drain(splice)
 
         for _ in range(8):
-            port.until(full, "the drain full")
+            platform.until(full, "the drain full")
             while not receiver.has_nothing_to_read():
                 receiver._connection.recv(1 << 20)
-                port.step()
-        port.until(full, "the drain full")
+                platform.step()
+        platform.until(full, "the drain full")
         assert 0 < len(splice.cancel().unsent) <= 1 << 16
 
 
@@ -188,26 +194,26 @@ def _waits_for_its_drain(splice: Splice) -> bool:
 
 def test_one_busy_flow_leaves_the_others_their_turn(harness: Harness) -> None:
     """A source that always has more must not keep the worker for itself."""
-    port = _Bottomless()
-    with runtime(port, COPY):
+    platform = _Bottomless()
+    with runtime(platform, COPY):
         busy, _ = harness.pair()
         quiet, sender = harness.pair()
         hole, _ = harness.pair()
         drain, receiver = harness.pair()
-        port.bottomless = busy
-        port.hole = hole
+        platform.bottomless = busy
+        platform.hole = hole
         endless = Splice(busy, hole)
         other = Splice(quiet, drain)
         sender.write(b"my turn")
         for _ in range(3):
-            port.step()
+            platform.step()
         assert endless.bytes > 0
         assert receiver.read(7) == b"my turn"
         assert other.bytes == 7
-        port.bottomless = None
+        platform.bottomless = None
 
 
-class _Bottomless(SteppedPort):
+class _Bottomless(SteppedPlatform):
     """One source that never runs dry and one drain that is never full."""
 
     bottomless: socket.socket | None = None
@@ -231,8 +237,8 @@ class _Bottomless(SteppedPort):
 @linux
 def test_idle_flows_hold_no_pipe(harness: Harness) -> None:
     """F31"""
-    port = RecordingPort()
-    with runtime(port, OS_SPLICE):
+    platform = RecordingPlatform()
+    with runtime(platform, OS_SPLICE):
         splices = []
         before = open_descriptors()
         for _ in range(40):
@@ -243,10 +249,10 @@ def test_idle_flows_hold_no_pipe(harness: Harness) -> None:
             assert receiver.read(1) == b"x"
         links = [link for fd, link in open_descriptors().items() if fd not in before]
         pipes = [link for link in links if link.startswith("pipe:")]
-        assert 0 < len(pipes) <= 2 * 2 * port.cpus()
+        assert 0 < len(pipes) <= 2 * 2 * platform.cpus()
         # A flow costs its two duplicates, whatever it has moved.
         ours = 4 * 40 + 2 * 40
-        assert len(links) <= ours + len(pipes) + 3 * (port.cpus() + 1)
+        assert len(links) <= ours + len(pipes) + 3 * (platform.cpus() + 1)
         for splice in splices:
             splice.cancel()
 
@@ -254,13 +260,13 @@ def test_idle_flows_hold_no_pipe(harness: Harness) -> None:
 @pytest.mark.parametrize("mover", MOVERS)
 def test_nothing_is_watched_for_a_flow_that_has_ended(harness: Harness, mover: str) -> None:
     """epoll goes on reporting a socket whose duplicate was closed: the caller's is still open."""
-    port = SteppedPort()
-    with runtime(port, mover) as made:
+    platform = SteppedPlatform()
+    with runtime(platform, mover) as made:
         source, sender = harness.pair()
         drain, _ = harness.pair()
         splice = Splice(source, drain, max_bytes=1)
         sender.write(b"1 and what stays readable")
-        port.until(lambda: splice.done, "the limit")
+        platform.until(lambda: splice.done, "the limit")
         worker = made._engine._workers[0]
         assert worker._poller.wait(0) == []
         assert worker._watched == {}
@@ -268,8 +274,8 @@ def test_nothing_is_watched_for_a_flow_that_has_ended(harness: Harness, mover: s
 
 @pytest.mark.parametrize("mover", MOVERS)
 def test_a_full_drain_and_a_dead_source_are_no_busy_loop(harness: Harness, mover: str) -> None:
-    port = SteppedPort()
-    with runtime(port, mover) as made:
+    platform = SteppedPlatform()
+    with runtime(platform, mover) as made:
         source, sender = harness.pair()
         drain, receiver = harness.pair(small_buffers=True)
         splice = Splice(source, drain)
@@ -284,13 +290,13 @@ def test_a_full_drain_and_a_dead_source_are_no_busy_loop(harness: Harness, mover
                 receiver._connection.recv(4096)
             return splice.done
 
-        port.until(full, "the drain full")
+        platform.until(full, "the drain full")
         sender.reset()
         harness.until(lambda: harness.hangs_up(source), "the reset")
         # Not at once: the last acknowledgement may come now.
-        port.until(lambda: worker._poller.wait(0) == [], "quiet")
+        platform.until(lambda: worker._poller.wait(0) == [], "quiet")
         assert not splice.done
-        port.until(read, "the end")
+        platform.until(read, "the end")
         assert splice.wait().reason is Reason.SOURCE_ERROR
 
 
@@ -298,58 +304,58 @@ def test_a_full_drain_and_a_dead_source_are_no_busy_loop(harness: Harness, mover
 def test_an_error_queue_that_is_not_the_end_is_left_alone(harness: Harness) -> None:
     """Time stamps make a socket report an error for ever; the splice lives, nobody spins."""
     so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
-    port = SteppedPort()
-    with runtime(port) as made:
+    platform = SteppedPlatform()
+    with runtime(platform) as made:
         source, sender = harness.pair()
         drain, receiver = harness.pair()
         drain.setsockopt(socket.SOL_SOCKET, so_timestamping, on_acknowledgement)
         splice = Splice(source, drain)
         worker = made._engine._workers[0]
         sender.write(b"stamped")
-        port.until(lambda: splice.bytes == 7, "the bytes moved")
+        platform.until(lambda: splice.bytes == 7, "the bytes moved")
         assert receiver.read(7) == b"stamped"
         harness.until(lambda: worker._poller.wait(0) != [], "a time stamp in the error queue")
-        port.until(lambda: worker._poller.wait(0) == [], "quiet")
+        platform.until(lambda: worker._poller.wait(0) == [], "quiet")
         assert not splice.done
         sender.write(b"again")
-        port.until(lambda: splice.bytes == 12, "the splice alive")
+        platform.until(lambda: splice.bytes == 12, "the splice alive")
 
 
 @linux
 def test_an_error_queue_of_a_socket_read_too_is_left_alone(harness: Harness) -> None:
     so_timestamping, on_acknowledgement = 37, 1 << 9 | 1 << 4 | 1 << 11
-    port = SteppedPort()
-    with runtime(port) as made:
+    platform = SteppedPlatform()
+    with runtime(platform) as made:
         left, client = harness.pair()
         right, server = harness.pair()
         right.setsockopt(socket.SOL_SOCKET, so_timestamping, on_acknowledgement)
         relay = Relay(left, right)
         [worker] = made._engine._workers
         client.write(b"stamped")
-        port.until(lambda: relay.bytes[0] == 7, "the bytes moved")
+        platform.until(lambda: relay.bytes[0] == 7, "the bytes moved")
         poll = select.poll()
         poll.register(right, 0)
         harness.until(lambda: poll.poll(0), "a time stamp in the error queue")
-        port.until(lambda: worker._poller.wait(0) == [], "quiet")
+        platform.until(lambda: worker._poller.wait(0) == [], "quiet")
         server.write(b"answer")
-        port.until(lambda: relay.bytes[1] == 6, "the relay alive")
+        platform.until(lambda: relay.bytes[1] == 6, "the relay alive")
         server.reset()
-        port.until(lambda: relay.done, "the end, which is still seen")
+        platform.until(lambda: relay.done, "the end, which is still seen")
 
 
 def test_a_false_error_does_not_hide_a_real_one(harness: Harness) -> None:
     """macOS lets no low-water mark be out of reach: an empty send buffer is reported once."""
-    port = SteppedPort()
-    with runtime(port) as made:
+    platform = SteppedPlatform()
+    with runtime(platform) as made:
         source, _ = harness.pair()
         drain, receiver = harness.pair()
         splice = Splice(source, drain)
-        port.step()
+        platform.step()
         [worker] = made._engine._workers
         assert worker._report(splice._drain.endpoint.fileno(), Readiness.ERROR) == []
         assert not splice.done
         receiver.reset()
-        port.until(lambda: splice.done, "the end")
+        platform.until(lambda: splice.done, "the end")
 
 
 def test_an_error_without_an_end_is_told_with_nothing_to_write(
@@ -357,7 +363,7 @@ def test_an_error_without_an_end_is_told_with_nothing_to_write(
 ) -> None:
     """At its start a flow waits to write as well: its turn finds nothing that could fail."""
 
-    class Unreachable(SteppedPort):
+    class Unreachable(SteppedPlatform):
         def take_error(self, endpoint: Endpoint) -> OSError | None:
             return OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
 
@@ -375,7 +381,7 @@ def test_an_error_without_an_end_is_told_with_nothing_to_write(
 def test_a_notice_beside_readiness_silences_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with runtime(SteppedPort()) as made:
+    with runtime(SteppedPlatform()) as made:
         source, _ = harness.pair()
         drain, _ = harness.pair()
         with Splice(source, drain) as splice:
@@ -391,7 +397,7 @@ def test_a_notice_beside_readiness_silences_nothing(
 
 def test_a_drain_that_is_not_connected_needs_no_event(harness: Harness) -> None:
     """kqueue and select may never say anything of such a socket."""
-    with runtime(RecordingPort("select")):
+    with runtime(RecordingPlatform("select")):
         source, _ = harness.pair()
         drain = harness.keep(socket.socket())
         outcome = Splice(source, drain).wait(DEADLINE)
@@ -457,7 +463,7 @@ def test_what_a_callback_raises_ends_no_worker(
 def test_an_error_is_known_to_both_flows_before_either_goes_on(harness: Harness) -> None:
     """Two splices of one socket on two workers: the one's send takes the error, the other reads."""
 
-    class Racing(SteppedPort):
+    class Racing(SteppedPlatform):
         race: threading.Thread | None = None
         other: Splice | None = None
 
@@ -471,21 +477,21 @@ def test_an_error_is_known_to_both_flows_before_either_goes_on(harness: Harness)
                     self.race.join(0.3)  # it can't get through before the error is known
                 raise
 
-    port = Racing()
-    with runtime(port, COPY):
+    platform = Racing()
+    with runtime(platform, COPY):
         source, sender = harness.pair()
         both, peer = harness.pair()
         drain, _ = harness.pair()
         into = Splice(source, both)
-        port.other = out = Splice(both, drain)
-        port.step()
+        platform.other = out = Splice(both, drain)
+        platform.step()
         sender.write(b"x")
         harness.until(lambda: harness.readable(source), "a byte at the source")
         peer.reset()
         harness.until(lambda: harness.readable(both), "the reset")
         into._flow.turn()  # type: ignore[attr-defined]
-        assert port.race is not None
-        port.race.join()
+        assert platform.race is not None
+        platform.race.join()
         assert into.wait(0).reason is Reason.DRAIN_ERROR
         assert out.wait(0).reason is Reason.SOURCE_ERROR
 
@@ -493,7 +499,7 @@ def test_an_error_is_known_to_both_flows_before_either_goes_on(harness: Harness)
 def test_a_broken_pipe_is_told_as_what_broke_it(harness: Harness) -> None:
     """The BSDs answer EPIPE where the connection was reset, and keep the reset in SO_ERROR."""
 
-    class Bsd(SteppedPort):
+    class Bsd(SteppedPlatform):
         def send(self, endpoint: Endpoint, data: memoryview) -> int:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
@@ -512,7 +518,7 @@ def test_a_broken_pipe_is_told_as_what_broke_it(harness: Harness) -> None:
 
 
 def test_who_reads_the_notice_finds_it_over(harness: Harness) -> None:
-    class Asking(SteppedPort):
+    class Asking(SteppedPlatform):
         splice: Splice
 
         def __init__(self) -> None:
@@ -530,31 +536,31 @@ def test_who_reads_the_notice_finds_it_over(harness: Harness) -> None:
             made.give = asking_give  # type: ignore[method-assign]
             return made
 
-    port = Asking()
-    with runtime(port):
+    platform = Asking()
+    with runtime(platform):
         source, _ = harness.pair()
         drain, _ = harness.pair()
         with Splice(source, drain) as splice:
-            port.splice = splice
+            platform.splice = splice
             splice.fileno()
             splice.cancel()
-        assert port.found == [True]
+        assert platform.found == [True]
 
 
 def test_a_reset_that_came_with_the_eof_is_not_hidden(harness: Harness) -> None:
     """F16: the drain has died with the bytes; EOF or a limit would call that a success."""
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         source, sender = harness.pair()
         drain, receiver = harness.pair()
         splice = Splice(source, drain)
         sender.write(b"lost")
-        port.until(lambda: splice.bytes == 4, "the bytes moved")
+        platform.until(lambda: splice.bytes == 4, "the bytes moved")
         sender.fin()
         harness.until(lambda: harness.readable(source), "EOF at the source")
         receiver.reset()
         harness.until(lambda: harness.readable(drain), "the reset at the drain")
-        port.step()
+        platform.step()
         outcome = splice.wait(0)
         assert outcome.reason is Reason.DRAIN_ERROR
         assert isinstance(outcome.error, ConnectionResetError)
@@ -565,17 +571,17 @@ def test_a_reset_told_to_one_direction_is_no_eof_for_the_other(
 ) -> None:
     """The system tells an error once, to the send here, and gives the reads after it EOF."""
     monkeypatch.setattr("freebsd_splice._userspace.flow.MOVES_A_TURN", 1)
-    port = SteppedPort()
-    with runtime(port):
+    platform = SteppedPlatform()
+    with runtime(platform):
         left, client = harness.pair()
         right, server = harness.pair()
         relay = Relay(left, right, close=True)
         for _ in range(3):
-            port.step()
+            platform.step()
         client.write(b"taken in one turn, sent in the next")
-        port.step()
+        platform.step()
         server.reset()
-        port.until(lambda: relay.done, "the end")
+        platform.until(lambda: relay.done, "the end")
         outcome = relay.wait()
         assert outcome.reason is Reason.DRAIN_ERROR
         assert outcome.right_to_left.reason is Reason.SOURCE_ERROR
@@ -586,18 +592,18 @@ def test_a_reset_told_to_one_direction_is_no_eof_for_the_other(
 def test_an_eof_that_cannot_be_passed_on_is_a_drain_error(harness: Harness) -> None:
     """F16: a drain that has died meanwhile, as one whose error somebody else has read."""
 
-    class Dead(SteppedPort):
+    class Dead(SteppedPlatform):
         def shutdown_write(self, endpoint: Endpoint) -> None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    port = Dead()
-    with runtime(port):
+    platform = Dead()
+    with runtime(platform):
         left, client = harness.pair()
         right, server = harness.pair()
         relay = Relay(left, right)
         client.finish(b"all there is")
         server.fin()
-        port.until(lambda: relay.done, "the end")
+        platform.until(lambda: relay.done, "the end")
         outcome = relay.wait()
         assert outcome.reason is outcome.left_to_right.reason is Reason.DRAIN_ERROR
         assert outcome.error is not None
@@ -607,8 +613,8 @@ def test_an_eof_that_cannot_be_passed_on_is_a_drain_error(harness: Harness) -> N
 @linux
 def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
     """F31: after a crowd of slow drains the user's share of pipes is free again."""
-    port = SteppedPort()
-    with runtime(port, OS_SPLICE) as made:
+    platform = SteppedPlatform()
+    with runtime(platform, OS_SPLICE) as made:
         splices, senders = [], []
         for _ in range(24):
             source, sender = harness.pair()
@@ -621,8 +627,8 @@ def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
                 sender.write_what_fits()
             return all(map(_waits_for_its_drain, splices))
 
-        port.until(full, "the drains full")
-        assert port.pipes == 24
+        platform.until(full, "the drains full")
+        assert platform.pipes == 24
         for splice in splices:
             assert splice.cancel().unsent
         [worker] = made._engine._workers
@@ -631,7 +637,7 @@ def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
 
 def test_a_flow_stopped_before_its_start_ends_with_it(harness: Harness) -> None:
     """The other flow of a pair can fail, or a socket be closed, while a relay is being made."""
-    with runtime(SteppedPort()) as made:
+    with runtime(SteppedPlatform()) as made:
         source, sender = harness.pair()
         drain, _ = harness.pair()
         sender.write(b"kept")
@@ -657,7 +663,7 @@ def _nothing() -> None: ...
 def test_a_defect_ends_the_flow_and_not_the_worker(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Defective(RecordingPort):
+    class Defective(RecordingPlatform):
         def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
             raise ZeroDivisionError("a defect")
 
@@ -674,7 +680,7 @@ def test_a_defect_ends_the_flow_and_not_the_worker(
 def test_a_callback_that_fails_is_logged_and_the_worker_goes_on(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with runtime(RecordingPort()):
+    with runtime(RecordingPlatform()):
         for _ in range(2):
             source, sender = harness.pair()
             drain, _ = harness.pair()
@@ -777,8 +783,8 @@ def test_shutdown_is_refused_where_it_would_wait_for_itself(harness: Harness) ->
 
 
 def test_a_splice_made_after_the_shutdown_began_touches_nothing(harness: Harness) -> None:
-    port = RecordingPort()
-    with runtime(port) as made:
+    platform = RecordingPlatform()
+    with runtime(platform) as made:
         made.close()
         source, _ = harness.pair()
         drain, _ = harness.pair()
@@ -790,7 +796,7 @@ def test_a_splice_made_after_the_shutdown_began_touches_nothing(harness: Harness
 
 
 def test_a_shutdown_just_before_a_splice_is_known_is_harmless(harness: Harness) -> None:
-    class ClosingClock(RecordingPort):
+    class ClosingClock(RecordingPlatform):
         due = False
 
         def now(self) -> float:
@@ -799,62 +805,62 @@ def test_a_shutdown_just_before_a_splice_is_known_is_harmless(harness: Harness) 
                 made.close()
             return super().now()
 
-    port = ClosingClock()
-    with runtime(port) as made:
+    platform = ClosingClock()
+    with runtime(platform) as made:
         source, _ = harness.pair()
         drain, _ = harness.pair()
         source.setblocking(True)
         Splice(source, drain).cancel()
-        harness.until(lambda: made.watcher._sleeps_until > 0, "the watcher asleep")
-        port.due = True
+        harness.until(lambda: made.timers._sleeps_until > 0, "the watcher asleep")
+        platform.due = True
         with pytest.raises(RuntimeError, match="was shut down"):
             Splice(source, drain)
         assert os.get_blocking(source.fileno())
 
 
 def test_a_splice_being_made_during_the_shutdown_ends_with_it(harness: Harness) -> None:
-    class ShutDownMeanwhile(RecordingPort):
+    class ShutDownMeanwhile(RecordingPlatform):
         closing: threading.Thread | None = None
 
-        def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
             if self.closing is None:
                 self.closing = threading.Thread(target=made.close)
                 self.closing.start()
                 harness.until(lambda: made._closing, "the shutdown")
             return super().duplicate(original)
 
-    port = ShutDownMeanwhile()
-    with runtime(port) as made:
+    platform = ShutDownMeanwhile()
+    with runtime(platform) as made:
         source, _ = harness.pair()
         drain, _ = harness.pair()
         assert Splice(source, drain).wait(DEADLINE).reason is Reason.CANCELLED
-        assert port.closing is not None
-        port.closing.join()
+        assert platform.closing is not None
+        platform.closing.join()
 
 
 def test_a_shutdown_does_not_wait_for_a_splice_never_made(harness: Harness) -> None:
-    class Failing(RecordingPort):
+    class Failing(RecordingPlatform):
         closing: threading.Thread | None = None
 
-        def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+        def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
             self.closing = threading.Thread(target=made.close)
             self.closing.start()
             harness.until(lambda: made._closing, "the shutdown")
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    port = Failing()
-    with runtime(port) as made:
+    platform = Failing()
+    with runtime(platform) as made:
         source, _ = harness.pair()
         drain, _ = harness.pair()
         with pytest.raises(OSError, match="Too many open files"):
             Splice(source, drain)
-        assert port.closing is not None
-        port.closing.join(DEADLINE)
-        assert not port.closing.is_alive()
+        assert platform.closing is not None
+        platform.closing.join(DEADLINE)
+        assert not platform.closing.is_alive()
 
 
 def test_a_thread_that_did_not_start_is_started_next_time(harness: Harness) -> None:
-    class Short(RecordingPort):
+    class Short(RecordingPlatform):
         def __init__(self) -> None:
             super().__init__()
             self.started: set[str] = set()

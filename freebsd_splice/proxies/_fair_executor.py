@@ -14,7 +14,7 @@ Key = TypeVar("Key", bound=Hashable)
 Answer = TypeVar("Answer")
 
 
-class Turns(Generic[Key, Answer]):
+class FairExecutor(Generic[Key, Answer]):
     """Pieces of work: one for all who want the same at a time, a client's next after the others'.
 
     However much one client wants, another waits for what is being done, and for one piece of each

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies._turns import Turns
+from freebsd_splice.proxies._fair_executor import FairExecutor
 
 
 class Work:
@@ -17,7 +17,7 @@ class Work:
     def __init__(self, most: int, share: int) -> None:
         self.begun: list[str] = []
         self._runs: list[Callable[[], None]] = []
-        self.turns: Turns[str, str] = Turns(most, share, self._runs.append)
+        self.turns: FairExecutor[str, str] = FairExecutor(most, share, self._runs.append)
 
     def ask(self, name: str, client: str) -> asyncio.Task[str]:
         return asyncio.ensure_future(self.turns.do(name, client, lambda: self._do(name)))

@@ -1,4 +1,4 @@
-"""The package's port over a modelled world: no real socket, no thread, no clock."""
+"""The package's platform over a modelled world: no real socket, no thread, no clock."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, Source
-from freebsd_splice._platform.kernel_interface import EndEvents, Glance, Glances, capabilities_of
+from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, SocketLike
+from freebsd_splice._platform.kernel_interface import EndEvents, PollBits, PollSet, capabilities_of
 
-from .kqueue import Glancer, PollBits, glance, poll_bits
+from .kqueue import ModelPollBits, ModelPollSet, as_poll_bits, poll_bits
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
@@ -78,7 +78,7 @@ class Calls:
         if endpoint is None:
             return True  # POLLNVAL
         shown = poll_bits(endpoint, self._world.so_splice.openbsd)
-        return bool(shown & (PollBits.OUT | PollBits.HUP))
+        return bool(shown & (ModelPollBits.OUT | ModelPollBits.HUP))
 
     def send_space(self, descriptor: int) -> int:
         self._world.counts["space"] += 1
@@ -99,13 +99,13 @@ class Calls:
     def end_events(self) -> EndEvents:
         return self._world.new_kqueue()
 
-    def glances(self) -> Glances:
-        def shown(descriptor: int) -> Glance:
+    def poll_set(self) -> PollSet:
+        def shown(descriptor: int) -> PollBits:
             endpoint = self._world.endpoint(descriptor)
             assert endpoint is not None, "poll(2) of a closed descriptor"
-            return glance(poll_bits(endpoint, self._world.so_splice.openbsd))
+            return as_poll_bits(poll_bits(endpoint, self._world.so_splice.openbsd))
 
-        return Glancer(shown, self._world.count)
+        return ModelPollSet(shown, self._world.count)
 
     def _endpoint(self, descriptor: int) -> TcpEndpoint:
         endpoint = self._world.endpoint(descriptor)
@@ -124,8 +124,8 @@ class Duplicate:
         return self._descriptor
 
 
-class ModelPort:
-    """``Port``."""
+class ModelPlatform:
+    """``Platform``."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -137,10 +137,10 @@ class ModelPort:
 
     # Sockets
 
-    def is_open(self, original: Source) -> bool:
+    def is_open(self, original: SocketLike) -> bool:
         return original.fileno() >= 0
 
-    def duplicate(self, original: Source) -> tuple[Endpoint, bool]:
+    def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         self._world.counts["dup"] += 1
         endpoint = self.calls._endpoint(original.fileno())
         if not endpoint.stream:
@@ -160,10 +160,10 @@ class ModelPort:
     def last_close_waits(self, endpoint: Endpoint) -> bool:
         return False
 
-    def close_original(self, original: Source) -> None:
+    def close_original(self, original: SocketLike) -> None:
         cast(ModelSocket, original).close()
 
-    def restore_blocking(self, original: Source, endpoint: Endpoint) -> None:
+    def restore_blocking(self, original: SocketLike, endpoint: Endpoint) -> None:
         if self.is_open(original) and cast(ModelSocket, original).gettimeout() is None:
             self._endpoint(endpoint).non_blocking = False
 

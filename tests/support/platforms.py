@@ -1,4 +1,4 @@
-"""Ports for tests: this machine, with something added or something taken away."""
+"""Platforms for tests: this machine, with something added or something taken away."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from conformance.harness import Harness
 from freebsd_splice import _runtime
 from freebsd_splice._backend import KernelChoice, choose_kernel
-from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Port, Readiness, Runner
-from freebsd_splice._platform.system import SystemPort
+from freebsd_splice._platform.interface import Endpoint, Pipe, Platform, Poller, Readiness, Runner
+from freebsd_splice._platform.system import SystemPlatform
 
 
 @contextmanager
-def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
-    """Have splices made over ``port`` inside the block."""
-    made = _runtime.Runtime(port, mover, choose=getattr(port, "choose", choose_kernel))
+def runtime(platform: Platform, mover: str | None = None) -> Iterator[_runtime.Runtime]:
+    """Have splices made over ``platform`` inside the block."""
+    made = _runtime.Runtime(platform, mover, choose=getattr(platform, "choose", choose_kernel))
     before = _runtime.install(made)
     try:
         yield made
@@ -26,14 +26,14 @@ def runtime(port: Port, mover: str | None = None) -> Iterator[_runtime.Runtime]:
         made.close()
 
 
-class EnginePort(SystemPort):
+class EnginePlatform(SystemPlatform):
     """This machine without the kernel's splices, also where they are there and demanded."""
 
     def choose(self) -> KernelChoice:
         return KernelChoice(None, demanded=False)
 
 
-class RecordingPort(EnginePort):
+class RecordingPlatform(EnginePlatform):
     """Counts the payload that passes through Python."""
 
     def __init__(self, readiness: str | None = None) -> None:
@@ -56,14 +56,14 @@ class RecordingPort(EnginePort):
         return super().open_pipe()
 
 
-class NoPipesPort(RecordingPort):
+class NoPipesPlatform(RecordingPlatform):
     """A process that has no descriptor left for a pipe."""
 
     def open_pipe(self) -> Pipe:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-class RefusingPort(RecordingPort):
+class RefusingPlatform(RecordingPlatform):
     """A system whose os.splice does not serve these sockets, on the way in or on the way out."""
 
     def __init__(self, way: str) -> None:
@@ -81,7 +81,7 @@ class RefusingPort(RecordingPort):
         return super().splice_out(pipe, drain, count)
 
 
-class SteppedPort(RecordingPort):
+class SteppedPlatform(RecordingPlatform):
     """Real sockets, but a clock and loops that move only when the test says so."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class SteppedPort(RecordingPort):
         self.step()
 
 
-class WakeUpsPort(RecordingPort):
+class WakeUpsPlatform(RecordingPlatform):
     """Counts how often its pollers' ``wait`` has returned."""
 
     def __init__(self, readiness: str | None = None) -> None:
@@ -165,13 +165,13 @@ class _NeverSleeping(_Passing):
 
 
 class _Counting(_Passing):
-    def __init__(self, poller: Poller, port: WakeUpsPort) -> None:
+    def __init__(self, poller: Poller, platform: WakeUpsPlatform) -> None:
         super().__init__(poller)
-        self._port = port
+        self._platform = platform
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         ready = super().wait(timeout)
-        self._port.wake_ups += 1
+        self._platform.wake_ups += 1
         return ready
 
 

@@ -14,7 +14,7 @@ from .._core.time_limits import IdleClock, check_seconds
 _LOST_SECONDS = 0.8
 
 
-class Patience:
+class LoopTimeLimits:
     """``timeout`` seconds from now, and ``idle_timeout`` in which the count stays the same."""
 
     def __init__(self, *, idle_timeout: float | None, timeout: float | None) -> None:
@@ -29,7 +29,7 @@ class Patience:
         moved: Callable[[], object],
         lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:
-        """Wait until one of ``tasks`` is done: None; or for the end of patience, or ``lost()``.
+        """Wait until one of ``tasks`` is done: None; or for the end of a time limit, or ``lost()``.
 
         There is traffic as long as ``moved()`` changes.
         """
