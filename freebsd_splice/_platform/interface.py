@@ -13,12 +13,11 @@ from typing import Protocol
 
 
 class SocketLike(Protocol):
-    """What a caller hands in: a socket, or an object that stands for one.
+    """A socket, or an object that stands for one: what ``Splice`` and ``Relay`` take as a side."""
 
-    ``fileno()`` gives its descriptor while it is open; once it is closed, -1 or an exception.
-    """
-
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return the socket's descriptor; once it is closed, return -1 or raise."""
+        ...
 
 
 class Endpoint(Protocol):
