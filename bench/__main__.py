@@ -15,14 +15,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import connections, latency
+from . import bulk, connections, latency
 from .cases import Settings
 from .machine import Noise, machine
 from .peers import ROOT, Peer, all_peers, chosen, version
+from .proof import proof
 from .report import Report, text
 from .results import measure
 
-SECTIONS = {"connections": connections.cases, "latency": latency.cases}
+SECTIONS = {
+    "bulk": bulk.cases,
+    "capacity": bulk.capacity_cases,
+    "latency": latency.cases,
+    "connections": connections.cases,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         present = [peer for peer in wanted if not peer.missing]
         settings = Settings(present, options.seconds, options.quick)
         cases = [case for name in options.sections for case in SECTIONS[name](settings)]
+        about = {peer.name: _about(peer) for peer in present}
         noise = Noise()
         results = measure(cases, options.rounds, noise.look)
         report = Report(
@@ -47,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             machine=machine().as_dict(),
             noise=noise.report(),
             rounds=options.rounds,
-            peers={peer.name: _about(peer) for peer in present},
+            peers=about,
             missing={peer.name: peer.missing for peer in wanted if peer.missing},
             results=results,
             seconds=time.monotonic() - started,
@@ -80,7 +87,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _about(peer: Peer) -> dict[str, str]:
-    return {"title": peer.title, "version": version(peer)}
+    shown = proof(peer) if peer.splices else ""
+    return {"title": peer.title, "version": version(peer), "proof": shown}
 
 
 def _revision() -> str:

@@ -40,5 +40,4 @@ class Settings:
     seconds: float
     #: One short run of each kind, to see that everything works.
     quick: bool
-    directions: tuple[str, ...] = ("up", "down")
     streams: tuple[int, ...] = (1, 8, 64)

@@ -41,6 +41,8 @@ class Launch:
     workers: int
     #: For its configuration, and whatever it writes.
     directory: Path
+    #: Whether it is to say of each connection how it was served.
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _ours(mark: str, tree: Path) -> list[Peer]:
     def command(launch: Launch) -> list[str]:
         return [
             *(sys.executable, "-m", "freebsd_splice", "forward"),
-            *("--log-level", "warning", "--workers", str(launch.workers)),
+            *("--log-level", "info" if launch.verbose else "warning"),
+            *("--workers", str(launch.workers)),
             # All clients are one here.
             *("--max-connections", "100000", "--max-per-client", "100000"),
             f"{HOST}:{launch.listen}",
@@ -261,7 +264,10 @@ def _c_relay(build: Path) -> Peer:
     return Peer(
         "c-relay",
         "a relay in C with SO_SPLICE",
-        lambda launch: [str(program), str(launch.listen), str(launch.target)],
+        lambda launch: [
+            *(str(program), str(launch.listen), str(launch.target)),
+            *(["-v"] if launch.verbose else []),
+        ],
         splices=True,
         scales=False,
         missing=missing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,13 @@ class Running:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def wait_for_text(self, pattern: str, seconds: float = 10.0) -> str:
+        """What it has printed, once the pattern is in it or that time has passed."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, self.text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.text()
+
     def tail(self) -> str:
         return "\n".join(self.text().splitlines()[-4:])
 
@@ -65,30 +73,28 @@ def relaying(
     *,
     workers: int = 1,
     cpus: list[int] | None = None,
-    variables: dict[str, str] | None = None,
+    verbose: bool = False,
     prefix: list[str] | None = None,
 ) -> Iterator[Relaying]:
     """Start it, wait until it listens, and end it.
 
-    cpus: those it may run on.  variables: added to its environment.  prefix: what starts it
+    cpus: those it may run on.  verbose: it is to log each connection.  prefix: what starts it
     (``strace`` and its options).
     """
     if peer.name == DIRECT:
         yield Relaying(target, None)
         return
     with tempfile.TemporaryDirectory() as name:
-        launch = Launch(free_port(), target, workers, Path(name))
+        launch = Launch(free_port(), target, workers, Path(name), verbose)
         command = [*(prefix or []), *pinned(peer.command(launch), cpus)]
-        with running(
-            command, launch.listen, cwd=peer.home, variables=peer.environment | (variables or {})
-        ) as started:
+        with running(command, launch.listen, cwd=peer.home, variables=peer.environment) as started:
             yield Relaying(launch.listen, started)
 
 
 @contextlib.contextmanager
-def echo_target(cpus: list[int] | None = None) -> Iterator[int]:
+def echo_target(cpus: list[int] | None = None, port: int | None = None) -> Iterator[int]:
     """The port of a target.py."""
-    port = free_port()
+    port = port or free_port()
     command = pinned([sys.executable, "-m", "bench.programs.target", str(port)], cpus)
     with running(command, port, cwd=ROOT):
         yield port
