@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import bulk, connections, latency
+from . import bulk, connections, latency, short
 from .cases import Settings
 from .machine import Noise, machine
 from .peers import ROOT, Peer, all_peers, chosen, version
@@ -28,6 +28,7 @@ SECTIONS = {
     "capacity": bulk.capacity_cases,
     "latency": latency.cases,
     "connections": connections.cases,
+    "short": short.cases,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .peers import Peer
+from .peers import REFERENCES, Peer
 
 Values = dict[str, float]
 
@@ -29,6 +29,8 @@ class Case:
     name: str
     metrics: tuple[Metric, ...]
     contestants: Mapping[str, Callable[[], Values]]
+    #: Whom the others are compared with.
+    references: tuple[str, ...] = REFERENCES
 
 
 @dataclass(frozen=True)

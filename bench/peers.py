@@ -83,7 +83,12 @@ def all_peers(trees: dict[str, Path], build: Path) -> list[Peer]:
     return [
         Peer(DIRECT, "nothing in between", lambda launch: []),
         *(peer for mark, tree in trees.items() for peer in _ours(mark, tree)),
-        _haproxy("haproxy", "option splice-auto", "HAProxy with splicing", splices=True),
+        _haproxy(
+            "haproxy",
+            "option splice-request\n    option splice-response",
+            "HAProxy with splicing",
+            splices=True,
+        ),
         _haproxy("haproxy-copy", "no option splice-auto", "HAProxy without splicing"),
         _nginx(),
         _c_relay(build),

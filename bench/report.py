@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from .cases import Case, Metric
-from .peers import REFERENCES
 from .results import Results, Spread
 
 
@@ -26,16 +25,11 @@ class Report:
     missing: dict[str, str]
     results: Results
     seconds: float
-    references: tuple[str, ...] = field(default=REFERENCES)
 
     def as_dict(self) -> dict[str, object]:
         """For json.dump."""
         return {
-            **{
-                name: value
-                for name, value in self.__dict__.items()
-                if name not in ("results", "references")
-            },
+            **{name: value for name, value in self.__dict__.items() if name != "results"},
             "summary": [entry for case in self.results.cases for entry in self._summary(case)],
             "samples": [asdict(sample) for sample in self.results.samples],
         }
@@ -49,7 +43,7 @@ class Report:
                     continue
                 ratios = {
                     other: ratio._asdict()
-                    for other in references_of(case, self.references)
+                    for other in references_of(case)
                     if (ratio := self.results.ratio(case, name, other, metric.name))
                 }
                 found.append(
@@ -66,8 +60,9 @@ class Report:
         return found
 
 
-def references_of(case: Case, references: tuple[str, ...]) -> list[str]:
-    return [other for other in references if other in case.contestants]
+def references_of(case: Case) -> list[str]:
+    """Those that took part."""
+    return [other for other in case.references if other in case.contestants]
 
 
 def text(report: Report) -> str:
@@ -86,7 +81,7 @@ def text(report: Report) -> str:
 
 def table(report: Report, case: Case) -> list[str]:
     """Lines: for each contestant the median, the spread of all rounds, and ratios of medians."""
-    references = references_of(case, report.references)
+    references = references_of(case)
     shown = [metric for metric in case.metrics if metric.shown]
     lines = []
     for metric in shown:
@@ -96,12 +91,14 @@ def table(report: Report, case: Case) -> list[str]:
             continue
         better = "more is better" if metric.more_is_better else "less is better"
         heading = f"{case.name}: {metric.name} ({metric.unit}; {better})"
-        titles = "".join(f"{'to ' + other:>13}" for other in references)
+        titles = "".join(f"{'to ' + other:>{_width(other)}}" for other in references)
         lines.append(heading)
         lines.append(f"  {'':<22}{'median':>10}  {'least - most':>23}{titles}")
         for name, cells in rows:
             first, spread, *ratios = cells
-            columns = "".join(f"{ratio:>13}" for ratio in ratios)
+            columns = "".join(
+                f"{ratio:>{_width(other)}}" for ratio, other in zip(ratios, references, strict=True)
+            )
             lines.append(f"  {name:<22}{first:>10}  {spread:>23}{columns}")
     return lines
 
@@ -111,6 +108,10 @@ def number(value: float) -> str:
     if abs(value) >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _width(reference: str) -> int:
+    return max(13, len(reference) + 6)
 
 
 def _cells(
