@@ -6,6 +6,7 @@ python -m bench [SECTION ...] [--peers NAMES] [--quick] [--json FILE]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import shlex
@@ -15,41 +16,59 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import bulk, connections, latency, short
+from . import bulk, connections, latency, scale, short
 from .cases import Settings
 from .machine import Noise, machine
 from .peers import ROOT, Peer, all_peers, chosen, version
 from .proof import proof
-from .report import Report, text
+from .report import Report
 from .results import measure
+from .revisions import RevisionError, checkout
+from .text import text
 
 SECTIONS = {
     "bulk": bulk.cases,
     "capacity": bulk.capacity_cases,
     "latency": latency.cases,
     "connections": connections.cases,
+    "scale": scale.cases,
     "short": short.cases,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
+    try:
+        report = _report(options)
+    except (ValueError, RevisionError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    print(text(report), end="")
+    if options.json:
+        options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    worse = report.results.worse(report.against) if report.against else []
+    for line in worse:
+        print(f"WORSE in every round: {line}")
+    return 1 if worse or report.results.failures() else 0
+
+
+def _report(options: argparse.Namespace) -> Report:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        peers = all_peers({"": ROOT}, Path(directory))
-        try:
-            wanted = chosen(peers, options.peers.split(","))
-        except ValueError as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 2
+    with contextlib.ExitStack() as stack:
+        trees, mark = {"": ROOT}, ""
+        if options.against:
+            mark = f"@{options.against}"
+            trees[mark] = stack.enter_context(checkout(options.against))
+        build = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        wanted = chosen(all_peers(trees, build), options.peers.split(","))
         present = [peer for peer in wanted if not peer.missing]
         settings = Settings(present, options.seconds, options.quick)
         cases = [case for name in options.sections for case in SECTIONS[name](settings)]
         about = {peer.name: _about(peer) for peer in present}
         noise = Noise()
         results = measure(cases, options.rounds, noise.look)
-        report = Report(
-            command=shlex.join(["python", "-m", "bench", *(arguments or sys.argv[1:])]),
+        return Report(
+            command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
             date=datetime.date.today().isoformat(),
             revision=_revision(),
             machine=machine().as_dict(),
@@ -59,11 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
             missing={peer.name: peer.missing for peer in wanted if peer.missing},
             results=results,
             seconds=time.monotonic() - started,
+            against=mark,
         )
-    print(text(report), end="")
-    if options.json:
-        options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-    return 1 if results.failures() else 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -72,16 +88,24 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
     )
     parser.add_argument(
-        "--peers", default="*", help="names, with commas; * and ? as in a shell; default: all"
+        "--peers",
+        help="names, with commas; * and ? as in a shell; default: all, with --against ours*",
     )
     parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--seconds", type=float, help="of each run; default: 2, with --quick 0.2")
+    parser.add_argument(
+        "--against",
+        metavar="REV",
+        help="another git revision, beside this one; exit status 1 where this one is worse by more"
+        " than a tenth, in every round of at least five",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, for programs")
     options = parser.parse_args(arguments)
     options.sections = options.sections or list(SECTIONS)
     if unknown := [name for name in options.sections if name not in SECTIONS]:
         parser.error(f"there is no section {unknown[0]}: there are {', '.join(SECTIONS)}")
+    options.peers = options.peers or ("ours*" if options.against else "*")
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.2 if options.quick else 2.0)
     return options

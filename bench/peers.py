@@ -83,6 +83,7 @@ def all_peers(trees: dict[str, Path], build: Path) -> list[Peer]:
     return [
         Peer(DIRECT, "nothing in between", lambda launch: []),
         *(peer for mark, tree in trees.items() for peer in _ours(mark, tree)),
+        # Not splice-auto, with which it splices nothing of a stream like those here.
         _haproxy(
             "haproxy",
             "option splice-request\n    option splice-response",

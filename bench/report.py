@@ -1,11 +1,11 @@
-"""A report of a run, to be read and for programs."""
+"""All that a run has found."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from .cases import Case, Metric
-from .results import Results, Spread
+from .cases import Case
+from .results import Results
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class Report:
     missing: dict[str, str]
     results: Results
     seconds: float
+    #: What the names of the other revision's relays end with; "" where there is none.
+    against: str = ""
+
+    def references(self, case: Case, name: str) -> list[tuple[str, str]]:
+        """Whom a contestant is compared with: the heading of the column, and the name."""
+        found = [(other, other) for other in case.references if other in case.contestants]
+        if self.against:
+            found.append((self.against, name.removesuffix(self.against) + self.against))
+        return found
 
     def as_dict(self) -> dict[str, object]:
         """For json.dump."""
@@ -42,8 +51,8 @@ class Report:
                 if spread is None:
                     continue
                 ratios = {
-                    other: ratio._asdict()
-                    for other in references_of(case)
+                    title: ratio._asdict()
+                    for title, other in self.references(case, name)
                     if (ratio := self.results.ratio(case, name, other, metric.name))
                 }
                 found.append(
@@ -58,111 +67,3 @@ class Report:
                     }
                 )
         return found
-
-
-def references_of(case: Case) -> list[str]:
-    """Those that took part."""
-    return [other for other in case.references if other in case.contestants]
-
-
-def text(report: Report) -> str:
-    lines = [*_heading(report), ""]
-    section = ""
-    for case in report.results.cases:
-        if case.section != section:
-            section = case.section
-            lines += [section.upper(), ""]
-        lines += [*table(report, case), ""]
-    for failure in report.results.failures():
-        where = f"{failure.section}, {failure.case}, round {failure.round + 1}"
-        lines.append(f"FAILED: {failure.contestant}: {where}: {failure.failure}")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def table(report: Report, case: Case) -> list[str]:
-    """Lines: for each contestant the median, the spread of all rounds, and ratios of medians."""
-    references = references_of(case)
-    shown = [metric for metric in case.metrics if metric.shown]
-    lines = []
-    for metric in shown:
-        rows = [(name, _cells(report, case, metric, name, references)) for name in case.contestants]
-        rows = [(name, cells) for name, cells in rows if cells]
-        if not rows:
-            continue
-        better = "more is better" if metric.more_is_better else "less is better"
-        heading = f"{case.name}: {metric.name} ({metric.unit}; {better})"
-        titles = "".join(f"{'to ' + other:>{_width(other)}}" for other in references)
-        lines.append(heading)
-        lines.append(f"  {'':<22}{'median':>10}  {'least - most':>23}{titles}")
-        for name, cells in rows:
-            first, spread, *ratios = cells
-            columns = "".join(
-                f"{ratio:>{_width(other)}}" for ratio, other in zip(ratios, references, strict=True)
-            )
-            lines.append(f"  {name:<22}{first:>10}  {spread:>23}{columns}")
-    return lines
-
-
-def number(value: float) -> str:
-    """Three figures that mean something."""
-    if abs(value) >= 100 or value == 0:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _width(reference: str) -> int:
-    return max(13, len(reference) + 6)
-
-
-def _cells(
-    report: Report, case: Case, metric: Metric, name: str, references: list[str]
-) -> list[str]:
-    spread = report.results.spread(case, name, metric.name)
-    if spread is None:
-        return []
-    ratios = [report.results.ratio(case, name, other, metric.name) for other in references]
-    return [number(spread.median), _range(spread), *map(_ratio, ratios)]
-
-
-def _range(spread: Spread) -> str:
-    return f"{number(spread.least)} - {number(spread.most)}"
-
-
-def _ratio(ratio: Spread | None) -> str:
-    return f"{ratio.median:.2f}" if ratio else "-"
-
-
-def _heading(report: Report) -> list[str]:
-    machine = report.machine
-    lines = [
-        f"{report.command}",
-        f"{report.date}, revision {report.revision}, {report.rounds} rounds,"
-        f" {report.seconds / 60:.1f} minutes",
-        f"{machine['system']}, {machine['cpus']} CPUs ({machine['processor']}),"
-        f" {machine['python']}",
-        noise_line(report.noise),
-        "",
-    ]
-    for name, about in report.peers.items():
-        details = ", ".join(about[key] for key in ("title", "version", "proof") if about.get(key))
-        lines.append(f"  {name:<22}{details}")
-    lines += [f"  {name:<22}not here: {why}" for name, why in report.missing.items()]
-    return lines
-
-
-def noise_line(noise: dict[str, float]) -> str:
-    """How far the figures can be trusted, in one line."""
-    parts = []
-    if "loop spread" in noise:
-        parts.append(
-            f"one fixed loop between the runs: 10th to 90th percentile {noise['loop spread']:.0%}"
-            f" of its median apart, the worst {noise['loop worst']:.1f} times it"
-        )
-    if "load at start" in noise:
-        parts.append(
-            f"load average {noise['load at start']:.1f} at the start,"
-            f" {noise['load at most']:.1f} at most"
-        )
-    if "steal" in noise:
-        parts.append(f"{noise['steal']:.1%} of the CPU time stolen by the host")
-    return "noise: " + "; ".join(parts)

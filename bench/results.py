@@ -13,6 +13,9 @@ from typing import NamedTuple
 from .cases import Case, Values
 from .running import FailedError
 
+#: To say that something is worse.
+ENOUGH_ROUNDS = 5
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -57,6 +60,29 @@ class Results:
         """Round by round: what slows the machine down for a while slows both of them down."""
         mine, others = self.of(case, contestant, metric), self.of(case, other, metric)
         return _spread(mine[n] / others[n] for n in mine if others.get(n))
+
+    def worse(self, mark: str, by: float = 0.1) -> list[str]:
+        """What is worse than the same contestant with that mark, in each round and by that share.
+
+        One line each.  Fewer than five rounds prove nothing, and a figure that isn't shown isn't
+        looked at.  One of 32 comes out worse five times by chance alone: run it again.
+        """
+        lines = []
+        for case in self.cases:
+            for name in case.contestants:
+                for metric in case.metrics:
+                    ratio = self.ratio(case, name, name + mark, metric.name)
+                    rounds = len(self.of(case, name, metric.name))
+                    if ratio is None or not metric.shown or rounds < ENOUGH_ROUNDS:
+                        continue
+                    if metric.more_is_better:
+                        worse = ratio.most < 1 and ratio.median < 1 - by
+                    else:
+                        worse = ratio.least > 1 and ratio.median > 1 + by
+                    if worse:
+                        what = f"{case.section}: {case.name}: {name}: {metric.name}"
+                        lines.append(f"{what}: {ratio.median:.2f} of {name + mark}'s")
+        return lines
 
     def failures(self) -> list[Sample]:
         return [sample for sample in self.samples if sample.failure]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ def started_load(
     process = subprocess.Popen(
         pinned(command, cpus),
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,15 +169,34 @@ def started_load(
             process.kill()
 
 
+def line_of(process: subprocess.Popen[str], seconds: float) -> dict[str, float]:
+    """The next line that a load prints; it is killed where that takes longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    if not line:
+        raise FailedError(_why(process.communicate()[1]))
+    found: dict[str, float] = json.loads(line)
+    return found
+
+
 def result_of(process: subprocess.Popen[str], seconds: float) -> dict[str, float]:
     try:
         output, errors = process.communicate(timeout=seconds + PATIENCE)
     except subprocess.TimeoutExpired:
         raise FailedError("the load didn't end: bytes or an EOF don't arrive") from None
     if process.returncode:
-        raise FailedError(errors.strip().splitlines()[-1] if errors else "the load failed")
+        raise FailedError(_why(errors))
     result: dict[str, float] = json.loads(output)
     return result
+
+
+def _why(errors: str) -> str:
+    return errors.strip().splitlines()[-1] if errors else "the load failed, or took too long"
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
