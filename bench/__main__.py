@@ -19,7 +19,9 @@ from pathlib import Path
 from . import bulk, connections, latency, scale, short
 from .cases import Settings
 from .machine import Noise, machine
+from .pages import write_page
 from .peers import ROOT, Peer, all_peers, chosen, version
+from .plots import NoPlotsError, need_plots, plots
 from .proof import proof
 from .report import Report
 from .results import measure
@@ -39,13 +41,19 @@ SECTIONS = {
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
+        if options.plots or options.docs:
+            need_plots()
         report = _report(options)
-    except (ValueError, RevisionError) as error:
+        print(text(report), end="")
+        if options.json:
+            options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        if options.plots:
+            plots(report, options.plots)
+        if options.docs:
+            print(f"written: {write_page(report, options.docs)}")
+    except (ValueError, RevisionError, NoPlotsError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    print(text(report), end="")
-    if options.json:
-        options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
     worse = report.results.worse(report.against) if report.against else []
     for line in worse:
         print(f"WORSE in every round: {line}")
@@ -53,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> Report:
+    """A run's, or of an earlier run what its JSON says."""
+    if options.read:
+        return Report.from_dict(json.loads(options.read.read_text()))
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         trees, mark = {"": ROOT}, ""
@@ -101,6 +112,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         " than a tenth, in every round of at least five",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, for programs")
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="an SVG for each section")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        nargs="?",
+        const=ROOT / "docs",
+        metavar="DIRECTORY",
+        help="benchmarks.md and its plots, in docs or there",
+    )
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="no run: report what --json of another one wrote"
+    )
     options = parser.parse_args(arguments)
     options.sections = options.sections or list(SECTIONS)
     if unknown := [name for name in options.sections if name not in SECTIONS]:

@@ -18,7 +18,7 @@ from .running import PATIENCE, FailedError, echo_target, load, relaying, running
 THROUGHPUT = Metric("throughput", "MB/s", more_is_better=True)
 CPU = Metric("CPU", "s/GB", more_is_better=False)
 CAPACITY = Metric("capacity", "MB/CPU second", more_is_better=True)
-SHARE = Metric("CPU used", "of one", more_is_better=False)
+SHARE = Metric("CPU used", "of one", more_is_better=False, shown=False)
 
 #: What makes iperf3 send which way, seen from the client.
 DIRECTIONS = {"up": [], "down": ["-R"]}

@@ -40,8 +40,7 @@ def _table(report: Report, case: Case, metric: Metric) -> list[str]:
         spread = report.results.spread(case, name, metric.name)
         if spread is None:
             continue
-        others = [other for _, other in report.references(case, name)]
-        ratios = [report.results.ratio(case, name, other, metric.name) for other in others]
+        ratios = report.ratios(case, name, metric.name).values()
         cells = "".join(f"{_ratio(ratio):>{width}}" for ratio in ratios)
         least_to_most = f"{number(spread.least)} - {number(spread.most)}"
         lines.append(f"  {name:<22}{number(spread.median):>10}  {least_to_most:>21}{cells}")
