@@ -20,7 +20,7 @@ from . import bulk, connections, latency, scale, short
 from .cases import Settings
 from .machine import Noise, machine
 from .pages import write_page
-from .peers import ROOT, Peer, all_peers, chosen, version
+from .peers import ROOT, Peer, UnknownPeerError, all_peers, chosen, version
 from .plots import NoPlotsError, need_plots, plots
 from .proof import proof
 from .report import Report
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             plots(report, options.plots)
         if options.docs:
             print(f"written: {write_page(report, options.docs)}")
-    except (ValueError, RevisionError, NoPlotsError) as error:
+    except (UnknownPeerError, RevisionError, NoPlotsError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     worse = report.results.worse(report.against) if report.against else []

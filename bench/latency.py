@@ -15,7 +15,7 @@ METRICS = (
     Metric("p99", "µs", more_is_better=False),
     Metric("round trips", "/s", more_is_better=True),
     Metric("CPU", "µs/round trip", more_is_better=False),
-    Metric("bulk beside", "MB/s", more_is_better=True, shown=False),
+    Metric("bulk beside", "MB/s", more_is_better=True),
     Metric("generator", "CPUs", more_is_better=False, shown=False),
 )
 

@@ -29,7 +29,13 @@ DIRECT = "direct"
 #: Whom others are compared with, where they are there.
 REFERENCES = ("haproxy", "threads", "asyncio")
 
-_NGINX_MODULES = ("/usr/lib/nginx/modules", "/usr/local/libexec/nginx", "/usr/lib64/nginx/modules")
+_NGINX_MODULES = (
+    "/usr/lib/nginx/modules",
+    "/usr/lib64/nginx/modules",
+    "/usr/local/libexec/nginx",
+    "/usr/local/lib/nginx/modules",
+    "/var/www/modules",
+)
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,8 @@ def all_peers(trees: dict[str, Path], build: Path) -> list[Peer]:
     return [
         Peer(DIRECT, "nothing in between", lambda launch: []),
         *(peer for mark, tree in trees.items() for peer in _ours(mark, tree)),
-        # Not splice-auto, with which it splices nothing of a stream like those here.
-        _haproxy(
-            "haproxy",
-            "option splice-request\n    option splice-response",
-            "HAProxy with splicing",
-            splices=True,
-        ),
-        _haproxy("haproxy-copy", "no option splice-auto", "HAProxy without splicing"),
+        _haproxy("haproxy", "HAProxy with splicing", splices=sys.platform == "linux"),
+        _haproxy("haproxy-copy", "HAProxy without splicing", splices=False),
         _nginx(),
         _c_relay(build),
         _python_relay("asyncio", "a relay on asyncio's streams"),
@@ -100,12 +100,16 @@ def all_peers(trees: dict[str, Path], build: Path) -> list[Peer]:
     ]
 
 
+class UnknownPeerError(Exception):
+    """A pattern that no name matches."""
+
+
 def chosen(peers: list[Peer], patterns: list[str]) -> list[Peer]:
     """Those whose names match one of the patterns (as a shell's, ``@REV`` left aside)."""
     names = [peer.name.partition("@")[0] for peer in peers]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"no peer is called {pattern}: there are {', '.join(names)}")
+            raise UnknownPeerError(f"no peer is called {pattern}: there are {', '.join(names)}")
     return [
         peer
         for name, peer in zip(names, peers, strict=True)
@@ -171,15 +175,18 @@ def _ours(mark: str, tree: Path) -> list[Peer]:
     return found
 
 
-def _haproxy(name: str, splicing: str, title: str, *, splices: bool = False) -> Peer:
+def _haproxy(name: str, title: str, *, splices: bool) -> Peer:
+    # Not splice-auto, with which it splices nothing of a stream like those here.  Where it can't
+    # splice (it knows no SO_SPLICE) these options are an error.
+    options = "option splice-request\n    option splice-response" if splices else ""
+
     def command(launch: Launch) -> list[str]:
         # It refuses to start with more than its descriptors allow: for each connection two, and
         # for every fourth a pipe.
         limit = max(100, (descriptors() - 200) * 2 // 5)
-        path = _configuration("haproxy.cfg", launch, splicing=splicing, connections=limit)
+        path = _configuration("haproxy.cfg", launch, splicing=options, connections=limit)
         return ["haproxy", "-db", "-f", str(path)]
 
-    splices = splices and sys.platform == "linux"  # it knows no SO_SPLICE
     missing = "" if shutil.which("haproxy") else "haproxy is not installed"
     if name == "haproxy" and not splices:
         title = "HAProxy"
@@ -252,7 +259,10 @@ def _pproxy() -> Peer:
         scales=False,
         half_closes=False,
         missing="" if found else "pproxy is not installed",
-        version=(sys.executable, "-c", start, "--version"),
+        version=(
+            *(sys.executable, "-c"),
+            "import importlib.metadata; print(importlib.metadata.version('pproxy'))",
+        ),
     )
 
 

@@ -17,6 +17,7 @@ def text(report: Report) -> str:
         for metric in case.metrics:
             if metric.shown:
                 lines += _table(report, case, metric)
+        lines += _limited_by_the_load(report, case)
         lines.append("")
     for failure in report.results.failures():
         where = f"{failure.section}, {failure.case}, round {failure.round + 1}"
@@ -55,6 +56,13 @@ def _table(report: Report, case: Case, metric: Metric) -> list[str]:
     ]
 
 
+def _limited_by_the_load(report: Report, case: Case) -> list[str]:
+    """Who might do more than the load asked for: its own process had no time left."""
+    spreads = {name: report.results.spread(case, name, "generator") for name in case.contestants}
+    names = [name for name, spread in spreads.items() if spread and spread.median > 0.85]
+    return [f"  (the load was as busy as it can be with: {', '.join(names)})"] if names else []
+
+
 def _ratio(ratio: Spread | None) -> str:
     return f"{ratio.median:.2f}" if ratio else "-"
 
@@ -63,7 +71,7 @@ def heading(report: Report) -> list[str]:
     machine = report.machine
     lines = [
         f"{report.command}",
-        f"{report.date}, revision {report.revision}, {report.rounds} rounds,"
+        f"{report.date}, revision {report.revision}, rounds: {report.rounds},"
         f" {report.seconds / 60:.1f} minutes",
         f"{machine['system']}, {machine['cpus']} CPUs ({machine['processor']}),"
         f" {machine['python']}",

@@ -86,7 +86,8 @@ class _Row(NamedTuple):
 
 def _ps() -> list[_Row]:
     """All processes, by what ps(1) of FreeBSD, OpenBSD and macOS has in common."""
-    command = ["ps", "-axo", "pid=,ppid=,rss=,time=,comm="]
+    threads = "k" if sys.platform.startswith("openbsd") else ""  # the kernel's own as well
+    command = ["ps", f"-ax{threads}o", "pid=,ppid=,rss=,time=,comm="]
     rows = []
     for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
         pid, parent, memory, cpu, name = line.split(None, 4)

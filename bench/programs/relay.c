@@ -31,7 +31,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LOOK_MILLISECONDS 50
+/* Between two looks at all pairs: the least, and, doubled each time, the most without an event. */
+#define LEAST_NANOSECONDS 50000000L
+#define MOST_NANOSECONDS 800000000L
 #define EVENTS 256
 
 enum state {
@@ -364,7 +366,7 @@ int
 main(int argc, char **argv)
 {
 	struct kevent events[EVENTS];
-	struct timespec pause = { .tv_nsec = LOOK_MILLISECONDS * 1000000L };
+	struct timespec pause = { .tv_nsec = LEAST_NANOSECONDS };
 	struct timespec now, next = { 0 };
 	struct pair *pair;
 	int count, i, listener;
@@ -391,6 +393,10 @@ main(int argc, char **argv)
 			else
 				accept_all(listener);
 		}
+		if (count > 0)
+			pause.tv_nsec = LEAST_NANOSECONDS;
+		else if (pause.tv_nsec < MOST_NANOSECONDS)
+			pause.tv_nsec *= 2;
 		(void)clock_gettime(CLOCK_MONOTONIC, &now);
 		if (timespeccmp(&now, &next, >=)) {
 			look_at_all();
