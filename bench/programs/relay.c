@@ -367,7 +367,7 @@ main(int argc, char **argv)
 {
 	struct kevent events[EVENTS];
 	struct timespec pause = { .tv_nsec = LEAST_NANOSECONDS };
-	struct timespec now, next = { 0 };
+	struct timespec now, soon, next = { 0 };
 	struct pair *pair;
 	int count, i, listener;
 
@@ -393,11 +393,15 @@ main(int argc, char **argv)
 			else
 				accept_all(listener);
 		}
-		if (count > 0)
-			pause.tv_nsec = LEAST_NANOSECONDS;
-		else if (pause.tv_nsec < MOST_NANOSECONDS)
-			pause.tv_nsec *= 2;
 		(void)clock_gettime(CLOCK_MONOTONIC, &now);
+		if (count > 0) {
+			pause.tv_nsec = LEAST_NANOSECONDS;
+			timespecadd(&now, &pause, &soon);
+			if (timespeccmp(&next, &soon, >))
+				next = soon;
+		} else if (pause.tv_nsec < MOST_NANOSECONDS) {
+			pause.tv_nsec *= 2;
+		}
 		if (timespeccmp(&now, &next, >=)) {
 			look_at_all();
 			timespecadd(&now, &pause, &next);
