@@ -9,7 +9,9 @@ from __future__ import annotations
 from ._backend import Backend, backend
 from ._core.flow import Reason
 from ._errors import BackendUnavailable, InvalidArgument
+from ._platform.interface import SocketLike
 from ._platform.raw_splice import SO_SPLICE
+from ._public import set_public_module
 from ._relay import Relay, RelayOutcome
 from ._runtime import shutdown
 from ._splice import Outcome, Splice
@@ -26,6 +28,7 @@ __all__ = [
     "Reason",
     "Relay",
     "RelayOutcome",
+    "SocketLike",
     "Splice",
     "backend",
     "shutdown",
@@ -33,3 +36,5 @@ __all__ = [
     "spliced_bytes",
     "unsplice",
 ]
+
+set_public_module(globals())

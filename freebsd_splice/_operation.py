@@ -18,7 +18,7 @@ from ._runtime import Runtime
 logger = logging.getLogger("freebsd_splice")
 
 OutcomeT = TypeVar("OutcomeT")
-Self = TypeVar("Self", bound="Waitable[Any]")
+Self = TypeVar("Self", bound="Operation[Any]")
 
 
 class Operation(ABC, Generic[OutcomeT]):

@@ -29,7 +29,7 @@ class _Endable(Protocol):
 
 
 class Runtime:
-    """All that flows, splices and relays share, over one port.
+    """All that flows, splices and relays share, over one platform.
 
     ``choose`` says whether the kernel serves; it is asked for each new flow.
     """

@@ -1,4 +1,4 @@
-"""Compiles the binding for the systems it is meant for, with the headers ziglang carries for them.
+"""Compiles what is in C for the systems it is meant for, with the headers ziglang carries for them.
 
 Run as a program it prints F2's table and exits with 1 if a compiler disagrees with it.
 """
@@ -78,6 +78,12 @@ def compile_binding(
     with contextlib.redirect_stdout(None):  # cffi reports each file
         build_ffi().ffibuilder.emit_c_code(str(source))
     return compile_for(target, source, *include, adapted_headers(target, directory))
+
+
+def compile_relay(target: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """The relay in C of the benchmark."""
+    source = Path(shutil.copy(ROOT / "bench" / "programs" / "relay.c", directory))
+    return compile_for(target, source)
 
 
 def compile_layout(
@@ -179,6 +185,7 @@ def main() -> int:
             checks = (
                 compile_layout(target, layout, directory),
                 compile_binding(target, directory),
+                compile_relay(target, directory),
             )
         errors = "".join(check.stderr for check in checks if check.returncode)
         failures += bool(errors)

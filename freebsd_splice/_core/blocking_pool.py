@@ -29,7 +29,7 @@ IDLE_SECONDS = 10.0
 class BlockingPool:
     """A few threads, started when there is something to do, more of them while some hang."""
 
-    def __init__(self, platform: Platform, timers: Timers, name: str = "crew") -> None:
+    def __init__(self, platform: Platform, timers: Timers, name: str = "blocking") -> None:
         self._platform = platform
         self._timers = timers
         self._name = f"freebsd-splice-{name}"

@@ -1,6 +1,6 @@
 """A flow: one direction of bytes, from its start to its end.
 
-This is what ``Splice`` and ``Relay`` are built from.  ``UserspaceFlow`` moves the bytes in userspace,
+``Splice`` and ``Relay`` are built from flows.  ``UserspaceFlow`` moves the bytes itself,
 ``KernelFlow`` leaves that to the kernel.  Whatever moves them, it ends in an ``End``.
 """
 

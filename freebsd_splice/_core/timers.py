@@ -16,7 +16,7 @@ logger = logging.getLogger("freebsd_splice")
 class Timer:
     """A call that is due at some time."""
 
-    __slots__ = ("_watcher", "call", "when")
+    __slots__ = ("_timers", "call", "when")
 
     def __init__(self, timers: Timers, when: float, call: Callable[[], object]) -> None:
         self._timers = timers

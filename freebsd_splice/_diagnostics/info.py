@@ -29,7 +29,7 @@ def report() -> str:
         "SO_SPLICE": raw_splice.missing() or "available",
         "backend": _backend(),
         "struct splice": _layout(),
-        "workers": f"{SystemPort().cpus()}, one for each CPU",
+        "workers": f"{SystemPlatform().cpus()}, one for each CPU",
         "movers": _movers(),
         "readiness": f"{kinds()[0]} (of {', '.join(kinds())})",
         "descriptors": _descriptors(),

@@ -29,7 +29,7 @@ class KernelBackend:
     ) -> None:
         self.platform = platform
         self.calls = calls
-        self.looks = LostEvents(calls, timers)
+        self.lost_events = LostEvents(calls, timers)
         # What a splice leaves behind (F13) must not fail then for want of a worker.
         engine.start()
         self._engine = engine

@@ -32,7 +32,7 @@ from .lost_events import LostEvents
 logger = logging.getLogger("freebsd_splice")
 
 #: What ``End.mover`` says of a flow that the kernel has served.
-SO_SPLICE = "SO_SPLICE"
+MOVER_NAME = "SO_SPLICE"
 
 #: Why userspace served a connection of a proxy.
 NEVER_BUSY = "it was over before a splice would have paid"
@@ -81,7 +81,7 @@ class KernelServices(Protocol):
     def events(self) -> SpliceEvents: ...
 
     @property
-    def looks(self) -> LostEvents: ...
+    def lost_events(self) -> LostEvents: ...
 
     def userspace_flow(self, worker: LocalWorker | None = None) -> UserspaceFlow:
         """A flow in userspace, for what the kernel leaves to it."""
@@ -193,14 +193,14 @@ class KernelFlow:
             if self._phase is Phase.NEW:
                 # The other flow of a pair has ended, or a socket was closed, in the meantime.
                 self._stopped_early = reason
-                return End(reason, 0, None, b"", None, "kernel", SO_SPLICE)
+                return End(reason, 0, None, b"", None, "kernel", MOVER_NAME)
             if self._end is None:
                 self._stop(reason)
         assert self._end is not None
         return self._end
 
     def look_soon(self) -> None:
-        self._kernel.looks.again(self)
+        self._kernel.lost_events.again(self)
 
     # What the kqueue and the second look ask for; on their thread, which must not wait.
 
@@ -315,7 +315,7 @@ class KernelFlow:
             self._kernel.events.disarm(self)
             self._refused(error)
         else:
-            self._kernel.looks.begin(self)
+            self._kernel.lost_events.begin(self)
 
     def _settle(self, reason: Reason | None = None) -> None:
         """End the splice by hand, which is safe at any time, and act on what was behind it."""
@@ -330,7 +330,7 @@ class KernelFlow:
             was_live = False
         moved = self._calls.spliced_count(source)
         self._enter(Phase.BETWEEN)
-        self._kernel.looks.end(self)
+        self._kernel.lost_events.end(self)
         self._kernel.events.disarm(self)
         ended = EndedSplice(was_live, moved, self._room())
         self._moved += moved
@@ -440,7 +440,7 @@ class KernelFlow:
         error: OSError | None = None,
         *,
         unsent: bytes = b"",
-        mover: str = SO_SPLICE,
+        mover: str = MOVER_NAME,
     ) -> None:
         self._enter(Phase.ENDED)
         if self._is_new and not self._was_spliced and self._fallback is None:
@@ -452,7 +452,7 @@ class KernelFlow:
             unsent=unsent + self._surplus,
             error=error,
             backend="kernel" if self._fallback is None else "userspace",
-            mover=SO_SPLICE if self._fallback is None else mover,
+            mover=MOVER_NAME if self._fallback is None else mover,
             fallback=self._fallback,
         )
 
@@ -488,7 +488,7 @@ class KernelFlow:
         logger.exception("splicing failed unexpectedly")
         if self._phase is Phase.SPLICED:
             self._enter(Phase.BETWEEN)
-            self._kernel.looks.end(self)
+            self._kernel.lost_events.end(self)
             with suppress(OSError):
                 self._calls.end_splice(self.pair[0])
             self._kernel.events.disarm(self)

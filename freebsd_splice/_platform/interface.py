@@ -1,8 +1,8 @@
-"""The port: everything through which flows, ``Splice`` and ``Relay`` touch the outside.
+"""The platform: everything through which flows, ``Splice`` and ``Relay`` touch the system.
 
-Sockets, pipes, readiness, time and threads come in through the two protocols here and in no other
-way.  ``system.SystemPlatform`` is this machine; a test can hand in another one, whose clock it turns
-by hand or whose kernel is a model.
+Sockets, pipes, readiness, time and threads come in through the protocols here, and in no other way.
+``system.SystemPlatform`` is this machine.  A test can hand in another one, whose clock it turns by
+hand or whose kernel is a model.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Protocol
 
 
 class SocketLike(Protocol):
-    """What a caller hands in: a socket, or an object that stands for one.
+    """A socket, or an object that stands for one: what ``Splice`` and ``Relay`` take as a side."""
 
-    ``fileno()`` gives its descriptor while it is open; once it is closed, -1 or an exception.
-    """
-
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return the socket's descriptor; once it is closed, return -1 or raise."""
+        ...
 
 
 class Endpoint(Protocol):
-    """A duplicate of a caller's socket, made and closed by the port."""
+    """A duplicate of a caller's socket, made and closed by the platform."""
 
     def fileno(self) -> int: ...
 
@@ -126,7 +125,7 @@ class Runner(Protocol):
 
 
 class Platform(Protocol):
-    """The outside.  Every socket call is non-blocking: BlockingIOError says "not now"."""
+    """One operating system.  Every socket call is non-blocking: BlockingIOError says "not now"."""
 
     # Sockets
     def is_open(self, original: SocketLike) -> bool:
@@ -244,5 +243,5 @@ class Platform(Protocol):
         ...
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copies of all that the port has opened."""
+        """In a forked child: close this process's copies of all that the platform has opened."""
         ...

@@ -1,4 +1,4 @@
-"""The kernel's side of the port: the calls that a splice in the kernel needs, and no others.
+"""The kernel's side of the platform: the calls that a splice in the kernel needs, and no others.
 
 ``kernel_calls`` makes them on this machine; a test can hand in a model of a kernel.  Everything
 is by descriptor, and every method can raise OSError with the kernel's errno.

@@ -1,4 +1,4 @@
-"""This machine, behind the port."""
+"""The platform that this machine is."""
 
 from __future__ import annotations
 

@@ -15,24 +15,18 @@ from typing import Protocol
 
 from .._backend import backend
 from .._errors import InvalidArgument
+from .._platform.interface import SocketLike
 from .kernel import ThinKernel
 from .messages import call_error
 
 if sys.platform != "win32":
     from .._platform.kernel_calls import SystemKernelCalls
 
-__all__ = ["HasFileno", "splice", "spliced_bytes", "unsplice"]
+__all__ = ["splice", "spliced_bytes", "unsplice"]
 
 LARGEST_COUNT = 2**63 - 1  # off_t
 LONGEST_IDLE = 2**31 - 1  # seconds, 68 years: what every kernel's time_t and sbintime_t can hold
 SHORTEST_IDLE = 1e-6  # seconds: what a timeval can tell from none
-
-
-class SocketLike(Protocol):
-    """A socket, or any object that has a socket's descriptor."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
 
 
 def splice(

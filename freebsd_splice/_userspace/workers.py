@@ -30,7 +30,7 @@ logger = logging.getLogger("freebsd_splice")
 
 
 class Engine:
-    """The workers of one port."""
+    """The workers of one platform."""
 
     def __init__(self, platform: Platform, mover: str | None = None) -> None:
         self._platform = platform

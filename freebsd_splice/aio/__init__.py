@@ -28,6 +28,7 @@ from .._core.pair_policy import Closing
 from .._core.time_limits import check_seconds
 from .._errors import BackendUnavailable, why
 from .._platform.interface import Endpoint
+from .._public import set_public_module
 from .._relay import LINGER, Relay, RelayOutcome, check_linger
 from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_limit
@@ -39,7 +40,7 @@ from ._sides import Side, SocketSide, StreamSide, side
 
 _Data = bytes | bytearray | memoryview
 
-__all__ = ["IncompleteTransferError", "outcome_of", "relay", "splice", "transfer"]
+__all__ = ["IncompleteTransferError", "Side", "outcome_of", "relay", "splice", "transfer"]
 
 
 class IncompleteTransferError(ConnectionError):
@@ -329,3 +330,6 @@ def _left(timeout: float | None, started: float) -> float | None:
 def _why(outcome: Outcome) -> str:
     reason = outcome.reason.value
     return f"{reason} ({why(outcome.error)})" if outcome.error is not None else reason
+
+
+set_public_module(globals())

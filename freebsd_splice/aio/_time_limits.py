@@ -29,7 +29,7 @@ class LoopTimeLimits:
         moved: Callable[[], object],
         lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:
-        """Wait until one of ``tasks`` is done: None; or for the end of limits, or ``lost()``.
+        """Wait until one of ``tasks`` is done: None; or for the end of a time limit, or ``lost()``.
 
         There is traffic as long as ``moved()`` changes.
         """

@@ -8,6 +8,7 @@ your own.  ``forwarder`` makes a TCP forwarder.
 
 from __future__ import annotations
 
+from .._public import set_public_module
 from ._addresses import Address
 from ._connecting import RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
@@ -40,3 +41,5 @@ __all__ = [
     "parse_rule",
     "socks5_connect",
 ]
+
+set_public_module(globals())

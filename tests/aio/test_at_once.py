@@ -75,7 +75,7 @@ def at_once(call: Coroutine[Any, Any, Outcome]) -> Outcome:
 def test_a_buffered_body_needs_no_splice(name: str, initial: bytes) -> None:
     async def case(net: Net) -> None:
         if isinstance(net, ModelNet):
-            net.world.port.demanded = False
+            net.world.platform.demanded = False
         source, client = await net.stream()
         drain, server = await net.stream()
         await client.write(PATTERN[:10_000] + b"next head")

@@ -25,7 +25,7 @@ class CountingPlatform(SystemPlatform):
         self.refuses = 0
 
     def run(self, step: object, name: str) -> Runner:
-        if "crew" in name:
+        if "blocking" in name:
             if self.refuses:
                 self.refuses -= 1
                 raise RuntimeError("can't start new thread")

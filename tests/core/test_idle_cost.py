@@ -19,19 +19,19 @@ pytestmark = pytest.mark.usefixtures("userspace")
 PROGRAM = """
 import resource, socket, sys, time
 from freebsd_splice import Relay, _runtime
-from freebsd_splice._kernel.lost_events import SecondLook
-from freebsd_splice._platform.system import SystemPort
-from model.idle import IdleKernelPort
+from freebsd_splice._kernel.lost_events import LostEvents
+from freebsd_splice._platform.system import SystemPlatform
+from model.idle import IdleKernelPlatform
 
 modelled, seconds, count = sys.argv[1] == "modelled", float(sys.argv[2]), int(sys.argv[3])
 if modelled:
-    port = IdleKernelPort()
-    runtime = _runtime.Runtime(port, choose=port.choose)
+    platform = IdleKernelPlatform()
+    runtime = _runtime.Runtime(platform, choose=platform.choose)
 else:
-    runtime = _runtime.Runtime(SystemPort())
+    runtime = _runtime.Runtime(SystemPlatform())
 _runtime.install(runtime)
 looks = 0.0
-look_late = SecondLook._look_late
+look_late = LostEvents._look_late
 
 def timed(self):
     global looks
@@ -39,7 +39,7 @@ def timed(self):
     look_late(self)
     looks += time.thread_time() - began
 
-SecondLook._look_late = timed
+LostEvents._look_late = timed
 relays = []
 client, left = socket.socketpair()
 for _ in range(count):
@@ -52,11 +52,12 @@ else:
     client.send(b"x")
     left.settimeout(60)
     assert left.recv(1) == b"x"
-before, counted = resource.getrusage(resource.RUSAGE_SELF), modelled and port.world.counts["count"]
+before = resource.getrusage(resource.RUSAGE_SELF)
+counted = modelled and platform.world.counts["count"]
 looks = 0.0
 time.sleep(seconds)
 after = resource.getrusage(resource.RUSAGE_SELF)
-assert not modelled or port.world.counts["count"] == counted
+assert not modelled or platform.world.counts["count"] == counted
 assert all(not relay.done for relay, *_ in relays)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 print(cpu / seconds, looks / seconds, (after.ru_nvcsw - before.ru_nvcsw) / seconds)

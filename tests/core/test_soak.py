@@ -44,9 +44,9 @@ def test_random_traffic(mover: str, gigabytes: float) -> None:
             seed += 1
             moved += _run_round(seed, mover)
             # The spare pipes of each worker may come and go; nothing else may.
-            assert len(open_descriptors()) <= steady + 2 * 16 * made.port.cpus(), f"seed {seed}"
+            assert len(open_descriptors()) <= steady + 2 * 16 * made.platform.cpus(), f"seed {seed}"
         threads = [t.name for t in threading.enumerate() if t.name.startswith("freebsd-splice")]
-        assert len(threads) <= made.port.cpus() + 1
+        assert len(threads) <= made.platform.cpus() + 1
 
 
 def _run_round(seed: int, mover: str) -> int:

@@ -283,7 +283,7 @@ def test_a_call_that_hangs_holds_up_its_own_flow_alone(harness: Harness, call: s
         assert asked.wait(DEADLINE)
         for other in others:
             assert other.wait(DEADLINE).reason is Reason.TIMEOUT
-        threads = [name for name in _thread_names() if "crew" in name]
+        threads = [name for name in _thread_names() if "blocking" in name]
         assert len(threads) <= 4, "a thread for each look at a flow that hangs"
         assert not stuck[0].done
         let_go.set()

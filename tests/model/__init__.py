@@ -1,1 +1,1 @@
-"""A modelled kernel at the package's port: SO_SPLICE, TCP, kqueue and poll, stepped by rules."""
+"""A modelled kernel under the package's platform: SO_SPLICE, TCP, kqueue, poll, by rules."""

@@ -1,4 +1,4 @@
-"""The package's port over a modelled world: no real socket, no thread, no clock."""
+"""The package's platform over a modelled world: no real socket, no thread, no clock."""
 
 from __future__ import annotations
 

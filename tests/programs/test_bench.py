@@ -1,4 +1,4 @@
-"""The benchmark runs, and says what it should."""
+"""The benchmark runs, and nothing in it fails: payload, relays, report."""
 
 from __future__ import annotations
 
@@ -9,45 +9,148 @@ from pathlib import Path
 
 import pytest
 
-from programs.processes import needs
 from support.slowness import SLOWNESS
 
-BENCH = Path(__file__).parents[2] / "bench" / "forward.py"
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(not BENCH.exists(), reason="the benchmark is not part of the package"),
+    pytest.mark.timeout(400 * SLOWNESS),
+    pytest.mark.skipif(
+        not (ROOT / "bench" / "__main__.py").exists(),
+        reason="the benchmark is not part of the package",
+    ),
 ]
 
 
-def test_it_prints_a_table_of_ratios() -> None:
-    needs("iperf3")
-    text = _bench("--quick")
-    for name in ("direct", "ours, copy", "asyncio", "threads"):
-        assert text.count(f"\n  {name} ") == 2, text  # with one stream and with eight
+def test_every_section_runs_and_no_run_of_it_fails(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    peers = "direct,ours,haproxy,nginx,socat,asyncio,threads,c-relay"
+    text = _bench("--quick", "--peers", peers, "--json", str(report))
+    found = json.loads(report.read_text())
+    assert {"direct", "ours", "asyncio", "threads"} <= set(found["peers"])
+    for section in ("bulk", "connections", "latency", "scale", "short"):
+        assert f"\n{section.upper()}\n" in text
+        entries = [entry for entry in found["summary"] if entry["section"] == section]
+        assert any(entry["contestant"] == "ours" for entry in entries)
+    assert not [sample for sample in found["samples"] if sample["failure"]]
+    shown = {name: about["proof"] for name, about in found["peers"].items() if about["proof"]}
+    assert not [line for line in shown.values() if line.startswith("NOT SPLICING")], shown
 
 
-def test_asyncio_streams_are_beaten_3_times_in_bulk_throughput(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The best of a few short rounds: the machine is never busy with this alone."""
-    needs("iperf3")
-    results = json.loads(_bench("--quick", "--rounds", "7", "--streams", "1", "--json"))
-    rates = {name: [run[0] for run in runs["1"]] for name, runs in results.items()}
-    ours = [max(rates[name][i] for name in rates if name.startswith("ours")) for i in range(7)]
-    ratios = [mine / asyncio for mine, asyncio in zip(ours, rates["asyncio"], strict=True)]
-    with capsys.disabled():
-        print("\nthroughput relative to asyncio streams:", [round(ratio, 1) for ratio in ratios])
-    assert max(ratios) >= 3
+def test_a_page_is_written_from_what_an_earlier_run_has_found(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report, docs = tmp_path / "report.json", tmp_path / "docs"
+    quick = ("--quick", "--rounds", "2", "--peers", "direct,ours,asyncio,threads")
+    _bench("connections", "short", *quick, "--json", str(report))
+    _bench("--read", str(report), "--docs", str(docs))
+    page = (docs / "benchmarks.md").read_text()
+    for section in ("connections", "short"):
+        picture = f"benchmarks/{section}.svg"
+        assert f"({picture})" in page
+        assert (docs / picture).read_text().count("<svg") == 1
+    assert "| threads |" in page
+    assert "**Failed**" not in page
+
+
+def test_another_revision_is_measured_beside_this_one(tmp_path: Path) -> None:
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse"], capture_output=True).returncode:
+        pytest.skip("this is no git checkout")
+    report = tmp_path / "report.json"
+    quick = ("--quick", "--peers", "ours", "--json", str(report))
+    _bench("connections", "short", *quick, "--against", "HEAD")
+    found = json.loads(report.read_text())
+    assert set(found["peers"]) == {"ours", "ours@HEAD"}
+    ratios = [entry["ratios"]["@HEAD"] for entry in found["summary"] if "@HEAD" in entry["ratios"]]
+    assert ratios
+    assert not [sample for sample in found["samples"] if sample["failure"]]
+
+
+def test_a_relay_that_changes_a_byte_fails_its_runs() -> None:
+    """The payload is compared: there is no figure for it then."""
+    _script(CHANGING)
+
+
+def test_worse_is_what_is_worse_in_every_round() -> None:
+    _script(WORSE)
 
 
 def _bench(*options: str) -> str:
+    return _run("-m", "bench", *options)
+
+
+def _script(text: str) -> str:
+    """The text as a program that can import the benchmark."""
+    return _run("-c", text)
+
+
+def _run(*arguments: str) -> str:
     run = subprocess.run(
-        [sys.executable, str(BENCH), *options],
-        stdout=subprocess.PIPE,
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
         text=True,
         timeout=390 * SLOWNESS,
     )
-    assert run.returncode == 0
+    assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
+
+
+CHANGING = """
+import sys
+from bench import bulk, connections, latency, scale
+from bench.cases import Settings
+from bench.peers import Peer
+from bench.results import measure
+
+RELAY = '''
+import socket, sys, threading
+def pump(source, drain, change):
+    while data := source.recv(65536):
+        drain.sendall(data[:-1] + bytes([data[-1] ^ change]))
+    drain.shutdown(socket.SHUT_WR)
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    while True:
+        client, _ = listener.accept()
+        there = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+        threading.Thread(target=pump, args=(there, client, 0), daemon=True).start()
+        threading.Thread(target=pump, args=(client, there, 1), daemon=True).start()
+'''
+relay = Peer(
+    "turning",
+    "",
+    lambda launch: [sys.executable, "-c", RELAY, str(launch.listen), str(launch.target)],
+)
+settings = Settings([relay], 0.2, True)
+sections = (bulk, connections, latency, scale)
+cases = [case for section in sections for case in section.cases(settings)]
+results = measure(cases, 1, lambda: None)
+failures = [sample.failure for sample in results.failures()]
+assert len(failures) == len(cases), failures
+assert all("WrongPayload" in failure for failure in failures), failures
+"""
+
+WORSE = """
+from bench.cases import Case, Metric
+from bench.results import Results, Sample
+
+speed, cost = Metric("speed", "", more_is_better=True), Metric("cost", "", more_is_better=False)
+case = Case("section", "case", (speed, cost), {name: dict for name in ("ours", "ours@old")})
+
+
+def worse(speeds, costs):
+    results = Results([case])
+    for number, (one, two) in enumerate(zip(speeds, costs, strict=True)):
+        for name, values in (("ours", (one, two)), ("ours@old", (100, 100))):
+            named = dict(zip(("speed", "cost"), values, strict=True))
+            results.samples.append(Sample("section", "case", name, number, named))
+    return [line.split(": ")[3] for line in results.worse("@old")]
+
+
+assert worse([80, 70, 99, 80, 80], [100] * 5) == ["speed"]
+assert worse([80, 70, 101, 80, 80], [100] * 5) == []  # not in every round
+assert worse([95, 70, 99, 95, 95], [100] * 5) == []  # not by a tenth
+assert worse([100] * 5, [120, 130, 101, 120, 120]) == ["cost"]
+assert worse([200] * 5, [50] * 5) == []
+assert worse([50] * 4, [200] * 4) == []  # too few rounds
+"""

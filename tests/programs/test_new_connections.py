@@ -20,7 +20,7 @@ from freebsd_splice._runtime import current
 from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
-from model.kqueue import Glancer, Kqueue
+from model.kqueue import Kqueue, ModelPollSet
 from model.platform import Calls, ModelPlatform, ModelPoller
 from support.platforms import RecordingPlatform, runtime
 
@@ -55,7 +55,7 @@ CALLS: dict[Any, dict[str, int]] = {
         "writable_now": 1,
     },
     Kqueue: {"arm": 2, "disarm": 1, "collect": 1},
-    Glancer: {"look": 1},
+    ModelPollSet: {"look": 1},
     ModelPoller: {"watch": 1, "forget": 1, "wait": 1},
 }
 
@@ -102,7 +102,7 @@ def test_a_short_connection_costs_half_of_what_a_splice_does(
 ) -> None:
     harness = ModelHarness(name.split()[1])
     costs = []
-    with runtime(harness.world.port):
+    with runtime(harness.world.platform):
         for kind, options in ((Relay, {"close": True}), (GivenRelay, {"worker": None})):
             with counted(monkeypatch) as counts:
                 outcome = _short_connection(harness, kind, **options)
@@ -120,7 +120,7 @@ def test_a_short_connection_costs_half_of_what_a_splice_does(
 @pytest.mark.parametrize("how", ["much", "long"])
 def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
     harness = ModelHarness(name.split()[1])
-    with runtime(harness.world.port):
+    with runtime(harness.world.platform):
         left, client = harness.pair()
         right, server = harness.pair()
         relay = GivenRelay(left, right, worker=None, initial=(b"initial", b""))
@@ -151,8 +151,8 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_demanded_kernel_is_used_from_the_start(name: str) -> None:
     harness = ModelHarness(name.split()[1])
-    harness.world.port.demanded = True
-    with runtime(harness.world.port):
+    harness.world.platform.demanded = True
+    with runtime(harness.world.platform):
         outcome = _short_connection(harness, GivenRelay, worker=None)
         assert {outcome.left_to_right.mover, outcome.right_to_left.mover} == {"SO_SPLICE"}
     harness.world.check_quiet()
@@ -162,7 +162,7 @@ def test_a_demanded_kernel_is_used_from_the_start(name: str) -> None:
 def test_what_the_kernel_would_refuse_is_found_before_it_is_asked(name: str) -> None:
     """F9, F22"""
     harness = ModelHarness(name.split()[1])
-    with runtime(harness.world.port):
+    with runtime(harness.world.platform):
         left, client = harness.pair()
         right, server = harness.pair()
         right.endpoint.encrypts = True

@@ -13,6 +13,7 @@ PACKAGE = Path(freebsd_splice.__file__).parent
 #: From the lowest.  Each folder or module of the package may import itself, and these.
 MAY_IMPORT: dict[str, set[str]] = {
     "_errors": set(),
+    "_public": set(),
     "_platform": {"_errors"},
     "_backend": {"_platform", "_errors"},
     "_core": {"_platform", "_errors"},

@@ -48,7 +48,7 @@ def splicing_before_arming() -> Patches:
         self._enter(flow.Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.events.arm(self)
-        self._kernel.looks.begin(self)
+        self._kernel.lost_events.begin(self)
 
     return [(KernelFlow, "_splice", _checked(splice))]
 
@@ -181,7 +181,7 @@ def a_limit_that_runs_out_is_none() -> Patches:
         found = met(*arguments)
         return endings.RESPLICE if found.reason is Reason.LIMIT else found
 
-    return [(flow, "verdict", blind)]
+    return [(flow, "next_step", blind)]
 
 
 @mutant(FREEBSD)

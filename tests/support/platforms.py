@@ -1,4 +1,4 @@
-"""Ports for tests: this machine, with something added or something taken away."""
+"""Platforms for tests: this machine, with something added or something taken away."""
 
 from __future__ import annotations
 

@@ -32,6 +32,13 @@ def test_the_binding_compiles_without_a_warning(target: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", LAYOUTS)
+def test_the_benchmarks_relay_compiles_without_a_warning(target: str, tmp_path: Path) -> None:
+    result = cross_compile.compile_relay(target, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
 def test_the_compiler_agrees_with_the_layout_table(target: str, tmp_path: Path) -> None:
     """F2."""
     result = cross_compile.compile_layout(target, LAYOUTS[target], tmp_path)

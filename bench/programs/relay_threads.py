@@ -1,8 +1,9 @@
-"""A forwarder with two threads a connection, recv_into and sendall.  LISTEN_PORT TARGET_PORT"""
+"""A relay with two threads a connection, recv_into and sendall.  LISTEN_PORT TARGET_PORT WORKERS"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -26,11 +27,14 @@ def serve(client: socket.socket, target: int) -> None:
         back.join()
 
 
-def main(listen: int, target: int) -> None:
-    with socket.create_server(("127.0.0.1", listen), backlog=128) as listener:
+def main(listen: int, target: int, workers: int) -> None:
+    with socket.create_server(("127.0.0.1", listen), backlog=1024) as listener:
+        while workers > 1 and os.fork():
+            workers -= 1
         while True:
             client, _ = listener.accept()
             threading.Thread(target=serve, args=(client, target), daemon=True).start()
 
 
-main(*map(int, sys.argv[1:]))
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""The report as pictures (SVG), by matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cases import Case, Metric
+from .report import Report
+from .results import Spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OURS, OTHERS, REFERENCE = "#b5322b", "#9aa5b1", "#52606d"
+
+
+class NoPlotsError(Exception):
+    """matplotlib isn't installed."""
+
+
+def need_plots() -> None:
+    """NoPlotsError now, not after an hour of runs."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NoPlotsError('plots take matplotlib: pip install "freebsd-splice[bench]"')
+
+
+def plots(report: Report, directory: Path) -> dict[str, Path]:
+    """One file for each section, by its name."""
+    need_plots()
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same run makes the same file; text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8})
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for section in dict.fromkeys(case.section for case in report.results.cases):
+        path = directory / f"{section}.svg"
+        plot = _plot_sizes if section == "short" else _plot
+        if plot(report, section, path):
+            found[section] = path
+    return found
+
+
+def _plot(report: Report, section: str, path: Path) -> bool:
+    """A row for each case, in it a picture for the first two of its figures that are shown."""
+    from matplotlib import pyplot
+
+    cases = [case for case in report.results.cases if case.section == section]
+    cases = [case for case in cases if _rows(report, case, case.metrics[0])]
+    if not cases:
+        return False
+    height = sum(0.9 + 0.17 * len(case.contestants) for case in cases)
+    figure, grid = pyplot.subplots(
+        len(cases),
+        2,
+        figsize=(9, height),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[4 + len(case.contestants) for case in cases],
+    )
+    for case, (left, right) in zip(cases, grid, strict=True):
+        _bars(report, case, case.metrics[0], left)
+        costs = [metric for metric in case.metrics[1:] if _rows(report, case, metric)]
+        wanted = [metric for metric in costs if metric.name == "CPU"] or costs
+        if wanted:
+            _bars(report, case, wanted[0], right)
+        else:
+            right.axis("off")
+    _save(figure, path)
+    return True
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+
+
+def _plot_sizes(report: Report, section: str, path: Path) -> bool:
+    """A line for each contestant, over the sizes: a picture for each kind of transfer."""
+    from matplotlib import pyplot
+
+    cases = [case for case in report.results.cases if case.section == section]
+    kinds = list(dict.fromkeys(case.name.rpartition(", ")[0] for case in cases))
+    figure, grid = pyplot.subplots(
+        1, len(kinds), figsize=(9, 3), squeeze=False, sharey=True, layout="constrained"
+    )
+    for kind, axes in zip(kinds, grid[0], strict=True):
+        sizes = [case for case in cases if case.name.startswith(kind + ", ")]
+        for name in sizes[0].contestants:
+            rows = [_rows(report, case, case.metrics[0]).get(name) for case in sizes]
+            places = [place for place, row in enumerate(rows) if row]
+            axes.plot(places, [row.median for row in rows if row], marker="o", label=name)
+        axes.set_xticks(range(len(sizes)), [case.name.rpartition(", ")[2] for case in sizes])
+        axes.set_yscale("log")
+        axes.set_title(kind, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_ylabel(f"time, relative to {cases[0].references[0]} (less is better)")
+    grid[0][-1].legend(frameon=False)
+    _save(figure, path)
+    return True
+
+
+def _rows(report: Report, case: Case, metric: Metric) -> dict[str, Spread]:
+    """Relative to the first reference that there is."""
+    titles = [title for title, _ in report.references(case, "")]
+    for title in titles:
+        rows = {name: report.ratios(case, name, metric.name)[title] for name in case.contestants}
+        if any(rows.values()):
+            return {name: row for name, row in rows.items() if row and row.median > 0}
+    return {}
+
+
+def _bars(report: Report, case: Case, metric: Metric, axes: Axes) -> None:
+    rows = _rows(report, case, metric)
+    reference = report.references(case, "")[0][0]
+    for place, (name, row) in enumerate(rows.items()):
+        colour = OURS if name.startswith("ours") else REFERENCE if name == reference else OTHERS
+        axes.barh(place, row.median, color=colour, height=0.7)
+        axes.plot([row.least, row.most], [place, place], color="black", linewidth=0.8)
+        axes.annotate(
+            f" {row.median:.2f}",
+            (max(row.median, row.most), place),
+            verticalalignment="center",
+            fontsize=7,
+        )
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.axvline(1, color=REFERENCE, linewidth=0.8)
+    medians = [row.median for row in rows.values()]
+    if max(medians) / min(medians) > 20:
+        axes.set_xscale("log")
+        axes.set_xlim(left=10 ** math.floor(math.log10(min(medians))) / 2)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    better = "more is better" if metric.more_is_better else "less is better"
+    axes.set_title(f"{case.name}\n{metric.name}, relative to {reference} ({better})", fontsize=8)

@@ -1,0 +1,1 @@
+"""What the benchmark starts as processes: the load, its target, and relays."""
