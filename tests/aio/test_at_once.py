@@ -13,7 +13,7 @@ import pytest
 
 from freebsd_splice import BackendUnavailable, Outcome, Reason, Relay, Splice, aio
 from freebsd_splice._platform.interface import Endpoint, SocketLike
-from support.platforms import EnginePlatform, runtime
+from support.platforms import UserspacePlatform, runtime
 
 from .nets import LOOPS, MODELS, ModelNet, Net, RealNet, Stream, buffered, play
 from .test_seams import PATTERN
@@ -26,7 +26,7 @@ every_loop = pytest.mark.parametrize("name", LOOPS)
 MUCH = 120_000
 
 
-class NothingElsePlatform(EnginePlatform):
+class NothingElsePlatform(UserspacePlatform):
     """A system on which nothing can be spliced, nor a thread started."""
 
     def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
@@ -36,21 +36,21 @@ class NothingElsePlatform(EnginePlatform):
         raise AssertionError("a thread was started")
 
 
-class NoDescriptorsPlatform(EnginePlatform):
+class NoDescriptorsPlatform(UserspacePlatform):
     """A system on which a socket can't be duplicated."""
 
     def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-class NoThreadsPlatform(EnginePlatform):
+class NoThreadsPlatform(UserspacePlatform):
     """A system that has no thread to give."""
 
     def run(self, *given: Any) -> Any:
         raise RuntimeError("can't start new thread")
 
 
-class UntilFullPlatform(EnginePlatform):
+class UntilFullPlatform(UserspacePlatform):
     """This machine; ``is_full`` from the first write on that did not take all."""
 
     is_full = False
@@ -147,7 +147,7 @@ def test_cancelled_behind_a_part_of_it(name: str) -> None:
     ("port", "number"), [(NoDescriptorsPlatform, errno.EMFILE), (NoThreadsPlatform, errno.EAGAIN)]
 )
 def test_a_part_was_written_and_the_rest_cannot_be_spliced(
-    name: str, port: type[EnginePlatform], number: int
+    name: str, port: type[UserspacePlatform], number: int
 ) -> None:
     async def case(net: Net) -> None:
         source, drain, server = await _more_than_fits(net)

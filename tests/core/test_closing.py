@@ -22,7 +22,7 @@ from freebsd_splice._core.closing import Closer
 from freebsd_splice._core.pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._platform.send_queue import size_without_room, unacknowledged
 from freebsd_splice._platform.system import SystemPlatform
-from support.platforms import EnginePlatform, SteppedPlatform, runtime
+from support.platforms import UserspacePlatform, SteppedPlatform, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.
 SENT = random.Random(1).randbytes(16_000)
@@ -414,7 +414,7 @@ def test_a_close_that_waits_holds_up_nobody(harness: Harness, ended_by: str) -> 
     """SO_LINGER with a time: Linux waits in the last close, O_NONBLOCK or not."""
     entered, go_on = threading.Event(), threading.Event()
 
-    class ClosesSlowly(EnginePlatform):
+    class ClosesSlowly(UserspacePlatform):
         def cpus(self) -> int:
             return 1  # and so one worker, for all
 

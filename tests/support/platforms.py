@@ -16,7 +16,7 @@ from freebsd_splice._platform.system import SystemPlatform
 
 @contextmanager
 def runtime(platform: Platform, mover: str | None = None) -> Iterator[_runtime.Runtime]:
-    """Have splices made over ``port`` inside the block."""
+    """Have splices made over ``platform`` inside the block."""
     made = _runtime.Runtime(platform, mover, choose=getattr(platform, "choose", choose_kernel))
     before = _runtime.install(made)
     try:
@@ -26,14 +26,14 @@ def runtime(platform: Platform, mover: str | None = None) -> Iterator[_runtime.R
         made.close()
 
 
-class EnginePlatform(SystemPlatform):
+class UserspacePlatform(SystemPlatform):
     """This machine without the kernel's splices, also where they are there and demanded."""
 
     def choose(self) -> KernelChoice:
         return KernelChoice(None, demanded=False)
 
 
-class RecordingPlatform(EnginePlatform):
+class RecordingPlatform(UserspacePlatform):
     """Counts the payload that passes through Python."""
 
     def __init__(self, readiness: str | None = None) -> None:
