@@ -22,7 +22,7 @@ from freebsd_splice._core.closing import Closer
 from freebsd_splice._core.pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._platform.send_queue import size_without_room, unacknowledged
 from freebsd_splice._platform.system import SystemPlatform
-from support.platforms import UserspacePlatform, SteppedPlatform, runtime
+from support.platforms import SteppedPlatform, UserspacePlatform, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.
 SENT = random.Random(1).randbytes(16_000)
