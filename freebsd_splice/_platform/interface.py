@@ -44,7 +44,7 @@ class Pipe(Protocol):
 
 
 class Readiness(enum.IntFlag):
-    """What a poller watches for and reports.
+    """The readiness of a socket, as a poller watches for and reports it.
 
     Attributes:
         NONE: nothing.

@@ -14,7 +14,7 @@ from .interface import Readiness
 
 
 class PollBits(enum.IntFlag):
-    """What a level-triggered poll(2) shows of a socket.
+    """The bits that a level-triggered poll(2) shows of a socket.
 
     Attributes:
         NONE: nothing.

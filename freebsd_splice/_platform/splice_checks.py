@@ -23,7 +23,7 @@ _POISONED = (
 
 
 class DrainUse(enum.Enum):
-    """Whether a socket is the drain of a live splice (F20)."""
+    """A socket's use as the drain of a live splice (F20: poll(2) shows it)."""
 
     FREE = enum.auto()
     LIVE = enum.auto()
