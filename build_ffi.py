@@ -1,8 +1,8 @@
 """The binding to SO_SPLICE, in cffi's API mode.
 
-It declares names; the C compiler supplies their values and layout. How large ``struct splice`` is
-and where its fields lie differs between machines (F2 in docs/so_splice.md). ``setup.py`` builds
-``freebsd_splice._so_splice`` on FreeBSD and OpenBSD where ``headers_have_so_splice()`` says yes.
+It declares names; the C compiler supplies their values and layout. The size of ``struct splice``
+and the offsets of its fields differ between machines (F2 in docs/so_splice.md). ``setup.py`` builds
+``freebsd_splice._so_splice`` on FreeBSD and OpenBSD if ``headers_have_so_splice()`` returns True.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from cffi import FFI
 
-# The "..." are cffi's: the compiler completes what it finds in the real headers.
+# "..." is cffi's notation: the compiler fills it in from the real headers.
 DECLARATIONS = """
 #define SOL_SOCKET ...
 #define SO_SPLICE ...
@@ -42,7 +42,7 @@ int getsockopt(int, int, int, void *, socklen_t *);
 int setsockopt(int, int, int, const void *, socklen_t);
 """
 
-# What must hold on every machine; the layout's exact numbers are the compiler's business.
+# What must hold on every machine. The compiler knows the layout's exact numbers.
 SOURCE = """
 #include <sys/types.h>
 #include <sys/socket.h>
@@ -60,7 +60,7 @@ _Static_assert(offsetof(struct splice, sp_fd) == 0, "sp_fd is the first field");
 _Static_assert(sizeof(SP_MAX_TYPE) == 8, "sp_max has 64 bits");
 _Static_assert((SP_MAX_TYPE)-1 < 0, "sp_max is signed");
 _Static_assert(offsetof(struct splice, sp_idle) > offsetof(struct splice, sp_max),
-               "sp_idle lies behind sp_max");
+               "sp_idle lies after sp_max");
 """
 
 QUESTION = """
@@ -77,16 +77,20 @@ ffibuilder.set_source("freebsd_splice._so_splice", SOURCE)
 
 
 def c_compiler() -> list[str]:
-    """The compiler setuptools would take, with the flags that decide which headers it reads."""
+    """Return the compiler that setuptools would use, with the flags that choose its headers."""
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
     flags = [os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS")]
     return shlex.split(" ".join([compiler, *flags]))
 
 
 def headers_have_so_splice(compiler: Sequence[str] | None = None) -> bool:
-    """Ask the C preprocessor whether ``sys/socket.h`` declares SO_SPLICE.
+    """Return whether ``sys/socket.h`` declares SO_SPLICE, as the C preprocessor sees it.
 
-    Raises RuntimeError where it can't tell: no compiler, or one that doesn't find the header.
+    Args:
+        compiler: the command and its flags; None: ``c_compiler()``.
+
+    Raises:
+        RuntimeError: there is no compiler, or it doesn't find the header.
     """
     command = [*(c_compiler() if compiler is None else compiler), "-E", "-x", "c", "-"]
     try:

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where the extension is built, and which wheels may exist."""
+"""The parts of the build that pyproject.toml can't express: the extension, and the wheels' tags."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KERNELS_WITH_SO_SPLICE = ("FreeBSD", "OpenBSD")
 
 
 class PlatformWheel(bdist_wheel):
-    """Names the platform in every wheel's tag, in a pure Python one too.
+    """A wheel whose tag names the platform, even if it is pure Python.
 
-    pip prefers a wheel tagged ``any`` to the sdist on FreeBSD as well, and would install it there
-    without the extension (F37). See docs/packaging.md.
+    On FreeBSD too, pip prefers a wheel tagged ``any`` to the sdist, and would install it without
+    the extension (F37). See docs/packaging.md.
     """
 
     def finalize_options(self) -> None:
@@ -27,10 +27,13 @@ class PlatformWheel(bdist_wheel):
 
 
 def extension() -> dict[str, Any]:
-    """The extension as a keyword for setup(), which knows it only where cffi is installed."""
+    """Return the extension as a keyword for setup(), which knows it only if cffi is installed.
+
+    It is empty where the kernel's headers have no SO_SPLICE.
+    """
     if platform.system() not in KERNELS_WITH_SO_SPLICE:
         return {}
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip's builds leave it out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip's builds don't include it
     from build_ffi import headers_have_so_splice
 
     if headers_have_so_splice():

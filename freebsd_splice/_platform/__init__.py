@@ -1,1 +1,1 @@
-"""The operating system: everything that touches it."""
+"""Everything that touches the operating system."""

@@ -1,4 +1,4 @@
-"""The longest queue that the system lets a listening socket have, whatever it asks for."""
+"""The system's limit on a listening socket's backlog, which listen(2) cuts larger values to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-#: Of Linux, for the network namespace of whoever reads it.
+#: Linux's sysctl and its file, which shows the value of the reader's network namespace.
 _LINUX = ("net.core.somaxconn", Path("/proc/sys/net/core/somaxconn"))
 
-#: By how ``sys.platform`` begins.
+#: The other systems' sysctls, by the beginning of ``sys.platform``.
 _SYSCTLS = {
     "freebsd": "kern.ipc.soacceptqueue",
     "openbsd": "kern.somaxconn",
@@ -18,22 +18,27 @@ _SYSCTLS = {
     "darwin": "kern.ipc.somaxconn",
 }
 
-#: Where sysctl(8) is.  PATH isn't asked: a proxy can be started by root.
+#: Where sysctl(8) is. PATH isn't searched: a proxy can be started by root.
 _PROGRAMS = ("/sbin/sysctl", "/usr/sbin/sysctl")
 
-#: Seconds that it may take.
-_PATIENCE = 5.0
+#: Seconds that sysctl(8) may take.
+_TIMEOUT = 5.0
 
 
 class BacklogLimit(NamedTuple):
-    """The system's limit, and the sysctl that it is set with."""
+    """The system's limit, and the sysctl that sets it.
+
+    Attributes:
+        sysctl: the sysctl's name.
+        most: the longest backlog, in connections.
+    """
 
     sysctl: str
     most: int
 
 
 def backlog_limit() -> BacklogLimit | None:
-    """None where the system has none that could be read, or none at all."""
+    """Return the system's limit; None if it has none, or none that can be read."""
     try:
         if sys.platform == "linux":
             name, path = _LINUX
@@ -47,14 +52,14 @@ def backlog_limit() -> BacklogLimit | None:
 
 
 def _ask_sysctl(name: str) -> str:
-    # The library has no sysctl(3), and how its C types are laid out is the system's business.
+    # Python has no sysctl(3), and the layout of its C types differs between systems.
     program = next((path for path in _PROGRAMS if Path(path).exists()), _PROGRAMS[0])
     run = subprocess.run(
         [program, "-n", name],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         check=True,
     )
     return run.stdout

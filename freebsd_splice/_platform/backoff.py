@@ -1,7 +1,7 @@
-"""Looking ever more seldom at descriptors that are reported although nothing can be done.
+"""Growing pauses for descriptors that are reported although nothing can be done.
 
-poll(2) and select(2) can't be told to leave something out: a message in a socket's error queue is
-reported at each call, for as long as its owner leaves it there.
+poll(2) and select(2) report a message in a socket's error queue at each call, for as long as its
+owner leaves it there, and can't be told to ignore it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,35 @@ LONGEST_SECONDS = 0.25
 
 
 class Backoff:
-    """The descriptors that a call leaves out, each for a time that doubles."""
+    """The descriptors that poll calls leave out, each for a time that doubles."""
 
     def __init__(self) -> None:
-        # Seconds, and when they are over; None: the descriptor is looked at once more now.
+        # The pause in seconds, and the time when it ends; None: it has ended, and the next call
+        # polls the descriptor once.
         self._waits: dict[int, tuple[float, float | None]] = {}
 
     def was_useless(self, descriptor: int, *, anew: bool = False) -> None:
-        """Leave it out for a while: what is reported of it leads to nothing."""
+        """Leave the descriptor out for a while, as its report led to nothing.
+
+        Args:
+            descriptor: the one reported.
+            anew: begin with the shortest pause again.
+        """
         seconds, until = (0.0, None) if anew else self._waits.get(descriptor, (0.0, None))
         if until is None:
             seconds = min(max(2 * seconds, FIRST_SECONDS), LONGEST_SECONDS)
             self._waits[descriptor] = seconds, time.monotonic() + seconds
 
     def forget(self, descriptor: int) -> None:
-        """Look at it again from now on."""
+        """Poll the descriptor again from now on."""
         self._waits.pop(descriptor, None)
 
     def left_out(self) -> set[int]:
-        """Those that the next call is not to look at. Whichever was of use since is forgotten."""
+        """Return the descriptors that the next call must leave out.
+
+        One whose pause was over at the call before, and that was not reported as useless since, is
+        forgotten.
+        """
         now = time.monotonic()
         for descriptor, (seconds, until) in list(self._waits.items()):
             if until is None:
@@ -43,7 +53,7 @@ class Backoff:
         return {descriptor for descriptor, (_, until) in self._waits.items() if until is not None}
 
     def bounded(self, timeout: float | None) -> float | None:
-        """The timeout, or less where one of them is to be looked at before."""
+        """Return the timeout, or less if a pause ends earlier, in seconds."""
         left = [until for _, until in self._waits.values() if until is not None]
         if not left:
             return timeout

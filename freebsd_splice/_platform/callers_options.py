@@ -1,6 +1,6 @@
-"""Socket options of the caller's that change what poll, MSG_PEEK and SO_ERROR say.
+"""The caller's socket options that change what poll, MSG_PEEK and SO_ERROR report.
 
-A splice has to know better than they do (``docs/socket_options.md``).
+A splice must see the truth in spite of them (``docs/socket_options.md``).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = [
     "unread",
 ]
 
-#: Linux's numbers, which the socket module doesn't have.
+#: Linux's numbers, which the socket module lacks.
 _SO_PEEK_OFF = 42
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 
-#: What a router, or a missing route, says of a connection.
+#: Errors by which a router, or a missing route, reports trouble with a connection.
 _MESSAGES = {
     getattr(errno, name)
     for name in (
@@ -48,50 +48,60 @@ _MESSAGES = {
 
 
 def lower_read_mark(asked: socket.socket) -> int:
-    """Have a single byte make it readable; what the mark was, or 0 where it was that already."""
+    """Let a single byte make the socket readable (SO_RCVLOWAT).
+
+    Returns:
+        The mark before, in bytes; 0 if it was not changed.
+    """
     try:
         mark = asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         if mark > 1:
             asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             return mark
-    except OSError:  # Windows has none, a connection that is over may have none
+    except OSError:  # Windows has no mark, and a connection that has ended may have none
         pass
     return 0
 
 
 def restore_read_mark(asked: socket.socket, mark: int) -> None:
-    """Give the caller's mark back, unless there is another one by now."""
+    """Restore the caller's mark (bytes), unless the caller has set another one meanwhile."""
     with suppress(OSError):
         if asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1:
             asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
 
 
 def unread(asked: socket.socket) -> int:
-    """How many bytes could be read at once (FIONREAD), whatever MSG_PEEK says; 0 if unknown."""
+    """Return how many bytes could be read at once (FIONREAD), whatever MSG_PEEK says.
+
+    0 if the system doesn't answer.
+    """
     if sys.platform != "win32":
-        with suppress(OSError):  # not every family of sockets can tell
+        with suppress(OSError):  # not every family of sockets supports it
             return int.from_bytes(fcntl.ioctl(asked, termios.FIONREAD, bytes(4)), sys.byteorder)
     return 0
 
 
 def peek_offset(asked: socket.socket) -> int:
-    """Where MSG_PEEK begins; negative: at the first byte, as usual."""
+    """Return the offset, in bytes, at which MSG_PEEK begins (SO_PEEK_OFF).
+
+    It is negative where MSG_PEEK begins at the first byte, as usual.
+    """
     if sys.platform == "linux":
-        with suppress(OSError):  # of older kernels', for TCP
+        with suppress(OSError):  # older kernels lack it for TCP
             return asked.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
     return -1
 
 
 def set_peek_offset(asked: socket.socket, offset: int) -> None:
-    """Have MSG_PEEK begin there."""
+    """Let MSG_PEEK begin at that offset, in bytes (SO_PEEK_OFF)."""
     asked.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, offset)
 
 
 def is_survived(asked: socket.socket, error: int) -> bool:
-    """Whether SO_ERROR has told of something that the connection has not died of.
+    """Return whether the connection lives on after the error that SO_ERROR has reported.
 
-    On Linux it tells of messages (ICMP) too that TCP takes no notice of. With IP_RECVERR the caller
-    has asked to be stopped by them.
+    Linux also reports messages (ICMP) there that TCP ignores. A caller who has set IP_RECVERR has
+    asked to be stopped by them.
     """
     if sys.platform != "linux" or error not in _MESSAGES:
         return False
@@ -106,7 +116,7 @@ def _wants_messages(asked: socket.socket) -> bool:
         (socket.IPPROTO_IP, _IP_RECVERR),
         (socket.IPPROTO_IPV6, _IPV6_RECVERR),
     ):
-        with suppress(OSError):  # IPv4 has no options of IPv6
+        with suppress(OSError):  # an IPv4 socket has no IPv6 options
             if asked.getsockopt(level, option):
                 return True
     return False

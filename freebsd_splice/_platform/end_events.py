@@ -1,4 +1,4 @@
-"""Learning of a splice's end, on this machine: kqueue's events, and poll(2) for what they miss."""
+"""How this machine reports the end of a splice: kqueue's events, and poll(2) for those it loses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .interface import Readiness
 from .kernel_interface import PollBits
 
-_select: Any = select  # each system's has other names, and a type checker knows that
+_select: Any = select  # its names differ between systems, and a type checker knows that
 
 #: Events taken by one kevent(2).
 _BATCH = 256
@@ -19,7 +19,7 @@ _BATCH = 256
 class KqueueEndEvents:
     """``EndEvents`` by kqueue(2)."""
 
-    #: The module that ``kqueue`` and its constants come from; on Linux a test puts its own here.
+    #: The module with ``kqueue`` and its constants; on Linux a test puts its own here.
     module: Any = _select
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class KqueueEndEvents:
         return int(self._kqueue.fileno())
 
     def arm(self, source: int, drain: int) -> list[tuple[int, Readiness]]:
-        # In two calls: an error in a change is raised only where no events are asked for.
+        # Two calls, because an error in a change is raised only if no events are asked for.
         read, write = self._changes(source, drain, self.module.KQ_EV_ADD | self.module.KQ_EV_CLEAR)
         try:
             self._kqueue.control([read, write], 0, 0)
         except BaseException:
             for added in self._changes(source, drain, self.module.KQ_EV_DELETE):
-                with suppress(OSError):  # the first of the two has failed to be added
+                with suppress(OSError):  # this one was never added
                     self._kqueue.control([added], 0, 0)
             raise
         return self.collect()
@@ -57,8 +57,8 @@ class KqueueEndEvents:
         self._kqueue.close()
 
     def abandon(self) -> None:
-        # A kqueue isn't inherited (kqueue(2)): its number may be a stranger's in the child, and
-        # older Pythons would close that with the object.
+        # A child doesn't inherit a kqueue (kqueue(2)): the number may belong to another file there,
+        # and older Pythons would close it together with the object.
         _not_ours.append(self._kqueue)
 
     def _changes(self, source: int, drain: int, flags: int) -> list[Any]:
@@ -97,7 +97,7 @@ class SystemPollSet:
         ]
 
 
-#: POLLRDHUP (F14).  OpenBSD has none, and loses no EOF either.
+#: POLLRDHUP, which shows an EOF whose event was lost (F14). OpenBSD lacks it and loses no EOF.
 _READ_HANGUP: int = getattr(
     _select, "POLLRDHUP", 0x4000 if sys.platform.startswith("freebsd") else 0
 )

@@ -1,8 +1,8 @@
 """The platform: everything through which flows, ``Splice`` and ``Relay`` touch the system.
 
-Sockets, pipes, readiness, time and threads come in through the protocols here, and in no other way.
-``system.SystemPlatform`` is this machine.  A test can hand in another one, whose clock it turns by
-hand or whose kernel is a model.
+They use sockets, pipes, readiness, time and threads only through the protocols here.
+``system.SystemPlatform`` is this machine. A test can hand in another platform, whose clock the test
+moves or whose kernel is a model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ from typing import Protocol
 
 
 class SocketLike(Protocol):
-    """A socket, or an object that stands for one: what ``Splice`` and ``Relay`` take as a side."""
+    """A socket, or an object that stands for one: the type of every source, drain and side.
+
+    Every ``socket.socket`` is one. So is any other object with a ``fileno()`` method, such as
+    another library's socket; on Windows, ``Splice`` and ``Relay`` take only ``socket.socket``.
+
+    The package also uses these attributes, if the object has them: ``family``, ``type`` and
+    ``proto`` (else the system is asked); ``gettimeout()``, as a socket with a timeout stays
+    non-blocking after the splice; and ``close()``, which ``Relay(close=True)`` calls.
+    """
 
     def fileno(self) -> int:
-        """Return the socket's descriptor; once it is closed, return -1 or raise."""
+        """Return the socket's descriptor; once the socket is closed, return -1 or raise."""
         ...
 
 
@@ -27,54 +35,69 @@ class Endpoint(Protocol):
 
 
 class Pipe(Protocol):
-    """A pipe for ``os.splice``; it is empty whenever nobody holds it."""
+    """A pipe for ``os.splice``; it is empty while no flow holds it."""
 
     @property
     def size(self) -> int:
-        """Its capacity in bytes."""
+        """The pipe's capacity in bytes."""
         ...
 
 
 class Readiness(enum.IntFlag):
-    """What a poller watches for and reports."""
+    """The readiness of a socket, as a poller watches for and reports it.
+
+    Attributes:
+        NONE: nothing.
+        READ: there are bytes to read, or EOF.
+        WRITE: there is room for bytes to send.
+        HANGUP: the connection can take no more bytes. It is reported without being asked for.
+        ERROR: an error may be pending on the socket. It is reported without being asked for.
+    """
 
     NONE = 0
     READ = 1
     WRITE = 2
-    #: The connection can take no more bytes.  Watched always, reported without being asked for.
+    #: The connection can take no more bytes. It is reported without being asked for.
     HANGUP = 4
-    #: An error may be pending on the socket.  As HANGUP.
+    #: An error may be pending on the socket. It is reported without being asked for.
     ERROR = 8
 
 
 class Poller(Protocol):
-    """Level-triggered readiness.  Every method but ``wait`` may be called from any thread."""
+    """Level-triggered readiness.
+
+    ``wait`` and ``quieten`` are called by the thread that waits; any thread may call the others.
+    """
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        """Report ``interest`` on ``endpoint`` from now on, in place of what was watched before.
+        """Report ``interest`` on ``endpoint`` from now on, in place of the interest before.
 
-        ``Readiness.NONE`` still reports HANGUP and ERROR, where the poller can see them.
+        With ``Readiness.NONE``, HANGUP and ERROR are still reported, where the poller sees them.
         """
         ...
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Report nothing more; to be called before the endpoint is closed."""
+        """Report nothing more of the endpoint. This must be called before it is closed."""
         ...
 
     def quieten(self, endpoint: Endpoint) -> None:
-        """What was reported of it last has led to nothing: a mere notice in its error queue.
+        """Report the endpoint less often, as its last report led to nothing.
 
-        While that lasts, report it only when something has changed, or else ever more seldom.
-        Called by the thread that waits.
+        There is only a notice in its error queue. While that lasts, report the endpoint only when
+        something has changed, or else at intervals that double. The thread that waits calls this.
         """
         ...
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
-        """Wait for something to report, for ``wake``, or for ``timeout`` seconds."""
+        """Wait for a report, for ``wake``, or for ``timeout`` seconds (None: without limit).
+
+        Returns:
+            Descriptors, each with its readiness.
+        """
         ...
 
     def wake(self) -> None:
-        """Make the ``wait`` under way, or else the next one, return."""
+        """Make the ``wait`` in progress return, or else the next one."""
         ...
 
     def fileno(self) -> int:
@@ -100,7 +123,7 @@ class Notice(Protocol):
     def fileno(self) -> int: ...
 
     def give(self) -> None:
-        """Make it readable."""
+        """Make the descriptor readable."""
         ...
 
     def close(self) -> None: ...
@@ -112,7 +135,7 @@ class Mailbox(Protocol):
     def put(self, call: Callable[[], object]) -> None: ...
 
     def take(self, timeout: float) -> Callable[[], object] | None:
-        """The first of them; None where there was none for ``timeout`` seconds."""
+        """Remove and return the first call; None if none arrives within ``timeout`` seconds."""
         ...
 
 
@@ -120,33 +143,35 @@ class Runner(Protocol):
     """A loop that has been started."""
 
     def join(self) -> None:
-        """Wait until it has returned."""
+        """Wait until the loop has returned."""
         ...
 
 
 class Platform(Protocol):
-    """One operating system.  Every socket call is non-blocking: BlockingIOError says "not now"."""
+    """One operating system. Every socket call is non-blocking: BlockingIOError means "not now"."""
 
     # Sockets
     def is_open(self, original: SocketLike) -> bool:
-        """Whether the caller's socket object is still open."""
+        """Return whether the caller's socket object is still open."""
         ...
 
     def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
-        """A duplicate that is non-blocking, as from now on every duplicate of that socket is.
+        """Duplicate the caller's descriptor and set O_NONBLOCK, which all duplicates share.
 
-        True beside it where O_NONBLOCK was clear before, and so is owed back to the caller.
+        Returns:
+            The duplicate; and whether the socket was blocking before, so that
+            ``restore_blocking`` is due at the end.
         """
         ...
 
     def identity(self, endpoint: Endpoint) -> object:
-        """What the open socket has in common with its duplicates alone; None: can't be told."""
+        """Return a value that only duplicates of the same open socket share; None: unknown."""
         ...
 
     def close(self, endpoint: Endpoint) -> None: ...
 
     def last_close_waits(self, endpoint: Endpoint) -> bool:
-        """Whether the caller has set a time in SO_LINGER, for which the last close may wait."""
+        """Return whether the caller has set a time in SO_LINGER: the last close may wait then."""
         ...
 
     def close_original(self, original: SocketLike) -> None:
@@ -158,20 +183,26 @@ class Platform(Protocol):
         ...
 
     def lower_read_mark(self, endpoint: Endpoint) -> int:
-        """Have a single byte make it readable (SO_RCVLOWAT); the mark before, 0 if unchanged."""
+        """Let a single byte make the socket readable (SO_RCVLOWAT).
+
+        Returns:
+            The mark before, in bytes; 0 if it was not changed.
+        """
         ...
 
     def restore_read_mark(self, endpoint: Endpoint, mark: int) -> None:
-        """The reverse, unless the caller has set another one meanwhile."""
+        """Restore that mark (bytes), unless the caller has set another one meanwhile."""
         ...
 
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int: ...
 
     def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
-        """1 where there is something to read, 0 at EOF.
+        """Return 1 if there is a byte to read, 0 at EOF; raise BlockingIOError if there is neither.
 
-        With SO_PEEK_OFF the system's "nothing there" can be wrong. Without ``told``, i.e. where
-        no poller has said that there is something, it is believed all the same.
+        Args:
+            endpoint: the source.
+            told: a poller has reported the socket readable. With SO_PEEK_OFF the system may then
+                wrongly answer that there is nothing; without such a report, it is believed.
         """
         ...
 
@@ -190,19 +221,20 @@ class Platform(Protocol):
         ...
 
     def unacknowledged(self, endpoint: Endpoint) -> int | None:
-        """Bytes that were sent and that the peer has not acknowledged; None: it can't be told."""
+        """Return the bytes that were sent and not acknowledged by the peer; None: unknown."""
         ...
 
     def take_error(self, endpoint: Endpoint) -> OSError | None:
-        """The error pending on the socket (SO_ERROR), which is thereby taken off it.
+        """Take the pending error (SO_ERROR) off the socket and return it.
 
-        What a connection survives is left out, unless the caller has asked for it (IP_RECVERR).
+        Errors that the connection survives are left out, unless the caller asked for them
+        (IP_RECVERR).
         """
         ...
 
-    # os.splice; only called where ``can_splice`` says so
+    # os.splice; these are called only if ``can_splice`` returns True
     def can_splice(self) -> bool:
-        """Whether this system has ``os.splice`` between pipes and sockets."""
+        """Return whether this system has ``os.splice`` between pipes and sockets."""
         ...
 
     def open_pipe(self) -> Pipe: ...
@@ -217,7 +249,7 @@ class Platform(Protocol):
 
     # Waiting, time and threads
     def poller(self, *, few: bool = False) -> Poller:
-        """``few``: for a handful of descriptors, a kqueue among them perhaps."""
+        """Make a poller; with ``few``, for a handful of descriptors that may include a kqueue."""
         ...
 
     def mailbox(self) -> Mailbox: ...
@@ -227,21 +259,21 @@ class Platform(Protocol):
     def notice(self) -> Notice: ...
 
     def now(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Return the seconds on a clock that never goes back."""
         ...
 
     def cpus(self) -> int:
-        """How many engine workers this machine should have."""
+        """Return how many engine workers this machine should have."""
         ...
 
     def run(self, step: Callable[[], bool], name: str) -> Runner:
-        """Call ``step`` again and again, in a thread of its own, until it returns False."""
+        """Call ``step`` again and again on a new thread, until it returns False."""
         ...
 
     def is_own_thread(self) -> bool:
-        """Whether the caller runs in a thread that ``run`` has started."""
+        """Return whether the caller runs on a thread that ``run`` has started."""
         ...
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copies of all that the platform has opened."""
+        """In a forked child, close the child's copies of everything the platform has opened."""
         ...

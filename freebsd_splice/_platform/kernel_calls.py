@@ -1,4 +1,4 @@
-"""The kernel's calls, made on this machine (see ``kernel_interface``)."""
+"""The kernel's calls as this machine makes them (see ``kernel_interface``)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if sys.platform != "win32":
     SENT_TLS, RECEIVED_TLS = KERNEL_TLS["freebsd"]
     SO_SNDLOWAT = 0x1003
     FIONSPACE = 0x40046676
-    OPENBSD_TCP_NOPUSH = 0x10  # its netinet/tcp.h; FreeBSD's, which nobody needs here, is 4
+    OPENBSD_TCP_NOPUSH = 0x10  # OpenBSD's netinet/tcp.h; FreeBSD's is 4, and isn't used
 
     class SystemKernelCalls:
-        """The calls of the kernel this runs on.
+        """The calls of the running kernel.
 
-        The numbers are FreeBSD's, where they aren't called OpenBSD's: what OpenBSD isn't asked,
-        its capabilities say.
+        The options' numbers are FreeBSD's, unless their name says OpenBSD. OpenBSD's capabilities
+        keep it from being asked with the others.
         """
 
         @functools.cached_property
         def capabilities(self) -> Capabilities:
-            """By the running kernel: a jail fakes uname's ``release``, not its ``version``."""
+            """The running kernel's; a jail can fake uname's ``release``, not its ``version``."""
             found = re.match(r"\w+ (\d+)\.(\d+)", os.uname().version)
             return capabilities_of(
                 "OpenBSD" if sys.platform.startswith("openbsd") else "FreeBSD",
@@ -45,7 +45,7 @@ if sys.platform != "win32":
             )
 
         def set_splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
-            """Splice source to drain; 0 bytes and 0 seconds mean no limit."""
+            """Splice source to drain. ``max_bytes`` 0 and ``idle`` (seconds) 0 mean no limit."""
             raw_splice.set_splice(source, drain, max_bytes, idle)
 
         def end_splice(self, source: int) -> None:
@@ -53,52 +53,52 @@ if sys.platform != "win32":
             raw_splice.end_splice(source)
 
         def spliced_count(self, source: int) -> int:
-            """Bytes moved by source's current or last splice."""
+            """Return the bytes moved by source's current or last splice."""
             return raw_splice.spliced_count(source)
 
         def tcp_state(self, descriptor: int) -> int:
-            """The first byte of TCP_INFO."""
+            """Return the first byte of TCP_INFO."""
             return raw_splice.read_option(descriptor, socket.IPPROTO_TCP, TCP_INFO, 1)[0]
 
         def transmit_tls_mode(self, descriptor: int) -> int:
-            """getsockopt(TCP_TXTLS_MODE)."""
+            """Return getsockopt(TCP_TXTLS_MODE)."""
             return _integer(raw_splice.read_option(descriptor, *SENT_TLS, 4))
 
         def receive_tls_mode(self, descriptor: int) -> int:
-            """getsockopt(TCP_RXTLS_MODE)."""
+            """Return getsockopt(TCP_RXTLS_MODE)."""
             return _integer(raw_splice.read_option(descriptor, *RECEIVED_TLS, 4))
 
         def writable_now(self, descriptor: int) -> bool:
-            """poll(2) for POLLOUT, without waiting."""
+            """Return whether poll(2) for POLLOUT reports anything, without waiting."""
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             return bool(poll.poll(0))
 
         def send_space(self, descriptor: int) -> int:
-            """ioctl(FIONSPACE)."""
+            """Return ioctl(FIONSPACE), in bytes."""
             return _ask(descriptor, FIONSPACE)
 
         def send_low_water(self, descriptor: int) -> int:
-            """getsockopt(SO_SNDLOWAT)."""
+            """Return getsockopt(SO_SNDLOWAT), in bytes."""
             return _integer(raw_splice.read_option(descriptor, socket.SOL_SOCKET, SO_SNDLOWAT, 4))
 
         def unread(self, descriptor: int) -> int:
-            """ioctl(FIONREAD)."""
+            """Return ioctl(FIONREAD), in bytes."""
             return _ask(descriptor, termios.FIONREAD)
 
         def push(self, drain: int) -> None:
-            """Set and clear TCP_NOPUSH, which sends; it is as the caller had it then."""
+            """Set and clear TCP_NOPUSH, which makes TCP send; then restore the caller's value."""
             level, option = socket.IPPROTO_TCP, OPENBSD_TCP_NOPUSH
             before = _integer(raw_splice.read_option(drain, level, option, 4))
             for value in (1, 0, 1) if before else (1, 0):
                 raw_splice.write_option(drain, level, option, value)
 
         def end_events(self) -> KqueueEndEvents:
-            """kqueue(2)."""
+            """Make a kqueue(2)."""
             return KqueueEndEvents()
 
         def poll_set(self) -> SystemPollSet:
-            """poll(2)."""
+            """Make a set for poll(2)."""
             return SystemPollSet()
 
     def _ask(descriptor: int, request: int) -> int:

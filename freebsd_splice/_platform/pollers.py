@@ -1,4 +1,4 @@
-"""Readiness: the best that the system has of epoll, kqueue, poll and select."""
+"""Pollers by epoll, kqueue, poll and select; the first of them that the system has is the best."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .backoff import Backoff
 from .interface import Endpoint, Readiness
 
 _Call = Callable[[float | None], list[tuple[int, Readiness]]]
-_select: Any = select  # each system's has other names, and a type checker knows that
+_select: Any = select  # its names differ between systems, and a type checker knows that
 READ, WRITE, HANGUP, ERROR = Readiness.READ, Readiness.WRITE, Readiness.HANGUP, Readiness.ERROR
 
 
 def make_poller(kind: str | None = None) -> BasePoller:
-    """A poller of that kind; None: the best one here."""
+    """Make a poller of that kind; None: the best one that this system has."""
     kind = kind or kinds()[0]
     if kind not in kinds():
         raise ValueError(f"this system has no {kind!r}; it has {', '.join(kinds())}")
@@ -30,12 +30,12 @@ def make_poller(kind: str | None = None) -> BasePoller:
 
 
 def kinds() -> list[str]:
-    """The kinds that this system has, best first."""
+    """Return the kinds that this system has, best first."""
     return [kind for kind in _KINDS if hasattr(_select, kind)]
 
 
 class BasePoller(ABC):
-    """What the four have in common: a socket pair to be woken by."""
+    """The common part of the four pollers: a socket pair by which ``wake`` ends a wait."""
 
     def __init__(self) -> None:
         self._woken, self._waker = socket.socketpair()
@@ -61,7 +61,7 @@ class BasePoller(ABC):
         return ready
 
     def wake(self) -> None:
-        with suppress(BlockingIOError):  # so many are waiting that one more says nothing
+        with suppress(BlockingIOError):  # the pair is full of wake-ups, and one more adds nothing
             self._waker.send(b"\0")
 
     def fileno(self) -> int:
@@ -72,7 +72,7 @@ class BasePoller(ABC):
         self._waker.close()
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copies."""
+        """In a forked child, close the child's copies."""
         self.close()
 
     @abstractmethod
@@ -82,7 +82,7 @@ class BasePoller(ABC):
     def forget(self, endpoint: Endpoint) -> None: ...
 
     def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - a kqueue has nothing to do
-        """What was reported of it last has led to nothing: see ``interface.Poller``."""
+        """Report the endpoint less often: see ``interface.Poller``."""
 
     @abstractmethod
     def _open(self, wake_descriptor: int) -> None: ...
@@ -92,7 +92,7 @@ class BasePoller(ABC):
 
 
 class EpollPoller(BasePoller):
-    """Linux."""
+    """epoll(7), on Linux."""
 
     def _open(self, wake_descriptor: int) -> None:
         self._epoll = _select.epoll()
@@ -108,14 +108,15 @@ class EpollPoller(BasePoller):
             self._modify(descriptor, _EPOLL_MASK[interest] | before & _select.EPOLLET)
 
     def forget(self, endpoint: Endpoint) -> None:
-        # Closing would not do: epoll goes on watching as long as the caller's own descriptor
-        # keeps the socket open.
+        # Closing the endpoint isn't enough: epoll goes on watching as long as the caller's own
+        # descriptor keeps the socket open.
         if self._masks.pop(endpoint.fileno(), None) is not None:
             self._epoll.unregister(endpoint.fileno())
 
     def quieten(self, endpoint: Endpoint) -> None:
-        # Reported at each change from now on, which serves as well: who is told that it can read
-        # or write does so until it can't. Only once: each change of a mask is reported too.
+        # From now on each change is reported, which serves as well: a flow that is told that it can
+        # read or write does so until it can't. The mask is set only once, because epoll reports
+        # each change of a mask too.
         mask = self._masks.get(endpoint.fileno())
         if mask is not None and not mask & _select.EPOLLET:
             self._modify(endpoint.fileno(), mask | _select.EPOLLET)
@@ -136,7 +137,7 @@ class EpollPoller(BasePoller):
 
 
 def _decode(mask: int) -> Readiness:
-    """poll(2)'s bits, which epoll shares: IN 1, OUT 4, ERR 8, HUP 16."""
+    """Convert poll(2)'s bits, which epoll shares: IN 1, OUT 4, ERR 8, HUP 16."""
     return Readiness(
         (READ if mask & 1 else 0)
         | (WRITE if mask & 4 else 0)
@@ -153,14 +154,14 @@ _EPOLL_MASK = {
 
 
 class KqueuePoller(BasePoller):
-    """FreeBSD, OpenBSD, macOS.  They have no error queues: an error that was read is gone, so
-    that there is nothing to quieten.
+    """kqueue(2), on FreeBSD, OpenBSD and macOS.
 
-    HANGUP without WRITE is watched for by EVFILT_WRITE with a low-water mark that no send buffer
-    reaches: it then fires for nothing but the end of the connection (kqueue(2), NOTE_LOWAT).
+    These systems have no error queues: an error that was read is gone, so ``quieten`` has nothing
+    to do. HANGUP without WRITE is watched for by EVFILT_WRITE with a low-water mark that no send
+    buffer reaches: it then fires only at the end of the connection (kqueue(2), NOTE_LOWAT).
     """
 
-    #: The module that ``kqueue`` and its constants come from; on Linux a test puts its own here.
+    #: The module with ``kqueue`` and its constants; on Linux a test puts its own here.
     module: Any = _select
     _OUT_OF_REACH = 0x7FFFFFFF
 
@@ -210,7 +211,7 @@ class KqueuePoller(BasePoller):
                 found = WRITE | HANGUP
             elif self._interest.get(event.ident, WRITE) & WRITE:
                 found = WRITE
-            else:  # a pending error is reported whatever the mark is
+            else:  # a pending error is reported, whatever the mark
                 found = ERROR
             ready.append((event.ident, found))
         return ready
@@ -223,14 +224,14 @@ class KqueuePoller(BasePoller):
         super().close()
 
     def abandon(self) -> None:
-        # A kqueue isn't inherited (kqueue(2)): its number may be a stranger's in the child, and
-        # older Pythons would close that with the object.
+        # A child doesn't inherit a kqueue (kqueue(2)): the number may belong to another file there,
+        # and older Pythons would close it together with the object.
         _not_ours.append(self._kqueue)
         super().close()
 
 
 class _RepeatingPoller(BasePoller):
-    """One that is given all descriptors at each call, and reports the same as long as it is so."""
+    """A poller whose call takes all descriptors each time, and reports each while it is ready."""
 
     def _open(self, wake_descriptor: int) -> None:
         self._lock = threading.Lock()
@@ -260,7 +261,7 @@ class _RepeatingPoller(BasePoller):
         self._backoff.forget(descriptor)
 
     def _check_room(self, descriptor: int) -> None:
-        """OSError, if it can't take that one as well."""
+        """Raise OSError if the poller can't take that descriptor as well."""
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         with self._lock:
@@ -274,7 +275,7 @@ class _RepeatingPoller(BasePoller):
 
 
 class PollPoller(_RepeatingPoller):
-    """Any POSIX system."""
+    """poll(2), on any POSIX system."""
 
     def _open(self, wake_descriptor: int) -> None:
         super()._open(wake_descriptor)
@@ -301,13 +302,13 @@ class PollPoller(_RepeatingPoller):
 
 
 class SelectPoller(_RepeatingPoller):
-    """Windows.  It cannot see HANGUP: a dead drain is noticed by the next bytes sent to it."""
+    """select(2), on Windows. It can't see HANGUP: a dead drain is noticed at the next send."""
 
     _LIMIT = 1024
 
     def _check_room(self, descriptor: int) -> None:
-        # Past its bounds select() would raise at each wait, for all sockets.
-        if sys.platform == "win32":  # there it bounds how many; CPython's FD_SETSIZE is 512
+        # Past its limit select() would raise at each wait, for all sockets.
+        if sys.platform == "win32":  # the number of sockets counts; CPython's FD_SETSIZE is 512
             full = len(self._interest) >= self._LIMIT // 2 and descriptor not in self._interest
         else:
             full = descriptor >= self._LIMIT
@@ -328,7 +329,7 @@ class SelectPoller(_RepeatingPoller):
             # Windows reports a connection that failed in the third set alone.
             readable, writable, failed = select.select(readers, writers, writers, timeout)
         except OSError:
-            return []  # one of them was forgotten and closed since: the next look leaves it out
+            return []  # one of them was forgotten and closed meanwhile: the next call leaves it out
         ready = dict.fromkeys(readable, READ)
         for descriptor in writable + failed:
             ready[descriptor] = ready.get(descriptor, Readiness.NONE) | WRITE

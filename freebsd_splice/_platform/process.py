@@ -1,4 +1,4 @@
-"""What a process has once, and what a forked child has none of."""
+"""Objects that a process has once, and that a forked child doesn't inherit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """Something with threads of its own, made when this process first needs it.
+    """An object with threads of its own, made when this process first needs it.
 
-    A forked child has no part in its parent's: it closes its copies (``leave``) and makes its own.
+    A forked child can't use its parent's object: it closes its copies of the descriptors
+    (``leave``) and makes an object of its own when it needs one.
     """
 
     def __init__(
@@ -28,15 +29,16 @@ class PerProcess(Generic[T]):
         self._leave = leave
         self._alive = alive
         self._lock = threading.Lock()
-        #: The one there is, which may be alive no more.
+        #: The object, if there is one; it may have ended.
         self.made: T | None = None
         in_forked_child(self._forget)
 
     def get(self) -> T:
-        """The one there is, or a new one.
+        """Return the object; make a new one if there is none, or if it has ended.
 
-        Raises RuntimeError where gevent has taken from the standard library what threads are made
-        of, and what making it raises.
+        Raises:
+            RuntimeError: gevent has patched modules that the package's threads need.
+            Exception: whatever making the object raises.
         """
         made = self.made
         if made is not None and self._alive(made):  # the usual case, and often asked
@@ -48,19 +50,19 @@ class PerProcess(Generic[T]):
             return self.made
 
     def replace(self, made: T | None) -> T | None:
-        """Have ``made`` be the one, or none; gives back the one before, which is not ended."""
+        """Install ``made`` (None: nothing) and return the object before, without ending it."""
         with self._lock:
             before, self.made = self.made, made
             return before
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()  # a thread that isn't here may have held it
+        self._lock = threading.Lock()  # a thread that the child lacks may have held the old one
         made, self.made = self.made, None
         if made is not None:
             self._leave(made)
 
 
 def in_forked_child(call: Callable[[], object]) -> None:
-    """Have ``call`` made in every child that is forked from now on, before anything else there."""
+    """Run ``call`` first thing in every child that is forked from now on."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=call)

@@ -1,9 +1,9 @@
-"""SO_SPLICE itself: the option, its struct, and the three raw calls. Nothing else knows them.
+"""SO_SPLICE itself: the option, its struct, and the three raw calls; no other module makes them.
 
 The calls go through the compiled extension ``freebsd_splice._so_splice`` and never through
 ``socket.setsockopt``: setting a splice moves waiting data and ending one waits for the kernel's
-worker, and only a call through cffi lets other threads run meanwhile (F34). The compiler of the
-machine has laid out ``struct splice``, which differs from platform to platform (F2).
+worker, and only a call through cffi lets other threads run meanwhile (F34). The layout of
+``struct splice`` differs between platforms (F2), so the machine's C compiler supplies it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ except ImportError as error:
 
 
 def set_splice(source: int, drain: int, max_bytes: int, idle: float) -> None:
-    """Splice source to drain. 0 bytes: no limit; 0 seconds: no time limit.
+    """Splice source to drain.
 
-    The arguments are those the kernel understands: a negative drain ends the splice instead.
+    Args:
+        source: the source's descriptor.
+        drain: the drain's; unlike elsewhere, a negative one ends the splice, as in the kernel.
+        max_bytes: the number of bytes after which the splice ends; 0: no limit.
+        idle: ``sp_idle``, in seconds; 0: no limit.
     """
     splice = _extension.ffi.new("struct splice *")
     splice.sp_fd = drain
@@ -52,17 +56,17 @@ def end_splice(source: int) -> None:
 
 
 def spliced_count(source: int) -> int:
-    """Bytes moved by source's current splice, or by its last one (F4)."""
+    """Return the bytes moved by source's current splice, or by its last one (F4)."""
     moved = _extension.ffi.new("off_t *")
     _get(source, _extension.lib.SOL_SOCKET, SO_SPLICE, moved, _extension.ffi.sizeof("off_t"))
     return int(moved[0])
 
 
 def read_option(descriptor: int, level: int, option: int, size: int) -> bytes:
-    """getsockopt(2) on a bare descriptor.
+    """Call getsockopt(2) on a bare descriptor; return at most ``size`` bytes.
 
-    Making a ``socket.socket`` of a descriptor to ask it something can make it non-blocking
-    (``socket.setdefaulttimeout``); this changes nothing.
+    This changes nothing about the socket, whereas making a ``socket.socket`` of the descriptor can
+    make it non-blocking (``socket.setdefaulttimeout``).
     """
     value = _extension.ffi.new("char[]", size)
     got = _get(descriptor, level, option, value, size)
@@ -70,7 +74,7 @@ def read_option(descriptor: int, level: int, option: int, size: int) -> bytes:
 
 
 def write_option(descriptor: int, level: int, option: int, value: int) -> None:
-    """setsockopt(2) of an int on a bare descriptor; as ``read_option``."""
+    """Call setsockopt(2) with an int on a bare descriptor, as ``read_option`` does getsockopt."""
     number = _extension.ffi.new("int *", value)
     lib = _extension.lib
     if lib.setsockopt(descriptor, level, option, number, _extension.ffi.sizeof("int")) != 0:
@@ -79,9 +83,10 @@ def write_option(descriptor: int, level: int, option: int, value: int) -> None:
 
 @functools.cache
 def missing() -> str | None:
-    """Why SO_SPLICE cannot be used here, or None where it can. Asked once a process.
+    """Return why SO_SPLICE can't be used here; None if it can. The answer is kept.
 
-    The kernel answers for itself (F5, F36): in a jail the userland's version says nothing.
+    The kernel itself is asked (F5: an older one answers ENOPROTOOPT), because in a jail the
+    userland's version says nothing about the kernel (F36).
     """
     system = next((name for key, name in SYSTEMS.items() if sys.platform.startswith(key)), None)
     if system is None:
@@ -108,7 +113,7 @@ def missing() -> str | None:
 def _any_tcp_socket() -> socket.socket:
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    except OSError:  # a jail may have IPv6 alone
+    except OSError:  # a jail may have only IPv6
         return socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
 
 

@@ -1,4 +1,4 @@
-"""SO_LINGER: a close that tells the peer that something is missing, or one that waits."""
+"""SO_LINGER: a close that sends a reset, so that the peer learns of the loss, or one that waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import sys
 from typing import Any, Protocol
 
-#: struct linger: whether it is on, and the seconds.
+#: struct linger: l_onoff, and l_linger in seconds.
 _LINGER = "hh" if sys.platform == "win32" else "ii"
 
 
@@ -16,9 +16,10 @@ class _Options(Protocol):
 
 
 def reset_on_close(sock: _Options) -> None:
-    """Let the last close of this connection send a reset in place of a FIN.
+    """Make the last close of this connection send a reset in place of a FIN.
 
-    Raises OSError where it is gone already, on some systems.
+    Raises:
+        OSError: on some systems, if the connection is gone.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
 
@@ -29,11 +30,11 @@ def no_linger(sock: _Options) -> None:
 
 
 def last_close_waits(sock: socket.socket) -> bool:
-    """Whether the last close of this connection may sit there until all has arrived."""
+    """Return whether the last close of this connection may block until all bytes have arrived."""
     try:
         size = struct.calcsize(_LINGER)
         answer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, size)
-    except OSError:  # it is gone
+    except OSError:  # the connection is gone
         return False
     is_on, seconds = struct.unpack(_LINGER, answer)
     return bool(is_on and seconds)

@@ -1,7 +1,8 @@
-"""How much a socket has sent that its peer has not acknowledged: each system has its own question.
+"""The bytes that a socket has sent and its peer has not acknowledged, which each system reports
+by a call of its own.
 
-Only this tells whether what was handed to a socket has arrived. A reset throws it away, and so can
-a close with bytes unread.
+Nothing else shows whether bytes handed to a socket have arrived. A reset throws them away, and so
+can a close of a socket with unread bytes.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import socket
 import sys
 from typing import Any
 
-_select: Any = select  # each system's has other names, and a type checker knows that
+_select: Any = select  # its names differ between systems, and a type checker knows that
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _termios: Any = importlib.import_module("termios") if os.name == "posix" else None
 
-#: Linux's numbers (include/net/tcp_states.h) of FIN_WAIT1, LAST_ACK and CLOSING.
+#: FIN_WAIT1, LAST_ACK and CLOSING on Linux (include/net/tcp_states.h).
 _FIN_ON_ITS_WAY = (4, 9, 11)
-#: sys/filio.h on FreeBSD: bytes in the send buffer.
+#: The bytes in the send buffer, on FreeBSD (sys/filio.h).
 _FIONWRITE = 0x40046677
-#: sys/socket.h on macOS: the same, as an option.
+#: The same as a socket option, on macOS (sys/socket.h).
 _SO_NWRITE = 0x1024
 
 
 def unacknowledged(sock: socket.socket) -> int | None:
-    """Bytes that the peer has not acknowledged.
+    """Return how many sent bytes the peer has not acknowledged; None if that is unknown.
 
-    Of a dead connection Linux says what it had left, the others 0. 0 for Unix sockets: their bytes
-    lie at the peer from the start. None where it can't be told: on Windows, on a system that isn't
-    known here, of a closed socket.
+    It is unknown on Windows, on systems that this module doesn't know, and for a closed socket. It
+    is 0 for Unix sockets, whose bytes lie at the peer from the start. For a dead connection Linux
+    reports the bytes that were left, the other systems 0.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return 0
@@ -39,13 +40,13 @@ def unacknowledged(sock: socket.socket) -> int | None:
         return _ask(sock)
     except (OSError, ValueError):  # ValueError: it was closed meanwhile, and its number is -1
         return None
-    except NotImplementedError:  # what uvloop gives in place of a socket takes no options
+    except NotImplementedError:  # uvloop's stand-in for a socket has no options
         return None
 
 
 def _ask(sock: socket.socket) -> int | None:
     if sys.platform == "linux":
-        return _without_fin(sock, _ioctl(sock, _termios.TIOCOUTQ))  # that is SIOCOUTQ: tcp(7)
+        return _without_fin(sock, _ioctl(sock, _termios.TIOCOUTQ))  # tcp(7) calls it SIOCOUTQ
     if sys.platform.startswith("freebsd"):
         return _ioctl(sock, _FIONWRITE)
     if sys.platform == "darwin":
@@ -56,7 +57,7 @@ def _ask(sock: socket.socket) -> int | None:
 
 
 def _without_fin(sock: socket.socket, count: int) -> int:
-    """Linux counts a FIN as one byte until it is acknowledged, which the state tells (TCP_INFO)."""
+    """Subtract Linux's one byte for a FIN that isn't acknowledged, as TCP_INFO's state shows."""
     if not count or sys.platform != "linux":
         return count
     state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
@@ -64,10 +65,10 @@ def _without_fin(sock: socket.socket, count: int) -> int:
 
 
 def size_without_room(sock: socket.socket, kqueue_module: Any) -> int:
-    """OpenBSD tells the room in the send buffer, as the data of EVFILT_WRITE (kqueue(2)).
+    """Return the send buffer's size less its room, which OpenBSD reports by kqueue(2).
 
-    Its TCP_INFO has the count as well, but for root alone. A buffer too full to be reported at all
-    counts as full.
+    The room is the data of EVFILT_WRITE. TCP_INFO has the count itself, but only for root. If the
+    buffer is too full for an event, it counts as full.
     """
     kqueue = kqueue_module.kqueue()
     try:

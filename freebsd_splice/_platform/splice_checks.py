@@ -1,9 +1,9 @@
-"""What must be found out before a kernel is asked to splice, and what its refusal may have cost.
+"""Checks before a kernel is asked to splice, and the finding out of what its refusal has spoiled.
 
 FreeBSD's kernel accepts drains into which it then destroys bytes (F21), spoils the source when it
-refuses a drain (F22, before 15.1), and shows a drain in use in one way only (F20). These rules are
-stated here once, by descriptor, for the thin functions and for ``Splice`` and ``Relay`` alike. A
-kernel that checks drains itself (``Capabilities``) needs none of them.
+refuses a drain (F22, before 15.1), and shows only by poll(2) that a drain is in use (F20). These
+rules are stated here once, for descriptors; the thin functions, ``Splice`` and ``Relay`` all use
+them. A kernel that checks drains itself (``Capabilities``) needs none of them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .tcp import State, bsd_state
 
 _POISONED = (
     "FreeBSD before 15.1 spoils the source when it refuses the drain: only closing the source "
-    "helps; it can't be spliced again, nor can it be read"
+    "helps; it can be neither spliced again nor read"
 )
 
 
 class DrainUse(enum.Enum):
-    """Whether a socket is the drain of a live splice (F20)."""
+    """A socket's use as the drain of a live splice (F20: poll(2) shows it)."""
 
     FREE = enum.auto()
     LIVE = enum.auto()
-    #: Its send buffer is full. Nothing harmless tells more.
+    #: Its send buffer is full, and no harmless call shows more.
     UNKNOWN = enum.auto()
 
 
 def tcp_state(calls: KernelCalls, descriptor: int) -> State | OSError:
-    """The state, or what the kernel says in its place: ECONNRESET of a dead connection."""
+    """Return the state, or the kernel's error: ECONNRESET for a dead connection."""
     try:
         return bsd_state(calls.tcp_state(descriptor))
     except OSError as error:
@@ -45,10 +45,10 @@ def is_tcp(calls: KernelCalls, descriptor: int) -> bool:
 
 
 def drain_error(calls: KernelCalls, drain: int) -> OSError | None:
-    """F21: why bytes would be destroyed if the kernel was asked to splice into that socket.
+    """Return why a splice into that socket would destroy bytes (F21); None if it would not.
 
-    None where they would not, and for what is not a TCP socket: that the kernel refuses itself,
-    before any harm is done.
+    It is None also for a socket that isn't TCP: the kernel refuses that itself, before any harm is
+    done.
     """
     state = tcp_state(calls, drain)
     if isinstance(state, OSError):
@@ -70,8 +70,8 @@ _REFUSED = {
 
 
 def drain_use(calls: KernelCalls, drain: int) -> DrainUse:
-    """F20: a live drain has room, and yet poll(2) doesn't call it writable."""
-    # In this order: room that an ACK makes between the two looks is no sign of a splice.
+    """Return a drain's use (F20: a live one has room, yet poll(2) doesn't report it writable)."""
+    # Room first: otherwise an ACK that makes room between the two calls would look like a splice.
     has_room = calls.send_space(drain) >= calls.send_low_water(drain)
     if calls.writable_now(drain):
         return DrainUse.FREE
@@ -79,15 +79,15 @@ def drain_use(calls: KernelCalls, drain: int) -> DrainUse:
 
 
 def encrypts(calls: KernelCalls, drain: int) -> bool:
-    """F22: whether the kernel does TLS for what is sent there.
+    """Return whether the kernel encrypts what is sent (KTLS), so that it refuses the drain (F22).
 
-    A kernel without TLS has no such option.
+    A kernel without TLS lacks the option, and so the answer is False.
     """
     return bool(_answer(calls.transmit_tls_mode, drain))
 
 
 def decrypts(calls: KernelCalls, source: int) -> bool:
-    """The same of what is received."""
+    """Return whether the kernel decrypts what is received (KTLS)."""
     return bool(_answer(calls.receive_tls_mode, source))
 
 
@@ -100,12 +100,19 @@ def set_splice(
     *,
     spliced_here: bool = False,
 ) -> None:
-    """Splice, and where that fails find out whether it has spoiled the source (F22).
+    """Splice, and if that fails find out whether the kernel has spoiled the source (F22).
 
-    spliced_here:
-        The caller has made a splice of this source that may live: that is what EBUSY is about then.
+    Args:
+        calls: the kernel's calls.
+        source: the source's descriptor.
+        drain: the drain's descriptor.
+        max_bytes: the number of bytes after which the splice ends; 0: no limit.
+        idle: ``sp_idle`` in seconds; 0: no limit.
+        spliced_here: the caller has made a splice of this source that may be alive: EBUSY is then
+            about that one.
 
-    Raises OSError: the kernel's errno; ENOTRECOVERABLE where the source is spoiled, or may be.
+    Raises:
+        OSError: the kernel's errno; ENOTRECOVERABLE if the source is spoiled, or may be.
     """
     try:
         calls.set_splice(source, drain, max_bytes, idle)
@@ -115,17 +122,17 @@ def set_splice(
     if not calls.capabilities.poisons:
         raise first
     if first.errno == errno.EBUSY:
-        # Harmless where it is about the source, which only a free drain shows.
+        # EBUSY is harmless if it is about the source, which only a free drain shows.
         if spliced_here or drain_use(calls, drain) is DrainUse.FREE:
             raise first
         raise refusal(
             errno.ENOTRECOVERABLE,
-            "the kernel called the pair busy, and the drain's buffer being full it can't be told "
-            "whether the source was spliced already (then that splice lives on) or the drain is in "
-            f"use; in that case {_POISONED}",
+            "the kernel answered EBUSY, and while the drain's buffer is full nothing shows which "
+            "socket is busy: if the source is spliced already, that splice lives on; if the drain "
+            f"is in use, {_POISONED}",
         )
-    # The first answer wasn't EBUSY, so the source was not spliced. If it is busy now, then with
-    # nothing.
+    # The first answer wasn't EBUSY, so the source was not spliced. If it is busy now although it
+    # isn't spliced, it is spoiled.
     try:
         calls.set_splice(source, drain, max_bytes, idle)
     except OSError as second:

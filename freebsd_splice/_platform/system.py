@@ -1,4 +1,4 @@
-"""The platform that this machine is."""
+"""The platform of this machine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from .threads import start as start_thread
 
 logger = logging.getLogger("freebsd_splice")
 
-#: Bytes a pipe should hold: more per system call, but memory of the system while a drain is slow.
+#: Bytes a pipe should hold: more means fewer system calls, but the system's memory while a drain is
+#: slow.
 PIPE_BYTES = 1 << 18
 
-#: Keeps a call from blocking whatever the program has done to the socket's flags.
+#: Keeps a call from blocking, whatever the program has done to the socket's flags.
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
 
@@ -36,12 +37,12 @@ class SystemPlatform:
     """The operating system's sockets, pipes, clock and threads.
 
     ``readiness`` forces a kind of poller ("epoll", "kqueue", "poll", "select"); None takes the
-    best there is.
+    best one that the system has.
     """
 
     def __init__(self, readiness: str | None = None) -> None:
         self._readiness = readiness
-        # All that is open, so that a forked child can close its copies.
+        # Everything that is open, so that a forked child can close its copies.
         self._opened: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self._this_thread = threading.local()
 
@@ -50,7 +51,7 @@ class SystemPlatform:
     def is_open(self, original: SocketLike) -> bool:
         try:
             return original.fileno() >= 0
-        except Exception:  # a closed one's answer is its library's own choice
+        except Exception:  # each library chooses what its closed sockets raise
             return False
 
     def duplicate(self, original: SocketLike) -> tuple[Endpoint, bool]:
@@ -81,8 +82,8 @@ class SystemPlatform:
     def close(self, endpoint: Endpoint) -> None:
         duplicate = _socket(endpoint)
         self._opened.discard(cast(_Closable, duplicate))
-        # close(2) reports errors of the connection here (ECONNRESET on FreeBSD); the descriptor
-        # is gone all the same and the error has been reported by the flow, if it mattered.
+        # close(2) can report an error of the connection (ECONNRESET on FreeBSD). The descriptor is
+        # gone all the same, and the flow has reported the error if it mattered.
         with suppress(OSError):
             duplicate.close()
 
@@ -94,12 +95,12 @@ class SystemPlatform:
         if close is not None:
             try:
                 close()
-            except BaseException:  # an object of somebody else's, on a thread of ours
+            except BaseException:  # the caller's object must not end one of the package's threads
                 logger.exception("closing %r failed", original)
 
     def restore_blocking(self, original: SocketLike, endpoint: Endpoint) -> None:
         if not self.is_open(original):
-            # Who else has the connection has taken it over, perhaps for a splice of its own.
+            # Another holder of the connection has taken it over, perhaps for a splice of its own.
             return
         timeout = getattr(original, "gettimeout", None)
         if timeout is not None and timeout() is not None:
@@ -152,7 +153,7 @@ class SystemPlatform:
     def take_error(self, endpoint: Endpoint) -> OSError | None:
         try:
             number = _socket(endpoint).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except OSError as error:  # FreeBSD answers so on a connection that is gone (F21)
+        except OSError as error:  # FreeBSD raises this for a connection that is gone (F21)
             return error
         if not number or is_survived(_socket(endpoint), number):
             return None
@@ -181,8 +182,8 @@ class SystemPlatform:
     def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
         if sys.platform != "linux":
             raise NotImplementedError
-        # Anybody with a duplicate can have cleared it (socket.dup() does), SPLICE_F_NONBLOCK
-        # speaks for the pipe alone, and a worker that blocks here blocks all its flows.
+        # Anybody with a duplicate can have cleared O_NONBLOCK (socket.dup() does), and
+        # SPLICE_F_NONBLOCK applies only to the pipe. A worker that blocks here holds up its flows.
         os.set_blocking(drain.fileno(), False)
         return os.splice(_pipe(pipe).exit, drain.fileno(), count, flags=_SPLICE_FLAGS)
 
@@ -192,7 +193,7 @@ class SystemPlatform:
     # Waiting, time and threads
 
     def poller(self, *, few: bool = False) -> Poller:
-        # A kqueue is watched by poll(2) and not by another kqueue: the plainer way.
+        # A kqueue is watched by poll(2) rather than by another kqueue, which is simpler.
         poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
         self._opened.add(cast(_Closable, poller))
         return poller
@@ -229,7 +230,7 @@ class SystemPlatform:
         self._opened.clear()
 
 
-#: Without SPLICE_F_NONBLOCK a full or an empty pipe would block, whatever the socket's flags are.
+#: Without SPLICE_F_NONBLOCK a full or empty pipe would block, whatever the socket's flags.
 _SPLICE_FLAGS: int = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
@@ -247,7 +248,7 @@ class _SystemPipe(_Closable):
 
             os.set_blocking(self.exit, False)
             os.set_blocking(self.entrance, False)
-            # F31: past pipe-user-pages-soft an unprivileged user gets two pages and no more.
+            # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
             set_size, get_size = (
                 getattr(fcntl, "F_SETPIPE_SZ", 1031),
                 getattr(fcntl, "F_GETPIPE_SZ", 1032),
@@ -262,7 +263,7 @@ class _SystemPipe(_Closable):
 
 
 class _SystemNotice(_Closable):
-    """A socket pair whose far end is closed to give the notice: select works on it anywhere."""
+    """A socket pair whose far end is closed to give the notice: every system can select on it."""
 
     def __init__(self) -> None:
         self._near, self._far = socket.socketpair()
@@ -288,14 +289,14 @@ class _SystemMailbox:
 
     def take(self, timeout: float) -> Callable[[], object] | None:
         try:
-            # Python 3.10 waits for ever where it is told to wait for no time at all.
+            # Python 3.10 waits for ever if the timeout is 0.
             return self._calls.get(timeout=timeout) if timeout else self._calls.get_nowait()
         except queue.Empty:
             return None
 
 
 class _Thread:
-    """A loop in a thread; the runtime ends it at exit."""
+    """A loop on a thread; the runtime ends it at exit."""
 
     def __init__(self, step: Callable[[], bool], name: str, this_thread: threading.local) -> None:
         self._step = step
@@ -316,10 +317,10 @@ def _duplicate_descriptor(original: SocketLike) -> tuple[bool, socket.socket]:
         raise NotImplementedError
     descriptor = os.dup(original.fileno())
     try:
-        # Read before socket.socket() is made, which sets O_NONBLOCK where the program has set a
-        # default timeout.  socket.dup() would not do: it can clear the flag for everybody.
+        # Read the flag before socket.socket() is made, which sets O_NONBLOCK if the program has set
+        # a default timeout. socket.dup() can't be used: it can clear the flag for all duplicates.
         was_blocking = os.get_blocking(descriptor)
-        # What the caller's object knows isn't asked of the system, which may know no more of a
+        # Prefer what the caller's object knows: the system may know nothing any more about a
         # connection that was reset.
         family, kind, proto = (getattr(original, name, -1) for name in ("family", "type", "proto"))
         return was_blocking, socket.socket(family, kind, proto, fileno=descriptor)
@@ -329,18 +330,18 @@ def _duplicate_descriptor(original: SocketLike) -> tuple[bool, socket.socket]:
 
 
 def _check_stream(duplicate: socket.socket) -> None:
-    """Refuse what would never end, or would end at an empty datagram."""
+    """Refuse sockets whose splice would never end, or would end at an empty datagram."""
     if duplicate.type != socket.SOCK_STREAM:
         raise OSError(errno.EPROTONOSUPPORT, f"only stream sockets can be spliced, not {duplicate}")
     accepting = False
-    with suppress(OSError):  # not every system can be asked
+    with suppress(OSError):  # not every system has the option
         accepting = bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     if accepting:
         raise OSError(errno.EINVAL, f"a listening socket can't be spliced: {duplicate}")
 
 
 def _begins_before(asked: socket.socket) -> bool:
-    """Whether bytes wait in front of where MSG_PEEK begins (SO_PEEK_OFF)."""
+    """Return whether bytes wait before the offset at which MSG_PEEK begins (SO_PEEK_OFF)."""
     return peek_offset(asked) >= 0 and unread(asked) > 0
 
 

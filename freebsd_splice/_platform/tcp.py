@@ -1,6 +1,6 @@
-"""What each system tells of a TCP socket: its state, TLS in the kernel, and which socket it is.
+"""The state of a TCP socket, TLS in the kernel, and a socket's identity, on each system.
 
-The numbers of all systems stand here and nowhere else.
+All systems' numbers for these are here and nowhere else.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ __all__ = [
 
 _LINUX = sys.platform.startswith("linux")
 
-#: Linux tells two sockets apart by inode. Elsewhere only a connection's two addresses do.
+#: On Linux two sockets differ by inode. Elsewhere only a connection's two addresses differ.
 HAS_INODES = _LINUX
 
 
 class State(enum.Enum):
-    """What splicing needs to know of a connection's state."""
+    """A connection's state, as far as splicing needs it."""
 
-    #: Never connected, or broken, or over in both directions.
+    #: Never connected, or broken, or finished in both directions.
     CLOSED = enum.auto()
     LISTENING = enum.auto()
     CONNECTING = enum.auto()
     OPEN = enum.auto()
-    #: We have said that no more will be written.
+    #: Shut down for writing at this end.
     SHUT_DOWN = enum.auto()
 
 
 def linux_state(number: int) -> State:
-    """Of the first byte of TCP_INFO on Linux (include/net/tcp_states.h)."""
+    """Convert the first byte of TCP_INFO on Linux (include/net/tcp_states.h)."""
     return _LINUX_STATES.get(number, State.CLOSED)
 
 
 def bsd_state(number: int) -> State:
-    """Of the first byte of TCP_INFO on the BSDs (netinet/tcp_fsm.h): 6 and up are shut down."""
+    """Convert the first byte of TCP_INFO on the BSDs (netinet/tcp_fsm.h); 6 and up: shut down."""
     return _BSD_STATES.get(number, State.CLOSED if number < 6 else State.SHUT_DOWN)
 
 
-#: The option, at level IPPROTO_TCP, whose first byte is the state. macOS has it in
-#: TCP_CONNECTION_INFO; Windows and OpenBSD aren't asked.
+#: The option, at level IPPROTO_TCP, whose first byte is the state: TCP_INFO, on macOS
+#: TCP_CONNECTION_INFO. Windows and OpenBSD aren't asked.
 STATE_OPTION: int | None = {"linux": 11, "freebsd": 32, "darwin": 0x106}.get(
     sys.platform.rstrip("0123456789")
 )
 
-#: Level and option that tell of TLS in the kernel, by system: for what is sent, and received.
+#: Level and option that show TLS in the kernel, by system: for what is sent, and received.
 KERNEL_TLS = {
     "linux": ((282, 1), (282, 2)),  # SOL_TLS; TLS_TX, TLS_RX
     # TCP_TXTLS_MODE, TCP_RXTLS_MODE (F22)
@@ -77,9 +77,9 @@ _BSD_STATES = {
 
 
 def identity(asked: socket.socket) -> Hashable:
-    """Equal for two descriptors of one socket, different for two sockets.
+    """Return a value that is equal for two descriptors of one socket and differs between sockets.
 
-    Without inodes that is a connection's two addresses, of which a broken one has lost the second.
+    Without inodes it is the connection's two addresses; a broken connection has lost the second.
     """
     if HAS_INODES:
         status = os.fstat(asked.fileno())
@@ -88,7 +88,7 @@ def identity(asked: socket.socket) -> Hashable:
 
 
 def peer_of(asked: socket.socket) -> object:
-    """Its peer's address; None: it has none, or none any more."""
+    """Return the peer's address; None if the socket isn't connected, or no longer."""
     try:
         return asked.getpeername()
     except OSError:

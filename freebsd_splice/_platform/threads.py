@@ -1,4 +1,4 @@
-"""The one way in which the package starts a thread, and the signals that threads take."""
+"""How the package starts every thread, and which signals its threads block."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-#: The signals that a thread blocks; on Windows, where threads have no such mask, none.
+#: The signals that a thread blocks; none on Windows, where threads have no signal mask.
 SignalMask = Iterable[int]
 
 
 def start(run: Callable[[], object], name: str, *, daemon: bool = True) -> threading.Thread:
-    """Call ``run`` in a thread that takes no signals.
+    """Call ``run`` on a new thread that takes no signals.
 
-    Signals belong to the program's threads: one that landed here would not interrupt the call that
-    the main thread sits in, nor wait for its ``sigwait``.  Blocking them also keeps a dead drain's
-    SIGPIPE, which os.splice can't be told to leave out, from ending a program that has its default.
+    Signals belong to the program's threads: one delivered here would neither interrupt the main
+    thread's system call nor stay pending for its ``sigwait``. Blocking signals also protects a
+    program that has SIGPIPE's default action: os.splice can't be told not to raise SIGPIPE for a
+    dead drain.
 
-    The interpreter waits at its exit for one that is no ``daemon``.  Where this raises, ``run`` is
-    never called.  RuntimeError: the system has no thread to give.
+    Args:
+        run: the thread's function.
+        name: the thread's name.
+        daemon: False: at its exit the interpreter waits for the thread.
+
+    Raises:
+        RuntimeError: the system can't start another thread. Whenever this function raises, ``run``
+            is never called.
     """
     decided = threading.Lock()
     decided.acquire()
@@ -34,34 +41,35 @@ def start(run: Callable[[], object], name: str, *, daemon: bool = True) -> threa
 
     thread = threading.Thread(target=enter, name=name, daemon=daemon)
     try:
-        # Blocked before there is a thread, which inherits that: there is no moment in which one
-        # could arrive there.
+        # The new thread inherits the mask, so it never has a moment in which it takes a signal.
         with _masked(_BLOCK, _ALL):
             thread.start()
         wanted = True
     finally:
-        # A signal's handler can raise in this thread at any point: nobody would know of the other.
+        # A signal's handler can raise in this thread at any point; the caller would then not know
+        # of the new thread, so it must not call ``run``.
         decided.release()
     return thread
 
 
 def signal_mask() -> SignalMask:
-    """What this thread blocks, for ``with_signal_mask``."""
+    """Return the signals that this thread blocks, for ``with_signal_mask``."""
     if sys.platform == "win32":
         return ()
     return frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 def with_signal_mask(mask: SignalMask) -> AbstractContextManager[None]:
-    """Have this thread block exactly those signals, for as long as the block lasts."""
+    """Block exactly those signals in this thread, inside the ``with`` block."""
     return _masked(_SET, mask)
 
 
 def check_unpatched() -> None:
-    """Raise RuntimeError where gevent has taken from the standard library what threads are made of.
+    """Raise RuntimeError if gevent has patched modules that the package's threads need.
 
-    As greenlets of the main thread, the package's threads would hold up all of it, signals too;
-    and gevent's ``poll`` aborts the process when another thread closes what it watches.
+    As greenlets of the main thread, the package's threads would hold up that thread and its
+    signals; and gevent's ``poll`` aborts the process when another thread closes a descriptor that
+    it watches.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
@@ -72,15 +80,15 @@ def check_unpatched() -> None:
             f"{'thread' if name == 'threading' else name}=False" for name in patched
         )
         raise RuntimeError(
-            f"gevent has patched {', '.join(patched)}, which freebsd_splice's own threads need as "
-            f"it was: call monkey.patch_all({without})"
+            f"gevent has patched {', '.join(patched)}, which freebsd_splice's own threads need "
+            f"unpatched: call monkey.patch_all({without})"
         )
 
 
-#: Modules that have to be the standard library's own.
+#: Modules that must be the standard library's own.
 _NOT_TO_PATCH = ("threading", "select", "queue")
 
-#: Those that say what is wrong with the very thread: faulthandler wants them where they arise.
+#: Signals about a fault of the thread itself: faulthandler needs them in the thread they arise in.
 _OF_THE_THREAD = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 if sys.platform != "win32":
     _OF_THE_THREAD.add(signal.SIGBUS)
@@ -95,7 +103,7 @@ def _masked(how: int, signals: SignalMask) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    # Asked for before anything is changed: changing it can raise what a signal's handler does.
+    # The old mask is read first: while the mask is changed, a signal's handler can raise.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(how, signals)

@@ -1,9 +1,9 @@
-"""The thin calls on a kernel that has SO_SPLICE: one call of the kernel each.
+"""The thin calls on a kernel that has SO_SPLICE: each makes one call of the kernel.
 
-A kernel that checks drains itself (OpenBSD's) is asked and nothing else. FreeBSD's accepts drains
-into which it then destroys bytes (F21), spoils the source when it refuses the drain (F22, before
-15.1) and resets a live splice's count when asked to splice its source again (F23): there, what it
-must not be asked is found out before.
+OpenBSD's kernel checks drains itself and is called without further checks. FreeBSD's kernel accepts
+drains into which it then destroys bytes (F21), spoils the source when it refuses the drain (F22,
+before 15.1) and resets a live splice's count when asked to splice its source again (F23). So these
+calls are recognised beforehand and refused here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["ThinKernel"]
 
 
 class ThinKernel:
-    """The three calls, and what is remembered of the splices made here."""
+    """The three calls, and a record of the splices made here."""
 
     def __init__(self, calls: KernelCalls) -> None:
         self._calls = calls
-        # For F23: source descriptor -> drain descriptor. It may be out of date (the splice ended
-        # by itself, a descriptor was closed): it says where to look, the kernel says what is.
+        # For F23: source descriptor -> drain descriptor. An entry may be out of date (the splice
+        # ended by itself, a descriptor was closed): it says which drain to ask the kernel about.
         self._drains: dict[int, int] = {}
 
     def splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
@@ -48,20 +48,22 @@ class ThinKernel:
         try:
             self._calls.end_splice(source)
         except OSError as error:
-            if error.errno == errno.ENOTCONN:  # it was over before
+            if error.errno == errno.ENOTCONN:  # it had already ended
                 self._drains.pop(source, None)
             raise
         self._drains.pop(source, None)
 
     def spliced_bytes(self, source: int) -> int:
-        """The kernel's own count."""
+        """Return the kernel's own count, in bytes."""
         return self._calls.spliced_count(source)
 
     def _check_source(self, source: int) -> None:
         """F23: asking for a second splice would reset the live one's count and limit."""
         drain = self._drains.get(source)
         if drain is not None and self._is_live_drain(drain):
-            raise refusal(errno.EBUSY, "the source is spliced already; unsplice(source) ends that")
+            raise refusal(
+                errno.EBUSY, "the source is spliced already; unsplice(source) ends that splice"
+            )
 
     def _check_drain(self, source: int, drain: int) -> None:
         error = drain_error(self._calls, drain)
@@ -70,22 +72,24 @@ class ThinKernel:
         if error is not None:
             raise error
         if not is_tcp(self._calls, drain):
-            return  # which the kernel refuses itself, before any harm is done
+            return  # the kernel refuses this drain itself, before any harm is done
         if encrypts(self._calls, drain):
             raise refusal(errno.EINVAL, "the drain encrypts in the kernel (KTLS)")
         self._check_drain_free(source, drain)
 
     def _check_drain_free(self, source: int, drain: int) -> None:
-        """F22: before 15.1 the kernel's refusal of a drain in use costs the source.
+        """Refuse a drain that another splice uses (F22: before 15.1 the kernel's refusal of it
+        would spoil the source).
 
-        Where the drain's buffer is full, nothing harmless tells whether it is in use: the kernel is
-        asked. Ending is the only question that a full drain answers, and it would end somebody's
-        live splice. Only a drain last used by another splice made here isn't risked.
+        While the drain's buffer is full, no harmless check shows whether it is in use: only ending
+        its splice would, and that splice may be somebody's live one. So the kernel is asked to
+        splice, unless the drain was last used by another splice made here.
         """
         use = drain_use(self._calls, drain)
         if use is DrainUse.LIVE:
             raise refusal(
-                errno.EBUSY, "the drain is the drain of another splice; unsplice that one's source"
+                errno.EBUSY,
+                "the drain is the drain of another splice; unsplice that splice's source first",
             )
         others = [other for other, used in self._drains.items() if used == drain]
         if (
@@ -101,14 +105,16 @@ class ThinKernel:
             )
 
     def _remember(self, source: int, drain: int) -> None:
-        """A drain has one source: an older entry with either number is out of date."""
+        """Record the splice. A drain has one source, so an older entry with either number is out of
+        date.
+        """
         for other, used in list(self._drains.items()):
             if used == drain:
                 self._drains.pop(other, None)
         self._drains[source] = drain
 
     def _is_live_drain(self, drain: int) -> bool:
-        """F20. False where it can't be told."""
+        """Return whether the socket is the drain of a live splice (F20); False where unknown."""
         try:
             return drain_use(self._calls, drain) is DrainUse.LIVE
         except OSError:
@@ -119,5 +125,5 @@ def _busy() -> OSError:
     return refusal(
         errno.EBUSY,
         "the source is spliced already (or, before FreeBSD 15.1, spoiled by an earlier refusal),"
-        " or the drain is one already",
+        " or the drain is the drain of another splice",
     )

@@ -1,4 +1,4 @@
-"""What the thin functions' errors say: the call, both sockets, and what to do about it."""
+"""The texts of the thin functions' errors: the call, its sockets, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ __all__ = ["call_error", "describe"]
 
 
 def call_error(call: str, error: OSError, **sockets: int) -> OSError:
-    """The error of a call, naming it and its sockets (descriptors, in the call's order)."""
+    """Return a call's error with a text that names the call and its sockets.
+
+    Args:
+        call: the function's name.
+        error: what the call failed with.
+        sockets: the descriptors by parameter name, in the call's order.
+    """
     number = error.errno or errno.EIO
     text = error.strerror or why(error)
     if text == os.strerror(number) and number in _ADVICE:
@@ -22,10 +28,13 @@ def call_error(call: str, error: OSError, **sockets: int) -> OSError:
 
 
 def describe(descriptor: int) -> str:
-    """A socket in words: descriptor, address and peer's address. Never fails or changes it."""
+    """Describe a socket by its descriptor, address and peer's address.
+
+    This never fails and changes nothing about the socket.
+    """
     try:
         borrowed = Borrowed()
-    except OSError:  # no descriptor left to look at it with
+    except OSError:  # no descriptor is left for the duplicate
         return f"fd {descriptor}"
     try:
         borrowed.take(descriptor)
@@ -55,7 +64,8 @@ _ADVICE = {
     errno.ENOTSOCK: "the descriptor is not a socket",
     errno.EPROTONOSUPPORT: "only TCP sockets can be spliced",
     errno.EBUSY: (
-        "the source is spliced already or the drain is one already; unsplice(source) ends a splice"
+        "the source is spliced already, or the drain is the drain of another splice;"
+        " unsplice(source) ends a splice"
     ),
     errno.ENOTCONN: "a socket isn't connected or, with unsplice(), there is no splice to end",
     errno.ENXIO: "the kernel could not start its so_splice threads; see its messages (dmesg)",

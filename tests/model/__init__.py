@@ -1,1 +1,1 @@
-"""A modelled kernel under the package's platform: SO_SPLICE, TCP, kqueue, poll, by rules."""
+"""A model of the kernel, as a platform for the package: SO_SPLICE, TCP, kqueue, poll, by rules."""

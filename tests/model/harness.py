@@ -1,7 +1,7 @@
 """The conformance suite's harness over a modelled world: its cases run here unchanged.
 
-What blocks lets the world go on.  Threads of a case take turns: the clock moves only while all of
-them wait for something that nothing but time can bring.
+The world goes on while a call blocks. The threads of a case take turns: the clock moves only while
+all of them wait for something that only time can bring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .world import World
 
 T = TypeVar("T")
 
-#: Bytes of each buffer, and of those of a small pair.
+#: Bytes of each buffer of a pair, and of a small pair.
 BUFFER, SMALL_BUFFER = 200_000, 8_192
 
 
@@ -117,7 +117,7 @@ class ModelHarness:
             found[:] = [condition()]
             return bool(found[0])
 
-        for _ in range(100):  # some conditions want to be asked more than once
+        for _ in range(100):  # some conditions have to be asked more than once
             if self.world.run_until(holds, DEADLINE):
                 return found[0]
         raise AssertionError(f"never happened within {DEADLINE:g} s: {what}")
@@ -163,7 +163,7 @@ class ModelHarness:
 
 
 class _Turns:
-    """A thread of the case's that the world knows of."""
+    """One of the case's threads, which the world's clock waits for."""
 
     def __init__(
         self, world: World, call: Callable[..., object], arguments: tuple[object, ...]

@@ -1,6 +1,7 @@
-"""This machine's sockets, spliced by the modelled kernel; no byte of theirs ever gets there.
+"""This machine's sockets, spliced by the modelled kernel, which never sees a byte of them.
 
-For what needs real sockets, threads and poll(2): what idle splices cost, a call that hangs, a fork.
+These are for tests that need real sockets, threads and poll(2): the cost of idle splices, a call
+that hangs, a fork.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .world import World
 
 
 class IdleWorld(World):
-    """It knows each descriptor of this machine as an open connection on which nothing happens."""
+    """A world that takes each descriptor of this machine for an open connection that stays idle."""
 
     def __init__(self) -> None:
         super().__init__("15.1")
@@ -33,7 +34,7 @@ class IdleWorld(World):
 
 
 class IdleCalls(Calls):
-    """The model's calls, with what tells of ends in a form that real threads can wait for."""
+    """The model's calls, with end events and a poll set that real threads can wait for."""
 
     def end_events(self) -> SilentEndEvents:
         return SilentEndEvents()
@@ -43,14 +44,14 @@ class IdleCalls(Calls):
 
 
 class DrainHidingPollSet(SystemPollSet):
-    """poll(2) of this machine, except that no drain of a splice is writable (F25)."""
+    """This machine's poll(2), except that it reports no drain of a splice writable (F25)."""
 
     def put(self, descriptor: int, asked: PollBits) -> None:
         super().put(descriptor, asked & ~PollBits.WRITE)
 
 
 class SilentEndEvents:
-    """Stands for a kqueue on which no splice ends by itself."""
+    """In place of a kqueue: no splice ends by itself."""
 
     def __init__(self) -> None:
         self._near, self._far = socket.socketpair()
@@ -74,7 +75,7 @@ class SilentEndEvents:
 
 
 class IdleKernelPlatform(SystemPlatform):
-    """This machine with that kernel."""
+    """This machine's platform, with the modelled kernel."""
 
     def __init__(self) -> None:
         super().__init__()

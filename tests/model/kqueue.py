@@ -12,7 +12,7 @@ from .tcp import Endpoint
 
 
 class ModelPollBits(enum.Flag):
-    """What poll(2) shows, by its POLL… names."""
+    """The bits that poll(2) shows, by their POLL… names."""
 
     NONE = 0
     IN = enum.auto()
@@ -22,7 +22,7 @@ class ModelPollBits(enum.Flag):
 
 
 def poll_bits(endpoint: Endpoint, openbsd: bool) -> ModelPollBits:
-    """Everything that poll(2) would show of that socket, asked for all of it."""
+    """Return everything that poll(2) would show of that socket if asked for all bits."""
     bits = ModelPollBits.NONE
     if endpoint.readable or endpoint.dead:
         bits |= ModelPollBits.IN
@@ -47,7 +47,7 @@ Lookup = Callable[[int], "Endpoint | None"]
 
 
 class Kqueue:
-    """``EndEvents``: a set of filters, each of which is pending or not (events merge)."""
+    """``EndEvents``: a set of filters; each is pending or not, as events merge."""
 
     def __init__(self, descriptor: int, lookup: Lookup, count: Callable[[str], None]) -> None:
         self._descriptor = descriptor
@@ -82,12 +82,12 @@ class Kqueue:
         return events
 
     def shows_eof(self, descriptor: int, which: Readiness) -> bool:
-        """EV_EOF, in an event of that filter."""
+        """Return whether an event of that filter has EV_EOF."""
         watched = self.filters[descriptor, which]
         return watched.cannot_receive if which is Readiness.READ else watched.cannot_send
 
     def activate(self, endpoint: Endpoint, woken: Readiness) -> None:
-        """A wake-up of its reading or writing: those filters whose condition holds are pending."""
+        """Wake the endpoint's readers or writers: make filters pending whose condition holds."""
         for (descriptor, which), watched in self.filters.items():
             if watched is endpoint and which is woken:
                 self._check(descriptor, which, endpoint)
@@ -97,7 +97,7 @@ class Kqueue:
             self.pending[descriptor, which] = None
 
     def forget(self, descriptor: int) -> None:
-        """It is closed."""
+        """Drop the filters of a descriptor that is closed."""
         for which in (Readiness.READ, Readiness.WRITE):
             self.filters.pop((descriptor, which), None)
             self.pending.pop((descriptor, which), None)

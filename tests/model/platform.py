@@ -1,4 +1,4 @@
-"""The package's platform over a modelled world: no real socket, no thread, no clock."""
+"""The package's platform over a modelled world, without real sockets, threads or a real clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Calls:
     def set_splice(
         self, source: int, drain: int, max_bytes: int, idle: float, size: int = STRUCT_SIZE
     ) -> None:
-        """size: bytes of the struct splice that the program hands in."""
+        """Set a splice; ``size`` is the length, in bytes, of the program's struct splice."""
         self._world.counts["set"] += 1
         if size < STRUCT_SIZE:
             raise fail(errno.EINVAL)  # F3
@@ -48,7 +48,7 @@ class Calls:
     def end_splice(self, source: int) -> None:
         self._world.counts["end"] += 1
         self._world.may_hang(self._endpoint(source), "end")
-        self._world.so_splice.end_by_hand(self._endpoint(source))
+        self._world.so_splice.end_splice(self._endpoint(source))
 
     def spliced_count(self, source: int) -> int:
         self._world.counts["count"] += 1
@@ -269,7 +269,7 @@ class ModelPoller:
     def __init__(self, world: World) -> None:
         self._world = world
         self._watched: dict[int, Readiness] = {}
-        self._woken = True  # its loop has still to come here for the first time
+        self._woken = True  # its loop has not been here yet
         world.sleepers.append(self)
         self.sleeps_until: float | None = None
 
@@ -293,7 +293,7 @@ class ModelPoller:
         return found
 
     def awake(self) -> bool:
-        """Whether ``wait`` would return at once."""
+        """Return whether ``wait`` would find a report, a wake-up or the end of its time."""
         due = self.sleeps_until is not None and self.sleeps_until <= self._world.time
         return self._woken or due or bool(self.ready())
 

@@ -1,4 +1,4 @@
-"""SO_SPLICE over the modelled endpoints, and the worker that moves the bytes."""
+"""SO_SPLICE over the modelled endpoints, and the kernel's worker that moves the bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .tcp import LISTEN, SYN_SENT, Endpoint, fail
 
 IDLE, QUEUED, RUNNING = "idle", "queued", "running"
 
-#: F38: what sets a splice going that stands still.  A kernel's own timer does too, after 5 s or so;
-#: the model's splice stands for ever.
+#: F38: what sets a stalled splice going again. In a kernel its own timer does so too, after some
+#: 5 s; the model's splice stands still for ever.
 PUSHING, SETTING_AGAIN, NOTHING = "pushing", "setting again", "nothing"
 
 
@@ -27,12 +27,12 @@ class ModelledSplice:
     deadline: float | None
     hides_drain: bool
     count: int = 0
-    stalled: str | None = None  # what helps
+    stalled: str | None = None  # what sets it going again
     state: str = IDLE
 
     @property
     def left(self) -> int:
-        """Bytes that it may still move."""
+        """The bytes that the splice may still move."""
         return self.max_bytes - self.count if self.max_bytes else 1 << 62
 
 
@@ -43,12 +43,12 @@ class SoSplice:
         self.version = version
         self.openbsd = version == "openbsd"
         self.live: list[ModelledSplice] = []
-        self.late: list[tuple[Endpoint, Endpoint, bytes]] = []  # F19: moving behind a timeout
-        self.vanish = False  # F16: the batch that a dying drain was being given is lost
+        self.late: list[tuple[Endpoint, Endpoint, bytes]] = []  # F19: moving after a timeout
+        self.vanish = False  # F16: the batch being moved into a dying drain is lost
         self.short_splices = False  # OpenBSD: the limit's last part isn't moved at once
-        self.stall: str | None = None  # OpenBSD: the next batch is cut short, and then that helps
-        #: Something of somebody else's that happens inside the next call: before the kernel looks
-        #: at the two sockets (after the caller has), and before the splice is live (F35).
+        self.stall: str | None = None  # OpenBSD: the next batch is cut short until this is done
+        #: Actions of others inside the next call: before the kernel looks at the two sockets (after
+        #: the caller has), and before the splice is live (F35).
         self.before_set: Callable[[], object] | None = None
         self.during_set: Callable[[], object] | None = None
         self._kqueues = kqueues
@@ -74,7 +74,7 @@ class SoSplice:
         self.live.append(splice)
         if not self.openbsd and (drain.cannot_send or drain.tcp_state == SYN_SENT):
             source.received.clear()  # F21
-        self.turn(splice)  # F34: what waits is moved inside the call
+        self.turn(splice)  # F34: waiting data is moved inside the call
 
     def _check(self, source: Endpoint, drain: Endpoint) -> None:
         if not (source.tcp and drain.tcp):
@@ -106,7 +106,7 @@ class SoSplice:
         if source.tcp_state == LISTEN:
             raise fail(errno.EOPNOTSUPP if self.openbsd else errno.EINVAL)
 
-    def end_by_hand(self, source: Endpoint) -> None:
+    def end_splice(self, source: Endpoint) -> None:
         self._check_not_listening(source)
         splice = source.splice
         if splice is None:
@@ -120,7 +120,7 @@ class SoSplice:
         return source.splice.count if source.splice is not None else source.count
 
     def push(self, drain: Endpoint) -> None:
-        """TCP_NOPUSH set and cleared."""
+        """Set and clear TCP_NOPUSH."""
         if drain.dead:
             raise fail(errno.EINVAL)
         splice = drain.drained
@@ -128,17 +128,17 @@ class SoSplice:
             splice.stalled = None
             self._kick(splice)
 
-    # What wakes
+    # Wake-ups
 
     def source_woken(self, source: Endpoint) -> None:
-        """sorwakeup: data, FIN or RST at ``source``."""
+        """Act as sorwakeup does: data, FIN or RST has arrived at ``source``."""
         if source.splice is not None:
             self._kick(source.splice)
         elif not source.poisoned:
             self._fire(source, Readiness.READ)
 
     def drain_woken(self, drain: Endpoint) -> None:
-        """sowwakeup: an ACK, or the connection's end."""
+        """Act as sowwakeup does: an ACK has arrived, or the connection has ended."""
         if drain.drained is not None:
             self._kick(drain.drained)
         else:
@@ -147,7 +147,7 @@ class SoSplice:
     def _kick(self, splice: ModelledSplice) -> None:
         if splice.state == IDLE:
             splice.state = QUEUED
-        # F14: what wakes a running one is dropped; data is looked for again.
+        # F14: a wake-up of a running splice is dropped; it only looks for data once more.
 
     def _fire(self, endpoint: Endpoint, which: Readiness) -> None:
         for kqueue in self._kqueues:
@@ -161,11 +161,11 @@ class SoSplice:
             self.idle(splice)
 
     def move(self, splice: ModelledSplice) -> None:
-        """The first half: move what can be moved, and end what is over."""
+        """Run the worker's first half: move what can be moved, and end the splice if it is over."""
         splice.state = RUNNING
         source, drain = splice.source, splice.drain
         if self.openbsd and source.error:
-            self._end(splice)  # also where that is of the splice before this one
+            self._end(splice)  # even if the previous splice left the error there
             return
         if drain.cannot_send or drain.dead:
             if drain.dead and self.vanish:
@@ -179,7 +179,7 @@ class SoSplice:
             self._end(splice, 0)
 
     def idle(self, splice: ModelledSplice) -> None:
-        """The second half: look for data once more, and rest."""
+        """Run the worker's second half: look for data once more, then become idle."""
         if splice.source.received and splice.drain.outgoing.room and not splice.drain.dead:
             self._push(splice)
             if splice not in self.live:
@@ -188,13 +188,13 @@ class SoSplice:
                 self._end(splice, errno.EFBIG)
                 return
         splice.state = IDLE
-        if self.openbsd:  # nothing is lost there
+        if self.openbsd:  # no wake-up is lost there
             over = splice.source.cannot_receive and not splice.source.received
             if over or splice.source.error or splice.drain.cannot_send:
                 splice.state = QUEUED
 
     def _eof_ends(self, source: Endpoint) -> bool:
-        """F13: FreeBSD's ends even with bytes left behind a full drain."""
+        """Return whether an EOF ends the splice now (F13: on FreeBSD even if bytes are left)."""
         return not self.openbsd or not source.received
 
     def _push(self, splice: ModelledSplice) -> None:
@@ -214,12 +214,12 @@ class SoSplice:
         del source.received[:count]
         splice.count += count
         if count and splice.deadline is not None and self.openbsd:
-            splice.deadline = self._now() + splice.idle  # F11: a true idle time there
+            splice.deadline = self._now() + splice.idle  # F11: a true idle timeout there
         if short:
             self._end(splice, 0)
 
     def expire(self) -> None:
-        """The clock has been turned."""
+        """End the splices whose time has run out, after the clock has moved."""
         for splice in list(self.live):
             if splice.deadline is not None and splice.deadline <= self._now():
                 if not self.openbsd:
@@ -229,7 +229,7 @@ class SoSplice:
                 self._end(splice, errno.ETIMEDOUT)
 
     def finish_late(self) -> None:
-        """F19: the batch that was moving when sp_idle's timeout ended the splice."""
+        """Deliver the batch that was moving when sp_idle's timeout ended the splice (F19)."""
         for source, drain, batch in self.late:
             drain.outgoing.unsent += batch
             source.count += len(batch)
@@ -246,7 +246,7 @@ class SoSplice:
         self._fire(drain, Readiness.WRITE)
 
     def close(self, endpoint: Endpoint) -> None:
-        """The last descriptor of it is closed (F8)."""
+        """End the endpoint's splices, as its last descriptor is closed (F8)."""
         for splice in (endpoint.splice, endpoint.drained):
             if splice is not None and splice in self.live:
                 self._end(splice, errno.ENOTCONN)

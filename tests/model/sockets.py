@@ -1,4 +1,4 @@
-"""What a program and a far machine hold of a modelled connection."""
+"""The two ends of a modelled connection: the program's socket, and the peer on a far machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ModelSocket:
-    """The program's end; like ``socket.socket`` as far as the cases use it."""
+    """The program's end: ``socket.socket`` as far as the cases use it."""
 
     family, type, proto = socket.AF_INET, socket.SOCK_STREAM, 0
 
@@ -97,7 +97,7 @@ class ModelSocket:
 
 
 class ModelPeer:
-    """The far machine's end.  It never blocks."""
+    """The far machine's end. It never blocks."""
 
     def __init__(self, world: World, endpoint: Endpoint) -> None:
         self._world = world
@@ -113,7 +113,7 @@ class ModelPeer:
 
     @property
     def received_all(self) -> bool:
-        """FIN has come, and everything before it was read."""
+        """Whether FIN has arrived, and everything before it was read."""
         return self.incoming.fin_delivered and not self.endpoint.received
 
     @property
@@ -121,14 +121,14 @@ class ModelPeer:
         return self.endpoint.dead
 
     def write(self, data: bytes) -> int:
-        """What its send buffer takes of that."""
+        """Write what the send buffer has room for; return how many bytes that was."""
         try:
             return self.endpoint.send(data)
         except BlockingIOError:
             return 0
 
     def read(self, count: int | None = None) -> bytes:
-        """What has come and is now read."""
+        """Read and return what has arrived, at most ``count`` bytes."""
         taken = bytes(self.endpoint.received[:count])
         del self.endpoint.received[: len(taken)]
         return taken

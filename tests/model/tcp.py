@@ -1,4 +1,4 @@
-"""TCP endpoints: buffers, FIN, RST.  Nothing moves but by a rule of the world's."""
+"""TCP endpoints: buffers, FIN, RST. Bytes move only by one of the world's rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .so_splice import ModelledSplice
 
-#: As TCP_INFO tells them.
+#: The states, by TCP_INFO's numbers.
 CLOSED, LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = range(5)
 CLOSE_WAIT, FIN_WAIT, TIME_WAIT = 5, 6, 10
 
@@ -22,15 +22,15 @@ def fail(number: int) -> OSError:
 
 
 class Half:
-    """One direction of a connection: its sender's send buffer, and what is on the way."""
+    """One direction of a connection: its sender's send buffer, and FIN or RST on the way."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.unsent = bytearray()  # in the send buffer, not yet delivered
         self.unacked = 0  # delivered, but still counted against the send buffer
-        self.fin = False  # behind all of that
+        self.fin = False  # a FIN follows these bytes
         self.fin_delivered = False
-        self.reset = False  # a RST is on the way
+        self.reset = False  # an RST is on the way
         self.sender: Endpoint
         self.receiver: Endpoint
 
@@ -48,12 +48,12 @@ class Endpoint:
         self.received = bytearray()
         self.receive_buffer = receive_buffer
         self.error = 0  # SO_ERROR
-        self.cannot_receive = False  # FIN has come, or we shut down for reading
+        self.cannot_receive = False  # FIN has arrived, or this end was shut down for reading
         self.cannot_send = False
         self.dead = False
         self.was_reset = False
-        self.closed = False  # nobody has a descriptor of it any more
-        self.state: int | None = None  # in place of the one that follows from the rest
+        self.closed = False  # its last descriptor is closed
+        self.state: int | None = None  # overrides the state that follows from the other fields
         self.stream = True
         self.tcp = True
         self.encrypts = False  # KTLS, sending
@@ -61,10 +61,10 @@ class Endpoint:
         self.non_blocking = False
         self.low_water = min(LOW_WATER, outgoing.size)
         # SO_SPLICE
-        self.splice: ModelledSplice | None = None  # it is the source of
-        self.drained: ModelledSplice | None = None  # it is the drain of
+        self.splice: ModelledSplice | None = None  # the one that it is the source of
+        self.drained: ModelledSplice | None = None  # the one that it is the drain of
         self.poisoned = False  # F22
-        self.count = 0  # of the last splice
+        self.count = 0  # bytes moved by the last splice
 
     @property
     def tcp_state(self) -> int:
@@ -80,14 +80,14 @@ class Endpoint:
 
     @property
     def readable(self) -> bool:
-        """What EVFILT_READ and recv see: nothing while it is spliced (F15)."""
+        """Whether EVFILT_READ and recv see anything: never while it is spliced (F15)."""
         if self.splice is not None or self.poisoned:
             return False
         return bool(self.received or self.error or self.cannot_receive)
 
     @property
     def writable(self) -> bool:
-        """What EVFILT_WRITE and POLLOUT see: on FreeBSD nothing while it is a drain (F25)."""
+        """Whether EVFILT_WRITE and POLLOUT see room: on FreeBSD never while it is a drain (F25)."""
         if self.drained is not None and self.drained.hides_drain:
             return False
         return self.dead or self.cannot_send or self.outgoing.room >= self.low_water
@@ -126,7 +126,7 @@ class Endpoint:
         return taken
 
     def die(self, number: int) -> None:
-        """The connection is gone: nothing is sent any more, what has come can still be read."""
+        """Break the connection: it sends nothing more, but what has arrived can still be read."""
         self.dead = self.cannot_send = self.cannot_receive = True
         self.error = number or self.error
         self.outgoing.unsent.clear()

@@ -1,4 +1,4 @@
-"""The world: connections, one kernel, the package's loops, a clock; each moved by a rule."""
+"""The world: connections, one kernel, the package's loops and a clock, each moved by a rule."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
 
 T = TypeVar("T")
 
-#: Rounds that may follow on each other while the clock stands: by far more than any case has bytes
-#: for, so that a package that is never done is a failure and not a test that never ends.
+#: The most rounds while the clock stands: far more than any case has bytes for. A package that is
+#: never done fails the test, instead of letting it run for ever.
 ROUNDS = 20_000
 
 
@@ -43,24 +43,25 @@ class World:
         self.counts: Counter[str] = Counter()
         self.blocking_while_spliced: list[tuple[int, int]] = []
         self.reset_on_close: set[Endpoint] = set()
-        #: F24: whose lock somebody holds, and which calls come just then; what they wait for.
+        #: F24: the endpoints whose lock somebody holds, each with the call that waits for it; and
+        #: what that call waits for.
         self.locked: set[tuple[Endpoint, str]] = set()
         self.until_unlocked: Callable[[], object] = lambda: None
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
         self.halves: list[Half] = []
-        self.files: set[int] = set()  # descriptors of what is no socket
+        self.files: set[int] = set()  # descriptors that aren't sockets
         self._descriptors: dict[int, Endpoint] = {}
         self._numbers = itertools.count(10)
         self._kqueues: list[Kqueue] = []
         self.so_splice = SoSplice(version, self._kqueues, lambda: self.time)
-        #: Threads that have a part in it; the clock waits for all of them.
+        #: The case's threads; the clock waits for all of them.
         self.actors: set[threading.Thread] = {threading.current_thread()}
         self._waiting: set[threading.Thread] = set()
         self._turn = threading.Lock()
         self._given: set[int] = set()
-        self._rounds = 0  # since the clock has moved
+        self._rounds = 0  # since the clock last moved
         self.platform = ModelPlatform(self)
         self.calls = self.platform.calls
 
@@ -77,7 +78,7 @@ class World:
         return ModelSocket(self, self.open(near)), ModelPeer(self, far)
 
     def lone(self, state: int = CLOSED) -> ModelSocket:
-        """A socket without a peer: not connected, or listening."""
+        """Make a socket without a peer, not connected or listening."""
         endpoint = Endpoint(Half(1), Half(1), 1)
         endpoint.outgoing.receiver = endpoint
         endpoint.state = state
@@ -89,7 +90,7 @@ class World:
         return descriptor
 
     def open_file(self) -> int:
-        """A descriptor of what is no socket."""
+        """Make a descriptor that isn't a socket."""
         descriptor = next(self._numbers)
         self.files.add(descriptor)
         return descriptor
@@ -103,7 +104,7 @@ class World:
         return kqueue
 
     def give(self, descriptor: int) -> None:
-        """A notice is readable."""
+        """Make a notice readable."""
         self._given.add(descriptor)
 
     def is_given(self, descriptor: int) -> bool:
@@ -138,7 +139,7 @@ class World:
     def _both_over(self, endpoint: Endpoint) -> bool:
         return endpoint.cannot_send and endpoint.cannot_receive
 
-    # What a program or a peer does
+    # Actions of a program or a peer
 
     def shutdown_write(self, endpoint: Endpoint) -> None:
         if endpoint.dead or endpoint.state is not None:
@@ -160,7 +161,7 @@ class World:
             self.close_endpoint(endpoint, reset=endpoint in self.reset_on_close)
 
     def close_endpoint(self, endpoint: Endpoint, *, reset: bool = False) -> None:
-        """F27: an ordinary FIN, also where bytes are unread."""
+        """Send a reset, or an ordinary FIN even if bytes are unread (F27)."""
         if endpoint.closed:
             return
         endpoint.closed = True
@@ -172,21 +173,22 @@ class World:
                 endpoint.cannot_send = endpoint.outgoing.fin = True
 
     def resize_send_buffer(self, endpoint: Endpoint, size: int) -> None:
-        """F26: lowering that of a drain while bytes are moved into it ends the splice and destroys
-        a batch."""
+        """Set SO_SNDBUF. Lowering a drain's while bytes are moved into it ends the splice and
+        destroys a batch (F26).
+        """
         splice = endpoint.drained
         smaller = size < endpoint.outgoing.size
         if splice is not None and smaller and splice.state != IDLE:
             self.so_splice.turn(splice)
             del endpoint.outgoing.unsent[-4096:]
             if splice in self.so_splice.live:
-                self.so_splice.end_by_hand(splice.source)
+                self.so_splice.end_splice(splice.source)
         endpoint.outgoing.size = size
         endpoint.low_water = min(endpoint.low_water, size)
 
     def unspliced_by_somebody(self, near: ModelSocket) -> None:
         if near.endpoint.splice is not None:
-            self.so_splice.end_by_hand(near.endpoint)
+            self.so_splice.end_splice(near.endpoint)
 
     # The network
 
@@ -196,7 +198,7 @@ class World:
             return False
         if receiver.closed or receiver.dead:
             half.unsent.clear()
-            receiver.outgoing.reset = True  # nobody is there
+            receiver.outgoing.reset = True  # the receiver has gone
             return True
         size = min(
             len(half.unsent) if count is None else count,
@@ -268,7 +270,7 @@ class World:
             self.loops.remove(loop)
 
     def enabled(self) -> list[Rule]:
-        """What could happen now, besides the package's own loops and the clock."""
+        """Return the rules that could happen now, besides the package's loops and the clock."""
         rules = []
         for number, half in enumerate(self.halves):
             receiver = half.receiver
@@ -291,13 +293,13 @@ class World:
         return rules
 
     def package_is_awake(self) -> bool:
-        """Whether one of its loops has something to do."""
+        """Return whether one of the package's loops has something to do."""
         return any(box.awake() for box in self.mailboxes) or any(
             sleeper.awake() for sleeper in self.sleepers
         )
 
     def settle(self) -> bool:
-        """One round of everything that can happen without the clock; True: something did."""
+        """Run one round of everything that can happen without the clock; return whether any did."""
         rules = self.enabled()
         for rule in rules:
             if any(rule.name == other.name for other in self.enabled()):
@@ -310,19 +312,19 @@ class World:
         return bool(rules) or awake
 
     def run_until(self, condition: Callable[[], object], seconds: float = 30.0) -> bool:
-        """Let everything happen until the condition holds; False: it will not within that time."""
+        """Let everything happen until the condition holds; False: it doesn't within that time."""
         until = self.time + seconds
         while not condition():
             if self._settled_by_me():
                 self._waiting.clear()
             elif not self._all_wait():
-                time.sleep(0.0002)  # some other thread of the case's has something to do
+                time.sleep(0.0002)  # another of the case's threads has something to do
             elif not self._tick_to_the_next(until):
                 return bool(condition())
         return True
 
     def _settled_by_me(self) -> bool:
-        """One round, unless another thread is at it: loops run one at a time, as they would."""
+        """Run one round, unless another thread is running one: loops run one at a time."""
         if not self._turn.acquire(blocking=False):
             return False
         try:
@@ -337,7 +339,7 @@ class World:
         return self._waiting >= self.actors
 
     def _tick_to_the_next(self, until: float) -> bool:
-        """Nothing can happen but that time passes; False: not before ``until``."""
+        """Move the clock to the next deadline; False if there is none before ``until``."""
         self._waiting.clear()
         times = [
             sleeper.sleeps_until for sleeper in self.sleepers if sleeper.sleeps_until is not None
@@ -353,11 +355,11 @@ class World:
         return True
 
     def quiet(self, seconds: float = 0.0) -> None:
-        """Let everything happen that can, for so long."""
+        """Let everything happen that can, for that many seconds of the model."""
         self.run_until(lambda: False, seconds)
 
     def blocking(self, call: Callable[[], T]) -> T:
-        """A blocking call of a program's: it goes on when it can."""
+        """Make a program's blocking call: it returns when it can."""
         result: list[T] = []
 
         def possible() -> bool:
@@ -368,10 +370,10 @@ class World:
             return True
 
         if not self.run_until(possible):
-            raise TimeoutError("a call of the modelled program's would block for ever")
+            raise TimeoutError("a call of the modelled program would block for ever")
         return result[0]
 
     def check_quiet(self) -> None:
-        """After all flows are over: nothing of the package's is left."""
-        assert not self.so_splice.live, "a splice lives on"
+        """Check, after all flows have ended, that the package has left nothing."""
+        assert not self.so_splice.live, "a splice is still alive"
         assert all(not kqueue.filters for kqueue in self._kqueues), "a filter is left armed"

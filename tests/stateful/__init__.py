@@ -1,1 +1,1 @@
-"""Random worlds: what must hold of Splice and Relay whatever the kernel and the peers do."""
+"""Random worlds: Splice and Relay must be right whatever the kernel and the peers do."""

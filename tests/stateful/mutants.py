@@ -1,4 +1,4 @@
-"""Counter-measures taken out, one by one."""
+"""Mutants, each of which takes out one counter-measure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Patches = list[tuple[Any, str, Any]]
 Mutant = Callable[[], Patches]
 
 _registry = Registry[Mutant]()
-#: ``@mutant(FREEBSD)``: some scenario for that system has to fail.
+#: ``@mutant(FREEBSD)``: at least one scenario for that system must fail.
 mutant = _registry.register
 mutants_of = _registry.of
 
-#: Those that a short run of the state machine meets too.
+#: The mutants that a short run of the state machine notices too.
 MET_BY_CHANCE: list[Mutant] = []
 
 
@@ -40,7 +40,7 @@ def met_by_chance(mutant: Mutant) -> Mutant:
 
 @mutant(FREEBSD)
 def splicing_before_arming() -> Patches:
-    """F19: the filters are registered when the splice is there already."""
+    """F19: the filters are registered only after the splice is set."""
 
     def splice(self: KernelFlow) -> None:
         room = self._room()
@@ -71,7 +71,7 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
 @mutant(FREEBSD)
 @met_by_chance
 def believing_events() -> Patches:
-    """F19: whoever is woken takes the splice for over, and does not end it by hand."""
+    """F19: a flow that is woken takes the splice for over, without an unsplice call."""
     settle = KernelFlow._settle
 
     def believe(self: KernelFlow, reason: Reason | None = None) -> None:
@@ -90,13 +90,13 @@ def _already_over(source: int) -> None:
 
 @mutant(FREEBSD)
 def settling_stale_events() -> Patches:
-    """F19, F20: a splice that lives for certain is ended, and set again, because of one."""
+    """F19, F20: a stale event makes the flow end and set again a splice that surely lives."""
     return [(KernelFlow, "event", KernelFlow.wake)]
 
 
 @mutant(FREEBSD)
 def taking_any_event_for_stale() -> Patches:
-    """F20: whoever has the drain now, the splice is taken to live."""
+    """F20: the splice is taken to be alive, even if another splice has the drain now."""
     original = KernelFlow._may_be_over
 
     def doubting(self: KernelFlow, asked: int) -> bool:
@@ -107,20 +107,20 @@ def taking_any_event_for_stale() -> Patches:
 
 
 @mutant(FREEBSD)
-def no_second_look() -> Patches:
-    """F14"""
+def no_polling_for_lost_events() -> Patches:
+    """F14: the event of an EOF can be lost."""
     return [(LostEvents, "begin", lambda self, flow: None)]
 
 
 @mutant(FREEBSD)
 def no_look_at_the_drain() -> Patches:
-    """F14: a drain's reset can be lost like an EOF."""
+    """F14: the event of a drain's reset can be lost, as an EOF's can."""
     return [(lost_events, "_DRAIN_SHOWS", PollBits.NONE)]
 
 
 @mutant(FREEBSD)
 def no_look_at_the_count() -> Patches:
-    """F19: a limit that is met behind a full drain."""
+    """F19: a limit met while the drain is full gives no event."""
     return [(KernelFlow, "counts", False)]
 
 
@@ -134,7 +134,7 @@ def no_tail() -> Patches:
 @mutant(FREEBSD)
 @met_by_chance
 def the_kernels_idle_time() -> Patches:
-    """F11, F19: sp_idle, which FreeBSD's flows must not ask for."""
+    """F11, F19: flows ask for sp_idle, which FreeBSD counts from the call on."""
     original = Calls.set_splice
 
     def with_idle(self: Calls, source: int, drain: int, max_bytes: int, idle: float) -> None:
@@ -146,7 +146,7 @@ def the_kernels_idle_time() -> Patches:
 @mutant(FREEBSD)
 @met_by_chance
 def no_look_at_the_drains_state() -> Patches:
-    """F21"""
+    """F21: a drain that was shut down or is connecting destroys the waiting bytes."""
     return [(flow, "drain_failure", lambda calls, drain: None)]
 
 
@@ -160,7 +160,7 @@ def no_drain_first() -> Patches:
 @mutant(FREEBSD)
 @met_by_chance
 def blocking_sockets() -> Patches:
-    """F24"""
+    """F24: a blocking call on a spliced socket halts other splices."""
     duplicate = ModelPlatform.duplicate
 
     def blocking(self: ModelPlatform, original: Any) -> Any:
@@ -173,8 +173,8 @@ def blocking_sockets() -> Patches:
 
 @mutant(FREEBSD)
 @met_by_chance
-def a_limit_that_runs_out_is_none() -> Patches:
-    """0 bytes left, which to the kernel is no limit."""
+def no_end_when_the_limit_runs_out() -> Patches:
+    """The kernel is asked for 0 more bytes, which means without limit."""
     met = endings.next_step
 
     def blind(*arguments: Any) -> endings.NextStep:
@@ -186,13 +186,13 @@ def a_limit_that_runs_out_is_none() -> Patches:
 
 @mutant(FREEBSD)
 def the_whole_limit_again() -> Patches:
-    """Each segment of a limited flow is given the limit anew."""
+    """Each splice of a limited flow gets the whole limit again."""
     return [(KernelFlow, "_room", lambda self: self._limit)]
 
 
 @mutant(FREEBSD)
 def resplicing_whatever_ended_it() -> Patches:
-    """Somebody else's unsplice is taken for nothing."""
+    """An unsplice by somebody else is ignored, and the splice set again."""
 
     original = endings._by_looking
 
@@ -206,13 +206,13 @@ def resplicing_whatever_ended_it() -> Patches:
 @mutant(FREEBSD)
 @met_by_chance
 def giving_up_what_was_ended_in_error() -> Patches:
-    """F19: a stale event ends a live splice, and it is not set again."""
+    """F19: a live splice that was ended because of a stale event is not set again."""
     return [(endings, "RESPLICE", endings.finish(Reason.UNSPLICED))]
 
 
 @mutant(FREEBSD)
 def no_lock() -> Patches:
-    """F35: an end does not wait for a set under way."""
+    """F35: an end does not wait for a set in progress."""
     make = KernelFlow.__init__
 
     def without(self: KernelFlow, kernel: KernelBackend, **options: Any) -> None:
@@ -224,13 +224,13 @@ def no_lock() -> Patches:
 
 @mutant(FREEBSD)
 def no_look_after_the_other_directions_end() -> Patches:
-    """F14: the answer's EOF is lost long after the start."""
+    """F14: an EOF after the answer is lost long after the start."""
     return [(KernelFlow, "look_soon", lambda self: None)]
 
 
 @mutant(FREEBSD)
 def no_second_try() -> Patches:
-    """F22: nobody finds out that the source has been spoiled."""
+    """F22: the kernel's spoiling of the source goes unnoticed."""
     return _taken_for_a_kernel_that(poisons=False)
 
 
@@ -243,7 +243,7 @@ def _taken_for_a_kernel_that(**does: bool) -> Patches:
 
 @mutant(FREEBSD)
 def no_look_at_the_drain_before_the_first_splice() -> Patches:
-    """F16: ``initial`` has been sent to a drain that is dead by now."""
+    """F16: ``initial`` was sent to a drain that has died since."""
     return [
         (
             KernelFlow,
@@ -255,13 +255,13 @@ def no_look_at_the_drain_before_the_first_splice() -> Patches:
 
 @mutant(OPENBSD)
 def no_look_at_waiting_bytes() -> Patches:
-    """F38: a splice that stands still is left standing."""
+    """F38: a splice that stands still is never noticed."""
     return [(KernelFlow, "bytes_wait", lambda self: None)]
 
 
 @mutant(OPENBSD)
 def pushing_whenever_bytes_wait() -> Patches:
-    """F38: whether or not they are the same ones as before."""
+    """F38: the drain is pushed even if other bytes wait than before."""
 
     def stuck(self: KernelFlow, count: int) -> bool:
         self._calls.push(self.pair[1])
@@ -272,7 +272,7 @@ def pushing_whenever_bytes_wait() -> Patches:
 
 @mutant(OPENBSD)
 def pushing_alone() -> Patches:
-    """F38: a splice that a push does not help is left standing."""
+    """F38: a splice that a push doesn't set going is left standing still."""
     original = KernelFlow._is_stuck
 
     def never(self: KernelFlow, count: int) -> bool:
@@ -284,7 +284,7 @@ def pushing_alone() -> Patches:
 
 @mutant(OPENBSD)
 def setting_again_for_ever() -> Patches:
-    """F38: what has not helped is done at each look."""
+    """F38: a splice is set again at each look, though that has not helped."""
     original = KernelFlow._is_stuck
 
     def always(self: KernelFlow, count: int) -> bool:
@@ -301,13 +301,13 @@ def a_push_that_fails_is_a_defect() -> Patches:
 
 @mutant(OPENBSD)
 def taking_a_writable_drain_for_free() -> Patches:
-    """F25: where drains are not hidden, each look would end the splice and set it again."""
+    """F25: a drain that isn't hidden looks free, so each look ends the splice and sets it again."""
     return _taken_for_a_kernel_that(hides_drains=True)
 
 
 @mutant(OPENBSD)
 def leaving_an_old_cause() -> Patches:
-    """F10: SO_ERROR still has what the splice before ended by."""
+    """F10: the cause of the splice before is left in SO_ERROR."""
     return [(flow, "take_cause", lambda source: None)]
 
 

@@ -1,4 +1,4 @@
-"""How scenarios and mutants register themselves: what is written is run."""
+"""Scenarios and mutants register themselves, so that each one that is written is run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FREEBSD, OPENBSD = "FreeBSD", "OpenBSD"
 
 
 class Registry(Generic[T]):
-    """Functions by whose kernel they are about."""
+    """Functions, by the kernels they are about."""
 
     def __init__(self) -> None:
         self._made: dict[str, list[T]] = {FREEBSD: [], OPENBSD: []}
 
     def register(self, *systems: str) -> Callable[[T], T]:
-        """A decorator: the function is about the kernels of these systems, or about both."""
+        """Return a decorator for functions about these systems' kernels; by default about both."""
 
         def registered(made: T) -> T:
             for system in systems or self._made:

@@ -1,4 +1,4 @@
-"""Two connections to splice in a modelled world, in which nothing is left to chance."""
+"""Two connections to splice in a modelled world where nothing is left to chance."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from freebsd_splice._kernel.lost_events import FIRST_SECONDS
 from model.so_splice import ModelledSplice
 from model.world import World
 
-#: Model seconds for what the second look finds out soon after the start, and at the rarest.
+#: Model seconds until one look for lost events has been made: soon after the start, and later, when
+#: the looks are rarest.
 SOON, LATE = 3 * FIRST_SECONDS, 2.2
-#: The same for what takes more than one look.
+#: The same for an end that takes more than one look.
 TWO_SOON, TWO_LATE = 10 * FIRST_SECONDS, 1.2
 
 
 class Rig:
-    """Two connections in a world whose clock and worker stand still until they are told to go."""
+    """Two connections in a world whose clock and worker move only when a scenario says so."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)
@@ -32,16 +33,19 @@ class Rig:
         return made
 
     def now(self) -> None:
-        """Everything that happens without time passing."""
+        """Let everything happen that can without time passing."""
         self.world.quiet(0.0)
 
     def arrive(self, data: bytes) -> None:
-        """Bytes at the source; the worker has not run yet."""
+        """Deliver bytes to the source, without running the worker."""
         assert self.sender.write(data) == len(data)
         self.world.deliver(self.sender.outgoing)
 
     def fill_the_drain(self, count: int = 20_000) -> bytes:
-        """Bytes that nobody reads: 28,192 fit into the drain's and its reader's buffers."""
+        """Move ``count`` bytes that nobody reads, and return them.
+
+        28,192 bytes fit into the drain's and its reader's buffers.
+        """
         data = b"".join(number.to_bytes(2, "big") for number in range(count // 2))
         for at in range(0, len(data), 5_000):
             self.arrive(data[at : at + 5_000])
@@ -49,7 +53,7 @@ class Rig:
         return data
 
     def interrupted(self) -> ModelledSplice:
-        """The worker has moved what there was, and has not come to rest."""
+        """Let the worker move what has arrived, and interrupt it before it becomes idle."""
         [splice] = self.world.splices
         self.world.worker_move(splice)
         return splice
@@ -62,7 +66,7 @@ class Rig:
         return got
 
     def ended(self, splice: Splice, reason: Reason, count: int) -> Outcome:
-        """It is over by now, so."""
+        """Check that the splice has ended with that reason and count; return its outcome."""
         assert splice.done, "no end was reported"
         outcome = splice.wait()
         assert (outcome.reason, outcome.bytes) == (reason, count), outcome

@@ -1,4 +1,4 @@
-"""The state machine: the world's rules and the user's actions, in any order."""
+"""The state machine, which runs the world's rules and the user's actions in any order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TransferRules(RuleBasedStateMachine):
     @precondition(lambda self: self.transfer.over is None)
     @rule()
     def the_drain_is_shut_down_before(self) -> None:
-        """F21"""
+        """F21: nothing may be spliced into it."""
         self._step()
         self.transfer.shut_drain()
 
@@ -104,7 +104,7 @@ class TransferRules(RuleBasedStateMachine):
 
     @rule(numbers=st.lists(st.integers(0, 15), min_size=1, max_size=6))
     def the_worker_is_interrupted(self, numbers: list[int]) -> None:
-        """F14: between the last bytes and its rest."""
+        """F14: between its last bytes and its becoming idle."""
         self._step()
         for splice in self.transfer.world.splices:
             if splice.state == "queued":
@@ -114,7 +114,7 @@ class TransferRules(RuleBasedStateMachine):
 
     @rule(numbers=st.lists(st.integers(0, 15), min_size=1, max_size=4))
     def the_next_call_is_interrupted(self, numbers: list[int]) -> None:
-        """F19: what fires between the registration and the splice is stale."""
+        """F19: an event between the registration and the splice is stale."""
         self._step()
         self.transfer.world.so_splice.during_set = lambda: self._happen(numbers)
 
@@ -136,7 +136,7 @@ class TransferRules(RuleBasedStateMachine):
     @precondition(lambda self: self.version == "openbsd")
     @rule(what_helps=st.sampled_from([PUSHING, SETTING_AGAIN]))
     def a_splice_stands_still(self, what_helps: str) -> None:
-        """F38"""
+        """F38: until it is pushed, or set again."""
         self.transfer.world.so_splice.stall = what_helps
 
     # The package's threads, and time
@@ -158,7 +158,7 @@ class TransferRules(RuleBasedStateMachine):
         self.transfer.events += 20
         self.transfer.world.quiet(0.05)
 
-    # What must hold
+    # The invariant
 
     @invariant()
     def holds(self) -> None:

@@ -1,4 +1,4 @@
-"""One splice or relay in a modelled world, and what must hold of it."""
+"""One splice or relay in a modelled world, and the checks that it must pass."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 from freebsd_splice import Outcome, Reason, Relay, Splice, _runtime
 from model.world import ModelPeer, ModelSocket, World
 
-#: Bytes of which no two short pieces are alike.
+#: Bytes in which no two short pieces are alike.
 PATTERN = b"".join(number.to_bytes(3, "big") for number in range(100_000))
 
-#: Kernel calls that a flow may make for each thing that happens: no spin.
+#: Kernel calls that a flow may make for each event; more would be a busy loop.
 CALLS_AN_EVENT = 40
-#: Model seconds within which each end is reported once the world is quiet, as the second look
-#: comes each second at the rarest.
+#: Model seconds within which each end is reported once the world is quiet: a flow looks for lost
+#: events at least every second.
 REPORTED_WITHIN = 2.5
 
 KERNEL_CALLS = (
@@ -32,7 +32,7 @@ KERNEL_CALLS = (
 
 
 class Direction:
-    """One direction: what was sent, what has arrived, and what was done that may end it."""
+    """One direction: the bytes sent, the bytes that arrived, and the actions that may end it."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Direction:
         return self.drain_shut or self.drain_end.was_reset
 
     def outcome_is_true(self, outcome: Outcome, asked: set[Reason]) -> None:
-        """The reason is one that has happened, and the bytes are what it says."""
+        """Check that the reason is one that has occurred, and that the count agrees with it."""
         possible = asked | (
             {Reason.EOF} if self.source_end.incoming.fin_delivered or self.source_shut else set()
         )
@@ -91,7 +91,7 @@ class Direction:
         )
 
     def bytes_are_true(self, outcome: Outcome) -> None:
-        """Once all is quiet and read: nothing is lost, doubled or out of order."""
+        """Check, once all is quiet and read, that no byte is lost, doubled or out of order."""
         far = self.receiver.endpoint
         if self.drain_end.was_reset or far.closed or far.dead:
             assert len(self.got) <= outcome.bytes
@@ -105,7 +105,7 @@ class Direction:
 
 
 class Transfer:
-    """The world, and the user's part in it."""
+    """The world, the splice or relay in it, and the user's actions."""
 
     def __init__(self, version: str) -> None:
         self.world = World(version)
@@ -130,7 +130,7 @@ class Transfer:
     def begin(self, idle_timeout: float | None) -> None:
         direction = self.directions[0]
         for end in (direction.source, direction.drain):
-            end.setblocking(True)  # F24: it is for the package to see to that
+            end.setblocking(True)  # F24: the package must make them non-blocking
         if len(self.directions) == 2:
             self.over = Relay(
                 direction.source,
@@ -153,7 +153,7 @@ class Transfer:
     def done(self) -> bool:
         return self.over is not None and self.over.done
 
-    # What the user and others do
+    # Actions of the user and others
 
     def cancel(self) -> None:
         assert self.over is not None
@@ -171,7 +171,7 @@ class Transfer:
         direction = self.directions[number % len(self.directions)]
         if direction.source_end.splice is not None:
             direction.unspliced = True
-            self.world.so_splice.end_by_hand(direction.source_end)
+            self.world.so_splice.end_splice(direction.source_end)
 
     def shut_drain(self) -> None:
         direction = self.directions[0]
@@ -185,10 +185,10 @@ class Transfer:
             direction.source.shutdown(socket.SHUT_RD)
             direction.source_shut = True
 
-    # What must hold
+    # Checks
 
     def check(self) -> None:
-        """After each step."""
+        """Check the world after each step."""
         assert not self.world.blocking_while_spliced, "F24: a blocking socket is spliced"
         calls = sum(self.world.counts[name] for name in KERNEL_CALLS)
         assert calls <= CALLS_AN_EVENT * (self.events + 4), "too many calls for what has happened"
@@ -199,17 +199,17 @@ class Transfer:
         self.drain_was_dead = not self.done and self.directions[0].drain_end.was_reset
 
     def finish(self) -> None:
-        """Let the world come to rest, and look at what has become of it."""
+        """Let everything happen, and check all outcomes."""
         if self.over is None:
             return
-        self._rest()
+        self._settle()
         if not self.done:
             self._is_live()
             for direction in self.directions:
                 direction.sender.fin()
-            self._rest()
+            self._settle()
         assert self.done, "no end was reported"
-        self._rest()
+        self._settle()
         outcomes = self._outcomes()
         asked = set(self.asked)
         if len(outcomes) == 2 and any(direction.reason is not Reason.EOF for direction in outcomes):
@@ -219,8 +219,8 @@ class Transfer:
             direction.bytes_are_true(outcome)
         self.world.check_quiet()
 
-    def _rest(self) -> None:
-        """Everything is delivered and read; for as long as an end may take to be reported."""
+    def _settle(self) -> None:
+        """Deliver and read everything, and wait as long as an end may take to be reported."""
         before = -1
         while before != sum(len(direction.got) for direction in self.directions):
             before = sum(len(direction.got) for direction in self.directions)
@@ -229,13 +229,13 @@ class Transfer:
                 direction.read()
 
     def _is_live(self) -> None:
-        """It has not ended, so there was no reason to."""
+        """Check, for a transfer that has not ended, that it had no reason to."""
         assert not self.asked - {Reason.IDLE}, f"{self.asked} and no end"
         for direction in self.directions:
             if direction.drain_shut and len(self.directions) == 2:
                 continue  # that direction has ended, and the other one can still be served
             assert not direction.drain_is_dead(), "the drain's death is not reported"
-            if direction.unspliced:  # unless it looks like an EOF by the time somebody looks
+            if direction.unspliced:  # an unsplice may look like an EOF by the time of the look
                 assert direction.source_end.incoming.fin_delivered, "an unsplice is not reported"
             assert not direction.source_end.was_reset, "the source's reset is not reported"
             if direction.source_end.incoming.fin_delivered or direction.source_shut:

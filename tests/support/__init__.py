@@ -1,1 +1,1 @@
-"""What tests of several folders use."""
+"""Code that the tests of several folders use."""

@@ -1,4 +1,4 @@
-"""As many descriptors as a test takes: often 1,024 are all that a process begins with."""
+"""Enough descriptors for a test: many systems start a process with 1,024."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 
 @contextlib.contextmanager
 def enough_descriptors(count: int) -> Iterator[None]:
-    """For this process and those that it starts meanwhile: a skip where it may not have so many."""
+    """Raise the limit of this process, and of those that it starts meanwhile, to ``count``.
+
+    Skip the test if the system doesn't allow that many.
+    """
     resource = pytest.importorskip("resource", reason="limits are POSIX's")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         pytest.skip(f"a process may have {hard} descriptors here, not {count}")
-    # A soft limit without bounds is less than any number to resource, which says -1.
+    # An unlimited soft limit is -1 in resource, less than any count.
     enough = soft if soft == resource.RLIM_INFINITY else max(soft, count)
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
     try:

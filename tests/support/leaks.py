@@ -1,4 +1,4 @@
-"""What a test could leave behind, counted."""
+"""Descriptors and children, which a test must not leave."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def open_descriptors() -> dict[int, str]:
-    """This process's descriptors and what they are, where the system lists them."""
+    """Return this process's descriptors and their files, if the system lists them."""
     listing = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
     found = {}
     for name in os.listdir(listing) if listing.is_dir() else []:
         try:
             found[int(name)] = os.readlink(listing / name) if listing.parts[1] == "proc" else ""
         except OSError:
-            continue  # the one that listed them
+            continue  # the descriptor that listed them
     return found
 
 

@@ -1,4 +1,4 @@
-"""A pytest plugin: nothing that the test extra brings can be imported, as in a FreeBSD guest."""
+"""A pytest plugin that blocks all imports of the test extra's packages, as in a FreeBSD guest."""
 
 from __future__ import annotations
 

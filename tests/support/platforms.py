@@ -1,4 +1,4 @@
-"""Platforms for tests: this machine, with something added or something taken away."""
+"""Platforms for tests: this machine's, with something added or taken away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from freebsd_splice._platform.system import SystemPlatform
 
 @contextmanager
 def runtime(platform: Platform, mover: str | None = None) -> Iterator[_runtime.Runtime]:
-    """Have splices made over ``platform`` inside the block."""
+    """Make all splices inside the block use ``platform``."""
     made = _runtime.Runtime(platform, mover, choose=getattr(platform, "choose", choose_kernel))
     before = _runtime.install(made)
     try:
@@ -27,7 +27,7 @@ def runtime(platform: Platform, mover: str | None = None) -> Iterator[_runtime.R
 
 
 class UserspacePlatform(SystemPlatform):
-    """This machine without the kernel's splices, also where they are there and demanded."""
+    """This machine without the kernel's splices, even if it has them and they are demanded."""
 
     def choose(self) -> KernelChoice:
         return KernelChoice(None, demanded=False)
@@ -64,7 +64,7 @@ class NoPipesPlatform(RecordingPlatform):
 
 
 class RefusingPlatform(RecordingPlatform):
-    """A system whose os.splice does not serve these sockets, on the way in or on the way out."""
+    """A system whose os.splice refuses these sockets, on the way in or on the way out."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class SteppedPlatform(RecordingPlatform):
         return _NoThread()
 
     def step(self) -> None:
-        """Every loop once around: what is due and what is ready."""
+        """Run every loop once: it does what is due and what is ready."""
         for step in list(self._steps):
             step()
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Go round until the condition holds; the network may take its time, the clock stands."""
+        """Step until the condition holds, while the clock stands and the network takes its time."""
 
         def stepped() -> object:
             self.step()
@@ -122,7 +122,7 @@ class SteppedPlatform(RecordingPlatform):
 
 
 class WakeUpsPlatform(RecordingPlatform):
-    """Counts how often its pollers' ``wait`` has returned."""
+    """Counts how often the ``wait`` of its pollers has returned."""
 
     def __init__(self, readiness: str | None = None) -> None:
         super().__init__(readiness)

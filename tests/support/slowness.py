@@ -1,4 +1,4 @@
-"""One factor for machines that are slow, as an emulated one is: what tests wait, and may cost."""
+"""One factor by which a slow machine, such as an emulated one, stretches tests' times and costs."""
 
 from __future__ import annotations
 

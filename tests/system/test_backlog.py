@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_no_limit(
     """Nor does it hold anything up."""
     if script is not None:
         write(sysctl, script)
-    monkeypatch.setattr(backlog, "_PATIENCE", 0.3 if script and "sleep" in script else 30.0)
+    monkeypatch.setattr(backlog, "_TIMEOUT", 0.3 if script and "sleep" in script else 30.0)
     monkeypatch.setattr(sys, "platform", "freebsd15")
     assert backlog_limit() is None
 

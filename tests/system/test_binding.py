@@ -77,7 +77,7 @@ def test_headers_with_so_splice_added_compile(tmp_path: Path) -> None:
         ("0x1023", "off_t sp_max; int sp_fd; struct timeval sp_idle;", "sp_fd is the first field"),
         ("0x1023", "int sp_fd; int sp_max; struct timeval sp_idle;", "sp_max has 64 bits"),
         ("0x1023", "int sp_fd; size_t sp_max; struct timeval sp_idle;", "sp_max is signed"),
-        ("0x1023", "int sp_fd; struct timeval sp_idle; off_t sp_max;", "sp_idle lies behind"),
+        ("0x1023", "int sp_fd; struct timeval sp_idle; off_t sp_max;", "sp_idle lies after"),
     ],
 )
 def test_wrong_headers_are_a_compile_error(

@@ -1,8 +1,8 @@
 """Waiting for sockets that belong to the caller, without keeping them open meanwhile.
 
-Each registration is good for one report and is made on the caller's own descriptor: with epoll
-and kqueue the socket is really closed when the caller closes it, and a registration that outlives
-its descriptor reports once at most. Only the emulation's thread uses these objects.
+Each registration yields one report and is made on the caller's own descriptor: with epoll and
+kqueue the socket is really closed when the caller closes it, and a registration that outlives its
+descriptor reports at most once. Only the emulation's thread uses these objects.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..._platform.backoff import Backoff
 
 __all__ = ["Readiness", "best"]
 
-# poll and select keep a socket open while they wait for it, so they look up that often.
+# poll and select keep a socket open while they wait for it, so they return at least that often.
 LONGEST_HOLD = 0.5  # seconds
 
 
 class Readiness(Protocol):
-    """Reports descriptors once each, for whoever arms them."""
+    """Reports each armed descriptor once."""
 
     def arm(
         self,
@@ -34,23 +34,31 @@ class Readiness(Protocol):
         noticed: Hashable = None,
         moved: bool = False,
     ) -> None:
-        """Report the descriptor once, when it has become one of the two or is broken.
+        """Report the descriptor once, as soon as it is readable or writable, or its socket broken.
 
-        It may be reported once for what was armed before. OSError: it can't be watched.
+        One report may still come from an earlier registration.
 
-        ``noticed`` is which socket it is, where that is neither and has something in its error
-        queue: then it is reported again when that changes, or else ever more seldom, beginning
-        anew when ``moved`` says that the last report was of use.
+        Args:
+            descriptor: the caller's descriptor.
+            readable: report it when it is readable.
+            writable: report it when it is writable.
+            noticed: the socket's identity, if the socket has something in its error queue and
+                is neither readable nor writable as asked. It is then reported again when that
+                changes, or else at intervals that double.
+            moved: the last report led to a move, so the intervals begin anew.
+
+        Raises:
+            OSError: the descriptor can't be watched.
         """
 
     def disarm(self, descriptor: int) -> None:
-        """Don't report it any more, if it still exists."""
+        """Stop reporting the descriptor, if it still exists."""
 
     def wait(self) -> list[int]:
-        """Wait for reports. They may be none and they may be stale."""
+        """Wait, and return the reported descriptors: perhaps none, and perhaps stale ones."""
 
     def close(self, in_child: bool = False) -> None:
-        """Release everything; in a forked child, the child's copy."""
+        """Release everything; in a forked child, the child's copies."""
 
 
 if sys.platform.startswith("linux"):
@@ -61,7 +69,7 @@ if sys.platform.startswith("linux"):
         def __init__(self) -> None:
             self._epoll = select.epoll()
             self._by_edges: dict[int, Hashable] = {}
-            self._unclaimed: set[int] = set()  # of those, the ones reported and not armed since
+            self._unclaimed: set[int] = set()  # of those, the ones reported and not armed again
 
         def arm(
             self,
@@ -71,10 +79,11 @@ if sys.platform.startswith("linux"):
             noticed: Hashable = None,
             moved: bool = False,
         ) -> None:
-            """Report once; or each change, where an error queue is reported all the time.
+            """Report once; or at each change, if an error queue is reported all the time.
 
-            The second kind of registration is made once, for to make it again reports it again.
-            Outliving its descriptor, it reports a number at which nobody waits.
+            The second kind of registration is made only once, as making it again would cause
+            another report. If it outlives its descriptor, it reports a number that nobody waits
+            for.
             """
             self._unclaimed.discard(descriptor)
             if noticed is not None and self._by_edges.get(descriptor) == noticed:
@@ -101,7 +110,7 @@ if sys.platform.startswith("linux"):
             """Don't report."""
             self._by_edges.pop(descriptor, None)
             self._unclaimed.discard(descriptor)
-            with contextlib.suppress(OSError):  # it was closed, or now is somebody else's
+            with contextlib.suppress(OSError):  # it was closed, or now belongs to somebody else
                 self._epoll.unregister(descriptor)
 
         def wait(self) -> list[int]:
@@ -144,7 +153,7 @@ class KqueueReadiness:
     def disarm(self, descriptor: int) -> None:
         """Don't report."""
         for filter_ in (self._select.KQ_FILTER_READ, self._select.KQ_FILTER_WRITE):
-            with contextlib.suppress(OSError):  # there is none
+            with contextlib.suppress(OSError):  # no such filter is registered
                 self._change(descriptor, filter_, self._select.KQ_EV_DELETE)
 
     def wait(self) -> list[int]:
@@ -152,7 +161,11 @@ class KqueueReadiness:
         return [int(event.ident) for event in self._kqueue.control(None, 256, None)]
 
     def close(self, in_child: bool = False) -> None:
-        """Release everything. A child has no kqueue to close: its number may be another's."""
+        """Release everything.
+
+        A child doesn't inherit the kqueue: its number may belong to another file there, so it is
+        never closed.
+        """
         if in_child:
             self._never_closed.append(self._kqueue)
         else:
@@ -191,13 +204,13 @@ if sys.platform != "win32":
             self._backoff.forget(descriptor)
 
         def wait(self) -> list[int]:
-            """Wait for reports. A closed descriptor is one (POLLNVAL)."""
+            """Wait for reports. A closed descriptor is reported too (POLLNVAL)."""
             left_out = self._backoff.left_out()
             poll = select.poll()
             for descriptor, events in self._armed.items():
                 if descriptor not in left_out:
                     poll.register(descriptor, events)
-            only_its_own = len(self._armed) == 1  # of the thread, to be woken by
+            only_its_own = len(self._armed) == 1  # the thread's own, by which it is woken
             seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
             ready = poll.poll(None if seconds is None else -int(-seconds * 1000 // 1))
             for descriptor, _ in ready:
@@ -205,14 +218,14 @@ if sys.platform != "win32":
             return [descriptor for descriptor, _ in ready]
 
         def close(self, in_child: bool = False) -> None:
-            """Nothing to release."""
+            """Do nothing: there is nothing to release."""
 
 
 class SelectReadiness:
     """select(2)."""
 
-    MOST = 500  # Windows takes 512 sockets, whatever their numbers
-    HIGHEST = 1023  # the others take these numbers
+    MOST = 500  # Windows takes up to 512 sockets, whatever their numbers
+    HIGHEST = 1023  # other systems take descriptors up to this number
 
     def __init__(self) -> None:
         self._read: set[int] = set()
@@ -249,9 +262,9 @@ class SelectReadiness:
         self._write.discard(descriptor)
 
     def wait(self) -> list[int]:
-        """Wait for reports. A closed descriptor is one."""
+        """Wait for reports. A closed descriptor is reported too."""
         left_out = self._backoff.left_out()
-        only_its_own = len(self._read | self._write) == 1  # of the thread, to be woken by
+        only_its_own = len(self._read | self._write) == 1  # the thread's own, by which it is woken
         seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
         try:
             ready = self._ask(self._read - left_out, self._write - left_out, seconds)
@@ -262,7 +275,7 @@ class SelectReadiness:
         return ready
 
     def close(self, in_child: bool = False) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def _ask(self, read: set[int], write: set[int], timeout: float | None) -> list[int]:
         # Windows reports a connection that failed in the third set only.
@@ -277,7 +290,7 @@ class SelectReadiness:
 
 
 def best() -> Readiness:
-    """The best that the system has."""
+    """Return the best kind that the system has."""
     if sys.platform.startswith("linux"):
         return EpollReadiness()
     if hasattr(select, "kqueue"):

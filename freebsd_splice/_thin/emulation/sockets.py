@@ -1,4 +1,4 @@
-"""What the emulation asks a socket. None of it changes the socket or takes its SO_ERROR away."""
+"""Questions to a socket. None of them changes the socket or takes its SO_ERROR away."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ SEND = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 def tcp_state(asked: socket.socket) -> State:
-    """The connection's state. EPROTONOSUPPORT: no TCP socket; ENOTSOCK: no socket."""
+    """Return the connection's state.
+
+    Raises:
+        OSError: EPROTONOSUPPORT: it isn't a TCP socket; ENOTSOCK: it isn't a socket; EBADF.
+    """
     try:
         asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     except OSError as error:
         if error.errno in (errno.ENOTSOCK, errno.EBADF):
             raise
         if error.errno in (errno.ECONNRESET, errno.EINVAL) and _is_stream(asked):
-            return State.CLOSED  # how the BSDs speak of a broken connection
+            return State.CLOSED  # the BSDs' answer on a broken connection
         raise refusal(errno.EPROTONOSUPPORT, "only TCP sockets can be spliced") from None
     if tcp.STATE_OPTION is None:
         return _guessed_state(asked)
@@ -52,14 +56,14 @@ def _is_stream(asked: socket.socket) -> bool:
 
 
 def _guessed_state(asked: socket.socket) -> State:
-    """Without TCP_INFO a shut down socket looks open until send says otherwise."""
+    """Return the state without TCP_INFO: a socket shut down looks open until a send fails."""
     if asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return State.LISTENING
     return State.CLOSED if peer_of(asked) is None else State.OPEN
 
 
 def does_tls(asked: socket.socket, *, sending: bool) -> bool:
-    """Does the kernel encrypt what is sent, or decrypt what is received (KTLS)?"""
+    """Return whether the kernel encrypts what is sent, or decrypts what is received (KTLS)."""
     options = KERNEL_TLS.get(sys.platform.rstrip("0123456789"))
     if options is None:
         return False
@@ -70,20 +74,23 @@ def does_tls(asked: socket.socket, *, sending: bool) -> bool:
 
 
 def is_same(known: Hashable, now: Hashable) -> bool:
-    """Is it the socket known from before? A broken connection has lost its peer's address."""
+    """Return whether both identities are of one socket.
+
+    A broken connection has lost its peer's address.
+    """
     if tcp.HAS_INODES or known == now:
         return known == now
     return isinstance(known, tuple) and now == (known[0], None)
 
 
 def own_sockets() -> Iterator[tuple[int, Hashable]]:
-    """This process's descriptors and what they are, where inodes tell."""
+    """Yield this process's descriptors and their identities, where sockets have inodes."""
     if sys.platform == "win32" or not tcp.HAS_INODES:
         return
     numbers: Iterable[int]
     try:
         numbers = map(int, os.listdir(OWN_DESCRIPTORS))
-    except OSError:  # no /proc, or no descriptor left to read it with
+    except OSError:  # no /proc, or no descriptor left to open it
         numbers = range(min(MOST_TRIED, os.sysconf("SC_OPEN_MAX")))
     for number in numbers:
         with contextlib.suppress(OSError):  # closed
@@ -92,18 +99,22 @@ def own_sockets() -> Iterator[tuple[int, Hashable]]:
 
 
 class Look(NamedTuple):
-    """What a source and a drain say when asked, without waiting."""
+    """The state of a source and a drain as one poll shows it, without waiting."""
 
     readable: bool
     source_broken: bool
-    source_notices: bool  # its error queue holds something that is the caller's to read
+    source_notices: bool  # its error queue holds something for the caller to read
     writable: bool
     drain_broken: bool
     drain_notices: bool
 
 
 def look(source: socket.socket, drain: socket.socket) -> Look:
-    """Ask both. A broken socket is seen here, before a call would take its SO_ERROR (F16, F18)."""
+    """Poll both sockets.
+
+    A broken one is seen here, before a call on it could take its SO_ERROR (F16, F18: that is where
+    the cause of the end is).
+    """
     if sys.platform == "win32":
         readable, writable, _ = select.select([source], [drain], [], 0)
         return Look(bool(readable), False, False, bool(writable), False, False)
@@ -112,7 +123,7 @@ def look(source: socket.socket, drain: socket.socket) -> Look:
     poll.register(drain, select.POLLOUT)
     events = dict(poll.poll(0))
     at_source, at_drain = events.get(source.fileno(), 0), events.get(drain.fileno(), 0)
-    # Linux: a connection that is broken hangs up as well; only there are there error queues.
+    # On Linux POLLERR can also mean an error queue, and a broken connection shows POLLHUP as well.
     broken = select.POLLHUP | select.POLLNVAL | (0 if _HAS_ERROR_QUEUES else select.POLLERR)
     return Look(
         bool(at_source & select.POLLIN),
@@ -125,12 +136,12 @@ def look(source: socket.socket, drain: socket.socket) -> Look:
 
 
 def check_socket(asked: socket.socket) -> None:
-    """ENOTSOCK, if it is none."""
+    """Raise OSError (ENOTSOCK) if the descriptor isn't a socket."""
     asked.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
 
 
 def refuse_to_end(asked: socket.socket) -> NoReturn:
-    """What ending says about a socket that never was a source."""
+    """Raise the error of an unsplice on a socket that never was a source."""
     check_socket(asked)
     if asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise refusal(errno.EINVAL, "the source is a listening socket")
@@ -138,5 +149,5 @@ def refuse_to_end(asked: socket.socket) -> NoReturn:
 
 
 def none_to_end() -> OSError:
-    """What ending says where there is no splice."""
-    return refusal(errno.ENOTCONN, "there is no splice to end, or it is over already")
+    """Return the error of an unsplice where there is no splice."""
+    return refusal(errno.ENOTCONN, "there is no splice to end, or it has already ended")

@@ -1,4 +1,4 @@
-"""The emulation's thread: what is spliced, how it is moved, what it waits for."""
+"""The emulation's thread: its splices, how their bytes are moved, how it waits."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ T = TypeVar("T")
 PIECE = 65536  # bytes peeked at and sent at a time
 TURN = 4 * PIECE  # bytes a splice may move before the others have their turn
 SWEEP = 64  # splices remembered before closed ones are looked for
-FIRST_TURN = 8 * 1024 * 1024  # within splice(): more than a receive buffer holds (F34)
+FIRST_TURN = 8 * 1024 * 1024  # bytes within splice(): more than a receive buffer holds (F34)
 
 
 @dataclass
 class _Held:
-    """A socket of the caller's: the descriptor it was last seen at, and which socket that is."""
+    """One of the caller's sockets: the descriptor it was last seen at, and its identity."""
 
     number: int
     socket: Hashable
@@ -67,20 +67,20 @@ class _Splice:
     ends_at: float
     moved: int = 0
     over: bool = False
-    error: OSError | None = None  # why it could not be waited for
+    error: OSError | None = None  # why its socket can't be watched
     armed_at: int | None = None  # the descriptor whose readiness it waits for
     waits_for_drain: bool = False
-    moved_now: bool = False  # something, in its last turn
+    moved_now: bool = False  # whether its last turn moved anything
     noticed: Hashable = None  # the socket it waits for, if there is something in its error queue
-    owes_mark: int = 0  # what SO_RCVLOWAT of the source was
+    owes_mark: int = 0  # the source's SO_RCVLOWAT before, if it was changed
 
     def allowed(self) -> int:
-        """How many bytes may be moved at once."""
+        """Return how many bytes may be moved at once."""
         return min(PIECE, self.max_bytes - self.moved) if self.max_bytes else PIECE
 
 
 class Copier:
-    """The thread and all its state. Other threads call ``ask`` and ``stop`` only."""
+    """The thread and all its state. Other threads call only ``ask`` and ``stop``."""
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as undo:
@@ -89,7 +89,7 @@ class Copier:
             undo.callback(self._waker.close)
             self._wakened.setblocking(False)
             self._waker.setblocking(False)
-            self._source = Borrowed()  # stands for a source for the time of a move
+            self._source = Borrowed()  # stands for a source during a move
             undo.callback(self._source.close)
             self._drain = Borrowed()
             undo.callback(self._drain.close)
@@ -109,10 +109,10 @@ class Copier:
             undo.pop_all()
 
     def ask(self, question: Callable[[Copier], T]) -> T:
-        """Have the thread answer, as soon as its current turn is over.
+        """Run ``question`` on the thread, as soon as its current turn is over; return the answer.
 
-        Moving on one thread alone means that neither a signal handler's exception can come
-        between a send and its discard, nor another call in between a check and what it allows.
+        As one thread alone moves bytes, no signal handler's exception can come between a send and
+        its discard, and no other call between a check and the action that it allows.
         """
         answer: Future[T] = Future()
 
@@ -127,7 +127,7 @@ class Copier:
 
         self._questions.put(answer_it)
         self._wake()
-        if self.ended:  # it may have put its queue away just before
+        if self.ended:  # the thread may have emptied its queue for the last time just before
             self._answer_questions()
         return answer.result()
 
@@ -138,13 +138,17 @@ class Copier:
         self._thread.join()
 
     def drop(self) -> None:
-        """In a forked child: the thread isn't there, and its descriptors aren't ours to use."""
+        """Close the copies of a forked child, which has no such thread."""
         self._close(in_child=True)
 
-    # What is asked of it
+    # The questions
 
     def splice(self, source: int, drain: int, max_bytes: int, idle: float) -> None:
-        """Splice, unless one of the sockets is unfit or busy."""
+        """Splice, unless one of the sockets is unfit or busy.
+
+        Raises:
+            OSError: see ``freebsd_splice.splice``.
+        """
         started = time.monotonic()
         self._sweep()
         held_source, source_state = self._inspect(self._source, source, sending=False)
@@ -153,10 +157,12 @@ class Copier:
         _check_drain(drain_state)
         for busy in (self._find(held_source), self._by_drain.get(held_drain.socket)):
             if busy is not None:
-                self._turn(busy)  # it may be over without anybody having looked
+                self._turn(busy)  # it may have ended unnoticed
                 if not busy.over:
                     raise refusal(
-                        errno.EBUSY, "spliced already; unsplice(source) ends the splice there is"
+                        errno.EBUSY,
+                        "the source is spliced already, or the drain is the drain of another"
+                        " splice; unsplice(source) ends a splice",
                     )
         made = _Splice(held_source, held_drain, max_bytes, started + idle if idle else float("inf"))
         with self._borrow(self._source, source) as borrowed:
@@ -171,7 +177,7 @@ class Copier:
             raise made.error
 
     def unsplice(self, source: int) -> None:
-        """End the source's splice, unless it is over already."""
+        """End the source's splice; raise OSError (ENOTCONN) if it has already ended."""
         with self._borrow(self._source, source) as borrowed:
             found = self._find(_Held(source, identity(borrowed)))
             if found is None:
@@ -182,13 +188,13 @@ class Copier:
         self._end(found)
 
     def spliced_bytes(self, source: int) -> int:
-        """Bytes that source's splice or its last one has moved."""
+        """Return the bytes that source's splice, or its last one, has moved."""
         with self._borrow(self._source, source) as borrowed:
             check_socket(borrowed)
             found = self._find(_Held(source, identity(borrowed)))
         return found.moved if found is not None else 0
 
-    # How it knows the callers' sockets
+    # Finding the callers' sockets
 
     @contextlib.contextmanager
     def _borrow(self, borrowed: Borrowed, number: int) -> Iterator[socket.socket]:
@@ -206,7 +212,10 @@ class Copier:
             return _Held(number, identity(asked)), state
 
     def _find(self, wanted: _Held) -> _Splice | None:
-        """The splice of a source. Without inodes a broken connection is known by its number."""
+        """Return the splice of a source.
+
+        Without inodes a broken connection is known by its descriptor's number.
+        """
         found = self._by_source.get(wanted.socket)
         if found is None and not tcp.HAS_INODES:
             for other in self._by_source.values():
@@ -216,7 +225,7 @@ class Copier:
         return found
 
     def _hold(self, borrowed: Borrowed, held: _Held) -> bool:
-        """Borrow a socket from whichever descriptor it has. False: it has none here any more."""
+        """Borrow a socket from any of its descriptors; False if this process has none left."""
         for number in self._numbers(held):
             try:
                 borrowed.take(number)
@@ -235,7 +244,7 @@ class Copier:
                 yield number
 
     def _own_numbers(self) -> tuple[int, int]:
-        """What it borrows with is no descriptor of the caller's."""
+        """Return the descriptors that the thread borrows with, which aren't the caller's."""
         return self._source.socket.fileno(), self._drain.socket.fileno()
 
     def _is_at(self, held: _Held) -> bool:
@@ -246,7 +255,7 @@ class Copier:
             return False
 
     def _sweep(self) -> None:
-        """Forget the splices whose source is closed, whenever their number may have doubled."""
+        """Forget the splices whose source is closed, each time their number may have doubled."""
         if len(self._by_source) < self._sweep_at:
             return
         open_here = {held for _, held in own_sockets()}
@@ -256,7 +265,7 @@ class Copier:
                 del self._by_source[key]
         self._sweep_at = max(SWEEP, 2 * len(self._by_source))
 
-    # How it moves
+    # Moving
 
     def _turn(self, splice: _Splice, most: int = TURN) -> None:
         """Move what can be moved now; then wait for what is missing, or end."""
@@ -275,7 +284,7 @@ class Copier:
         self._end(splice)
 
     def _move(self, splice: _Splice, stop_at: int) -> bool:
-        """Move until nothing is left to move or stop_at. False: the splice is over."""
+        """Move until nothing is left to move or stop_at is reached; False: the splice has ended."""
         if time.monotonic() >= splice.ends_at:
             return False
         if not self._hold(self._source, splice.source):
@@ -291,7 +300,7 @@ class Copier:
             self._drain.give_back()
 
     def _move_pieces(self, splice: _Splice, stop_at: int) -> bool:
-        """Bytes are peeked at from the first on, wherever the caller peeks (SO_PEEK_OFF)."""
+        """Move bytes, peeking from the first one on even if the caller has set SO_PEEK_OFF."""
         source, before = self._source.socket, splice.moved
         offset = peek_offset(source)
         if offset >= 0:
@@ -301,7 +310,7 @@ class Copier:
         finally:
             moved = splice.moved - before
             splice.moved_now = moved > 0
-            if offset >= 0:  # as if the bytes had been read
+            if offset >= 0:  # as it would be had the caller read these bytes
                 set_peek_offset(source, max(0, offset - moved))
 
     def _move_from_start(self, splice: _Splice, stop_at: int) -> bool:
@@ -351,7 +360,7 @@ class Copier:
             self._source.give_back()
         splice.owes_mark = 0
 
-    # How it waits
+    # Waiting
 
     def _arm(self, splice: _Splice) -> None:
         held = splice.drain if splice.waits_for_drain else splice.source
@@ -370,19 +379,19 @@ class Copier:
         if number is None:
             return
         self._waiting[number].discard(splice)
-        if not self._waiting[number]:  # else the others are woken once more than they need
+        if not self._waiting[number]:  # otherwise the others are woken once without need
             del self._waiting[number]
             self._readiness.disarm(number)
 
     def _arm_all(self, number: int) -> None:
-        """One registration a descriptor serves the splices that read there or write there."""
+        """Register a descriptor once for all splices that read or write there."""
         waiting = self._waiting[number]
         noticed = {splice.noticed for splice in waiting}
         self._readiness.arm(
             number,
             any(not splice.waits_for_drain for splice in waiting),
             any(splice.waits_for_drain for splice in waiting),
-            # One that has more to move, or was changed in between, is to be served at once.
+            # A splice that has more to move, or was changed meanwhile, must be served at once.
             next(iter(noticed)) if None not in noticed else None,
             any(splice.moved_now for splice in waiting),
         )
@@ -417,11 +426,11 @@ class Copier:
 
     def _answer_questions(self) -> None:
         with contextlib.suppress(queue.Empty):
-            for _ in range(self._questions.qsize()):  # not those that come meanwhile, for ever
+            for _ in range(self._questions.qsize()):  # later ones wait, or this might never end
                 self._questions.get_nowait()()
 
     def _wake(self) -> None:
-        with self._waking, contextlib.suppress(BlockingIOError):  # full: it is awake anyway
+        with self._waking, contextlib.suppress(BlockingIOError):  # full: the thread is awake anyway
             if not self.ended:
                 self._waker.send(b"!")
 
@@ -439,7 +448,7 @@ def _check_source(state: State) -> None:
 
 
 def _check_drain(state: State) -> None:
-    """F21: the kernel takes some of these and destroys bytes; so they are refused there too."""
+    """Refuse the drains that the thin calls refuse on a kernel, which would destroy bytes (F21)."""
     if state is State.LISTENING:
         raise refusal(errno.EINVAL, "the drain is a listening socket")
     if state is State.CLOSED:

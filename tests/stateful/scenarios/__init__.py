@@ -1,4 +1,4 @@
-"""What a flow of the kernel's must get right, one thing each.
+"""Scenarios: each shows one thing that a flow in the kernel must get right.
 
 Each file is about one subject, and every public function in it is a scenario.
 """
@@ -15,7 +15,7 @@ from ..rig import Rig
 Scenario = Callable[[Rig], None]
 
 _registry = Registry[Scenario]()
-#: ``@scenario()``, or ``@scenario(FREEBSD)`` where the other kernel has no part in it.
+#: ``@scenario()``, or ``@scenario(FREEBSD)`` if it doesn't apply to the other kernel.
 scenario = _registry.register
 scenarios_of = _registry.of
 

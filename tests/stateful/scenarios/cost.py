@@ -1,4 +1,4 @@
-"""How often the kernel is asked."""
+"""How many calls of the kernel a flow makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def an_idle_splice_is_left_alone(on: Rig) -> None:
     before = on.world.counts.copy()
     on.world.quiet(10)
     made = on.world.counts - before
-    # F38: poll(2) doesn't tell whether bytes wait at a source, so OpenBSD is asked for that.
+    # F38: poll(2) doesn't show whether bytes wait at a source, so on OpenBSD FIONREAD is asked.
     asked = {"poll", "unread"} if on.world.version == "openbsd" else {"poll"}
     assert set(made.keys()) == asked
     assert made["unread"] <= made["poll"] <= 11
@@ -25,7 +25,7 @@ def an_idle_splice_is_left_alone(on: Rig) -> None:
 
 @scenario()
 def setting_up_takes_three_calls(on: Rig) -> None:
-    """Besides the checks, the duplicates and O_NONBLOCK; and no thread of its own."""
+    """Besides the checks, the duplicates and O_NONBLOCK; a second splice starts no thread."""
     other, another = on.world.pair()[0], on.world.pair()[0]
     first = on.splice()
     loops, before = len(on.world.loops), on.world.counts.copy()

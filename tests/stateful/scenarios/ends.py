@@ -1,6 +1,6 @@
-"""Learning of the end: events before their time, after it, or never.
+"""Learning of the end from events that are stale, late or lost.
 
-OpenBSD's kernel loses no event: what is about lost ones is FreeBSD's alone.
+OpenBSD's kernel loses no event: the scenarios about lost ones are FreeBSD's alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def an_end_within_the_call_is_learnt_at_once(on: Rig) -> None:
 
 @scenario()
 def a_stale_event_ends_nothing(on: Rig) -> None:
-    """F19: an event between the registration and the splice; all goes on."""
+    """F19: an event between the registration and the splice leaves the splice alive."""
     on.drain.send(b"ahead")
     on.world.deliver(on.receiver.incoming)
     on.kernel.during_set = lambda: on.world.ack(on.receiver.incoming)
     splice = on.splice()
-    # F20: on FreeBSD the drain tells that it is one.  Were the splice ended to find out, a stream
-    # could make it end and begin for as long as it lasts, by its own ACKs.
+    # F20: on FreeBSD the drain shows that the splice is alive. If the splice were ended to find
+    # out, the ACKs of a stream could make it end and begin again for as long as the stream lasts.
     assert on.world.counts["set"] == (2 if on.world.version == "openbsd" else 1)
     on.arrive(b"data")
     on.now()
@@ -42,8 +42,8 @@ def a_stale_event_ends_nothing(on: Rig) -> None:
 
 @scenario()
 def a_stale_event_of_a_full_drain_is_settled(on: Rig) -> None:
-    """F19, F20: it can't be told whether the splice lives; it is ended by hand, and set again."""
-    data = on.fill_the_drain()  # which is no drain yet: all of it waits at the source
+    """F19, F20: a full drain hides whether the splice is alive; it is ended and set again."""
+    data = on.fill_the_drain()  # nothing is spliced yet: all of it waits at the source
     on.drain.send(b"ahead" * 3_900)
     on.world.deliver(on.receiver.incoming)
     on.kernel.during_set = lambda: on.world.ack(on.receiver.incoming)
@@ -58,7 +58,7 @@ def a_stale_event_of_a_full_drain_is_settled(on: Rig) -> None:
 
 @scenario(FREEBSD)
 def only_the_first_event_can_be_stale(on: Rig) -> None:
-    """F19: one that comes later is of an end, whoever uses the drain by then."""
+    """F19: a later event is about an end, even if another splice uses the drain by then."""
     on.drain.send(b"ahead")
     on.world.deliver(on.receiver.incoming)
     on.kernel.during_set = lambda: on.world.ack(on.receiver.incoming)
@@ -73,7 +73,7 @@ def only_the_first_event_can_be_stale(on: Rig) -> None:
 
 @scenario(FREEBSD)
 def a_lost_eof_is_found_soon(on: Rig) -> None:
-    """F14"""
+    """F14: a FIN while the worker moves the last bytes gives no event."""
     splice = on.splice()
     on.arrive(b"short answer")
     on.interrupted()
@@ -104,7 +104,7 @@ def a_lost_eof_is_found_late_too(on: Rig) -> None:
 
 @scenario(FREEBSD)
 def a_lost_reset_of_the_drain_is_found(on: Rig) -> None:
-    """F14, F16"""
+    """F14, F16: a drain's reset while the worker runs gives no event either."""
     splice = on.splice()
     on.arrive(b"data")
     on.interrupted()
@@ -118,7 +118,7 @@ def a_lost_reset_of_the_drain_is_found(on: Rig) -> None:
 
 @scenario()
 def a_limit_met_behind_a_full_drain_is_found(on: Rig) -> None:
-    """F19's second silent end."""
+    """F19: besides the lost EOF, this is the other end without an event."""
     splice = on.splice(limit=28_192)
     on.fill_the_drain()
     data = b"x" * (28_192 - splice.bytes)
@@ -135,7 +135,7 @@ def the_other_directions_eof_brings_the_looks_back(on: Rig) -> None:
     relay = Relay(on.source, on.drain)
     on.world.quiet(60)
     on.sender.fin()
-    on.now()  # passed on: the server may end now too
+    on.now()  # the EOF is passed on: the server may end now too
     on.receiver.write(b"answer")
     on.world.deliver(on.receiver.outgoing)
     [splice] = on.world.splices

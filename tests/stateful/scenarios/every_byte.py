@@ -14,7 +14,7 @@ from . import scenario
 
 @scenario()
 def bytes_behind_a_full_drain_come_before_the_eof(on: Rig) -> None:
-    """F13"""
+    """F13: a FIN at a full drain ends the kernel's splice with bytes left at the source."""
     splice = on.splice()
     data = on.fill_the_drain()
     more = b"the last of it" * 700
@@ -29,7 +29,7 @@ def bytes_behind_a_full_drain_come_before_the_eof(on: Rig) -> None:
 
 @scenario()
 def a_limit_is_exact_over_all_segments(on: Rig) -> None:
-    """Stale events cut the splice in pieces; the limit counts through."""
+    """Stale events cut the splice into segments; the limit is for all of them together."""
     splice = on.splice(limit=3_000)
     for _ in range(5):
         on.arrive(b"x" * 500)
@@ -47,7 +47,7 @@ def a_limit_is_exact_over_all_segments(on: Rig) -> None:
 
 @scenario()
 def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Rig) -> None:
-    """F21"""
+    """F21: FreeBSD's kernel would destroy the waiting bytes."""
     on.arrive(b"kept")
     on.drain.shutdown(socket.SHUT_WR)
     outcome = on.ended(on.splice(), Reason.DRAIN_ERROR, 0)
@@ -57,7 +57,7 @@ def nothing_is_spliced_into_a_drain_that_was_shut_down(on: Rig) -> None:
 
 @scenario(FREEBSD)
 def nothing_is_spliced_into_a_drain_that_is_connecting(on: Rig) -> None:
-    """F21; OpenBSD's kernel waits for it."""
+    """F21: FreeBSD's kernel would destroy the waiting bytes; OpenBSD's waits for the drain."""
     on.drain.endpoint.state = 2
     on.arrive(b"kept")
     outcome = on.ended(on.splice(), Reason.DRAIN_ERROR, 0)
@@ -68,7 +68,7 @@ def nothing_is_spliced_into_a_drain_that_is_connecting(on: Rig) -> None:
 
 @scenario()
 def a_batch_that_vanishes_is_no_success(on: Rig) -> None:
-    """F16: a FIN follows what the dying drain has swallowed."""
+    """F16: a FIN follows the batch that is lost with the dying drain."""
     on.kernel.vanish = True
     splice = on.splice()
     on.receiver.reset()
@@ -83,7 +83,7 @@ def a_batch_that_vanishes_is_no_success(on: Rig) -> None:
 
 @scenario()
 def a_reset_of_the_source_comes_after_its_bytes(on: Rig) -> None:
-    """F18, F13: also where the drain was full."""
+    """F18, F13: even if the drain was full."""
     splice = on.splice()
     data = on.fill_the_drain()
     on.arrive(b"and more" * 100)
@@ -95,7 +95,7 @@ def a_reset_of_the_source_comes_after_its_bytes(on: Rig) -> None:
 
 
 @scenario()
-def cancelling_leaves_the_rest_at_the_source(on: Rig) -> None:
+def cancelling_leaves_the_remainder_at_the_source(on: Rig) -> None:
     splice = on.splice()
     data = on.fill_the_drain(30_000)
     on.arrive(b"kept")
@@ -119,7 +119,7 @@ def bytes_read_before_go_ahead(on: Rig) -> None:
 
 
 @scenario()
-def bytes_sent_ahead_to_a_drain_that_died_are_no_success(on: Rig) -> None:
+def bytes_sent_ahead_to_a_dead_drain_are_a_drain_error(on: Rig) -> None:
     """F16: cancelled between ``initial`` and the first splice."""
     splice = Splice(on.source, on.drain, initial=b"ahead")
     [worker] = [loop for loop in on.world.loops if "worker" in loop.name]

@@ -1,4 +1,4 @@
-"""What others may do at the same time."""
+"""Interference by other threads, programs and peers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import scenario
 
 @scenario()
 def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Rig) -> None:
-    """F24"""
+    """F24: a blocking call on a spliced socket halts other splices."""
     on.source.setblocking(True)
     on.drain.setblocking(True)
     on.splice().cancel()
@@ -24,7 +24,7 @@ def the_sockets_are_non_blocking_before_the_kernel_hears_of_them(on: Rig) -> Non
 
 @scenario()
 def an_end_waits_for_a_set_under_way(on: Rig) -> None:
-    """F35: ended in the middle of the call, it would answer ENOTCONN and live."""
+    """F35: an end in the middle of the call would answer ENOTCONN, and the splice would live."""
     threads: list[threading.Thread] = []
     ended = threading.Event()
 
@@ -33,12 +33,12 @@ def an_end_waits_for_a_set_under_way(on: Rig) -> None:
         [splice] = runtime._live
 
         def cancel() -> None:
-            splice.end_for_shutdown()  # of the event, nothing is asked of the world by then
+            splice.end_for_shutdown()  # afterwards this thread asks nothing of the world
             ended.set()
 
         threads.append(threading.Thread(target=cancel))
         threads[0].start()
-        # Where nothing holds it back it is done at once; else it goes on when this call is over.
+        # Without the lock the end is made at once; with it, after this call has returned.
         ended.wait(0.2)
 
     on.kernel.during_set = end_it
@@ -46,12 +46,12 @@ def an_end_waits_for_a_set_under_way(on: Rig) -> None:
     threads[0].join(20)
     assert not threads[0].is_alive()
     assert splice.done
-    assert not on.world.splices, "a splice lives on that nobody knows"
+    assert not on.world.splices, "a splice is still alive that nobody knows of"
 
 
 @scenario()
 def a_reset_between_the_check_and_the_call(on: Rig) -> None:
-    """F22: before 15.1 the source is lost by it, and the error says so."""
+    """F22: before 15.1 this spoils the source, and the error says so."""
 
     def reset() -> None:
         on.receiver.reset()

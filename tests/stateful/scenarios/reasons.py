@@ -1,4 +1,4 @@
-"""The reason that is reported is the one why the splice is over."""
+"""The reported reason is the one for which the splice ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import scenario
 
 @scenario(OPENBSD)
 def a_cause_left_at_the_source_ends_no_splice(on: Rig) -> None:
-    """F10: of a splice that the program itself made before."""
+    """F10: the cause of an earlier splice, made by the program itself, is still in SO_ERROR."""
     on.arrive(b"1234567890")
     on.world.calls.set_splice(on.source.fileno(), on.drain.fileno(), 5, 0)
     on.now()
@@ -42,7 +42,7 @@ def somebody_elses_unsplice_is_an_end(on: Rig) -> None:
 
 @scenario()
 def traffic_keeps_it_alive(on: Rig) -> None:
-    """F11: FreeBSD's sp_idle would end it."""
+    """F11: FreeBSD's sp_idle would end the splice in spite of traffic."""
     splice = on.splice(idle_timeout=0.5)
     for _ in range(20):
         on.arrive(b"x")
@@ -55,7 +55,7 @@ def traffic_keeps_it_alive(on: Rig) -> None:
 
 @scenario()
 def a_closed_object_ends_it_within_a_second(on: Rig) -> None:
-    """F27"""
+    """F27: no event shows that the caller has closed its object."""
     splice = on.splice()
     on.source.close()
     on.world.quiet(1.0)

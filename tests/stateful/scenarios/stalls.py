@@ -14,7 +14,7 @@ from . import scenario
 
 @scenario(OPENBSD)
 def a_splice_that_stands_still_is_pushed(on: Rig) -> None:
-    """F38: and nothing more is done to it, nor before it stands still."""
+    """F38: it is pushed once, only after it stands still, and nothing else is done to it."""
     splice = on.splice()
     on.world.quiet(60)
     on.arrive(b"on its way")
@@ -35,7 +35,7 @@ def a_splice_that_stands_still_is_pushed(on: Rig) -> None:
 
 @scenario(OPENBSD)
 def one_that_a_push_does_not_help_is_set_again(on: Rig) -> None:
-    """F38"""
+    """F38: and its limit counts the bytes moved before."""
     splice = on.splice(limit=11)
     on.kernel.stall = SETTING_AGAIN
     on.arrive(b"stands still")
@@ -47,7 +47,7 @@ def one_that_a_push_does_not_help_is_set_again(on: Rig) -> None:
 
 @scenario(OPENBSD)
 def one_that_nothing_helps_is_not_set_again_and_again(on: Rig) -> None:
-    """F38: whatever holds it up, it burns no processor."""
+    """F38: whatever holds it up, it must not use up the processor."""
     splice = on.splice()
     on.kernel.stall = NOTHING
     on.arrive(b"ten bytes!")
@@ -59,8 +59,8 @@ def one_that_nothing_helps_is_not_set_again_and_again(on: Rig) -> None:
 
 
 @scenario(OPENBSD)
-def a_full_drain_is_no_stall(on: Rig) -> None:
-    """F38: its reader will take what there is, some time."""
+def a_full_drain_is_not_a_stall(on: Rig) -> None:
+    """F38: the drain's reader takes the bytes later."""
     splice = on.splice()
     data = on.fill_the_drain(30_000)
     on.world.quiet(20)
@@ -70,8 +70,8 @@ def a_full_drain_is_no_stall(on: Rig) -> None:
 
 
 @scenario(OPENBSD)
-def traffic_at_every_look_is_no_stall(on: Rig) -> None:
-    """F38: bytes wait whenever somebody looks, but not the same ones."""
+def traffic_at_every_look_is_not_a_stall(on: Rig) -> None:
+    """F38: bytes wait at every look, but not the same ones."""
     splice = on.splice()
     for _ in range(200):
         on.arrive(b"some bytes")
@@ -87,8 +87,8 @@ def traffic_at_every_look_is_no_stall(on: Rig) -> None:
 
 
 @scenario(OPENBSD)
-def a_drain_that_died_in_a_stall_is_no_failure_of_ours(on: Rig) -> None:
-    """F38: the push is refused; the end comes as ever."""
+def a_drain_that_dies_in_a_stall_ends_the_splice_as_usual(on: Rig) -> None:
+    """F38: the kernel refuses the push, which must not be taken for a defect."""
     splice = on.splice()
     on.kernel.stall = PUSHING
     on.arrive(b"stands still")
