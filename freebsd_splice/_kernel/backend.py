@@ -17,7 +17,7 @@ from .lost_events import LostEvents
 
 
 class KernelBackend:
-    """What all flows that the kernel serves share.  They know it as ``KernelServices``."""
+    """All that the flows of the kernel share. They know it as ``KernelServices``."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class KernelBackend:
         self.platform = platform
         self.calls = calls
         self.lost_events = LostEvents(calls, timers)
-        # What a splice leaves behind (F13) must not fail then for want of a worker.
+        # Now, so that bytes which a splice leaves at the source (F13) never lack a worker later.
         engine.start()
         self._engine = engine
         self._pool = pool
@@ -42,18 +42,21 @@ class KernelBackend:
             raise
 
     def flows(self, count: int, *, fallback: bool) -> list[Flow]:
-        """New flows: one, or the two of a pair."""
+        """Return new flows: one, or the two of a pair."""
         return [KernelFlow(self, fallback=fallback) for _ in range(count)]
 
     def userspace_flow(self) -> UserspaceFlow:
+        """Return a flow in userspace, for what the kernel leaves to it."""
         return self._engine.flows(1)[0]
 
     def submit(self, call: Callable[[], object]) -> None:
+        """Run ``call``, which may have to wait, on a thread that may."""
         self._pool.submit(call)
 
     def close(self) -> None:
+        """Close the kqueue. All flows have ended before."""
         self.events.close()
 
     def abandon(self) -> None:
-        """In a forked child."""
+        """Give the kqueue up in a forked child, which doesn't inherit it."""
         self.events.abandon()
