@@ -1,7 +1,9 @@
 """Socket splicing: SO_SPLICE of FreeBSD and OpenBSD for Python, and the same everywhere else.
 
-``splice``, ``unsplice`` and ``spliced_bytes`` are the kernel's own calls.  ``Splice`` and ``Relay``
-are what a proxy needs: every byte delivered, every end reported with its reason.
+``Splice`` (one direction) and ``Relay`` (both) are what a proxy needs: they deliver every byte and
+report every end with its reason. ``splice``, ``unsplice`` and ``spliced_bytes`` are the kernel's
+own calls. ``backend()`` says whether the kernel or userspace serves. ``freebsd_splice.aio`` is the
+same for asyncio, and ``freebsd_splice.proxies`` has proxies ready to run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which backend moves the bytes, and by which mover: the two environment variables."""
+"""Choose the backend that moves the bytes, and userspace's mover, by two environment variables."""
 
 from __future__ import annotations
 
@@ -22,23 +22,39 @@ COPY = "copy"
 
 
 class Backend(NamedTuple):
-    """Which backend moves the bytes, and why it was chosen."""
+    """Which backend moves the bytes, and why it was chosen.
+
+    Attributes:
+        name: "kernel" (SO_SPLICE) or "userspace".
+        reason: why, in one sentence: the environment variable that chose, or what the kernel has
+            or lacks.
+    """
 
     name: Literal["kernel", "userspace"]
     reason: str
 
 
 def backend() -> Backend:
-    """The backend that splices made now use.
+    """Return the backend that a splice made now would use, and why.
 
-    The environment variable ``FREEBSD_SPLICE_BACKEND``, read at each call, chooses:
-    ``auto`` (the default) the kernel where it has SO_SPLICE, ``userspace`` never the kernel,
-    ``kernel`` nothing else.
+    The environment variable ``FREEBSD_SPLICE_BACKEND`` chooses; it is read at each call:
+
+    - ``auto`` (the default): the kernel where it has SO_SPLICE, else userspace;
+    - ``userspace``: userspace, even where the kernel has SO_SPLICE;
+    - ``kernel``: the kernel; where it can't serve, an error instead of userspace.
+
+    A kernel that has SO_SPLICE can still refuse one pair of sockets. With ``auto`` userspace then
+    serves that pair, and ``Outcome.fallback`` says why.
 
     Raises:
         BackendUnavailable: (an OSError, ENOPROTOOPT) ``kernel`` was asked for and can't be used;
             the message says what is missing: system, release, option or extension.
         ValueError: the variable has another value.
+
+    Example::
+
+        >>> freebsd_splice.backend()
+        Backend(name='kernel', reason='the kernel has SO_SPLICE')
     """
     wanted = os.environ.get(BACKEND, "") or "auto"
     if wanted not in ("auto", "kernel", "userspace"):
@@ -63,12 +79,12 @@ class KernelChoice(NamedTuple):
 
     #: The kernel's calls; None where userspace has to serve.
     calls: KernelCalls | None
-    #: Userspace must not stand in where the kernel can't serve.
+    #: Whether userspace must not stand in where the kernel can't serve.
     demanded: bool
 
 
 def choose_kernel() -> KernelChoice:
-    """What ``backend()`` says, for whoever makes flows.  Raises as ``backend()`` does."""
+    """Return what ``backend()`` says, with the kernel's calls. Raises as ``backend()`` does."""
     chosen = backend()
     if sys.platform != "win32" and chosen.name == "kernel":
         from ._platform.kernel_calls import SystemKernelCalls
@@ -78,9 +94,10 @@ def choose_kernel() -> KernelChoice:
 
 
 def forced_mover() -> str | None:
-    """The mover that ``FREEBSD_SPLICE_MOVER`` names; None: the best there is.
+    """Return the mover that ``FREEBSD_SPLICE_MOVER`` names; None stands for the best there is.
 
-    Raises ValueError where the variable has another value.
+    Raises:
+        ValueError: the variable has another value.
     """
     wanted = os.environ.get(MOVER, "auto")
     if wanted not in ("auto", OS_SPLICE, COPY):

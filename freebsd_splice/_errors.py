@@ -1,4 +1,4 @@
-"""The exceptions of the package: always OSErrors with the kernel's errno.
+"""The exceptions of the package: OSErrors with the kernel's errno.
 
 Their messages name what failed and what to do about it.
 """
@@ -12,23 +12,29 @@ __all__ = ["BackendUnavailable", "InvalidArgument", "refusal", "why"]
 
 
 class InvalidArgument(OSError, ValueError):
-    """An argument that the kernel would take wrongly. errno is EINVAL."""
+    """An argument of ``splice`` or ``Splice`` is out of range: ``max_bytes`` or ``idle``.
+
+    Both an OSError, with EINVAL in ``errno``, and a ValueError. The package checks before the
+    kernel's call, as FreeBSD would accept a negative idle time and use its absolute value.
+    """
 
 
 class BackendUnavailable(OSError):
-    """The kernel was demanded, by ``FREEBSD_SPLICE_BACKEND=kernel`` or ``fallback=False``, and
-    can't be had: errno is ENOPROTOOPT where it has no SO_SPLICE, EPROTONOSUPPORT where it can't
-    splice this pair.
+    """The kernel was demanded and can't serve.
+
+    ``FREEBSD_SPLICE_BACKEND=kernel`` demands it for all splices, ``fallback=False`` for one. An
+    OSError whose ``errno`` is ENOPROTOOPT where the kernel has no SO_SPLICE, and EPROTONOSUPPORT
+    where it has but can't splice this pair of sockets. The message says what is missing.
     """
 
 
 def refusal(number: int, advice: str) -> OSError:
-    """An OSError of the class that belongs to errno, its text the system's and the advice."""
+    """Return the OSError subclass that belongs to this errno: the system's text and the advice."""
     return OSError(number, f"{os.strerror(number)}: {advice}")
 
 
 def why(error: OSError) -> str:
-    """The reason of an error, in the system's words where its errno is one of the system's.
+    """Return the reason of an error, in the system's words where its errno is the system's.
 
     Not every OSError has such an errno: those of name servers have numbers of their own, a timeout
     mostly has none, and what an event loop raises can have neither errno nor text.

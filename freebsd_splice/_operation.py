@@ -1,4 +1,4 @@
-"""What ``Splice`` and ``Relay`` have in common: they run by themselves, and end once."""
+"""The base class of ``Splice`` and ``Relay``: an operation runs by itself, and ends once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Self = TypeVar("Self", bound="Operation[Any]")
 
 
 class Operation(ABC, Generic[OutcomeT]):
-    """Something under way that ends with an outcome."""
+    """A splice or relay that is under way, and ends with an outcome."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -31,20 +31,26 @@ class Operation(ABC, Generic[OutcomeT]):
         self._state = threading.Lock()
         self._outcome: OutcomeT | None = None
         self._listeners: list[Callable[[], object]] = []
-        #: Each with what the thread blocked that added it.
+        #: Each with the signals that were blocked in the thread that added it.
         self._callbacks: deque[tuple[Callable[[Any], object], SignalMask]] = deque()
-        self._calling = False  # some thread is to call them, until none is left
+        self._calling = False  # a thread for callbacks has them, until none is left
         self._notice: Notice | None = None
 
     @property
     def done(self) -> bool:
-        """Whether it is over."""
+        """Whether the operation is over. Its outcome is then what ``wait()`` returns at once."""
         return self._is_over
 
     def wait(self, timeout: float | None = None) -> OutcomeT:
-        """Wait until it is over, for at most ``timeout`` seconds.
+        """Wait until the operation is over, and return its outcome.
 
-        Raises TimeoutError where it isn't over by then; it goes on all the same.
+        Args:
+            timeout: seconds to wait at most; None: until the end. Only the waiting is limited: the
+                operation goes on after a TimeoutError. The constructor's ``timeout`` ends it.
+
+        Raises:
+            TimeoutError: the operation is not over after ``timeout`` seconds.
+            RuntimeError: this process was forked from the one that made the operation.
         """
         self._check_process()
         if not self._wait_until_over(timeout):
@@ -53,19 +59,28 @@ class Operation(ABC, Generic[OutcomeT]):
         return self._outcome
 
     def cancel(self) -> OutcomeT:
-        """End it now, with nothing in flight any more, and say how far it came.
+        """End the operation now, and return its outcome, which says how far it came.
 
-        What is over already keeps its outcome.
+        No byte is in flight between the two sockets any more when this returns. An operation that
+        is over already keeps the outcome that it has. Leaving a ``with`` block cancels as well.
+
+        Raises:
+            RuntimeError: this process was forked from the one that made the operation.
         """
         self._check_process()
         self._stop()
         return self.wait()
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when it is over: for select, poll, any event loop.
+        """Return a descriptor that becomes readable at the end: for select, poll, any event loop.
 
-        Made when it is first asked for, closed by leaving the ``with`` block or together with this
-        object.  Nothing is to be read from it.  Raises OSError (EMFILE) where there is none left.
+        Wait for it to be readable, then call ``wait()``; don't read from the descriptor, and don't
+        close it. It is made by the first call, and closed by leaving the ``with`` block or together
+        with this object.
+
+        Raises:
+            OSError: EMFILE: too many descriptors are open.
+            RuntimeError: this process was forked from the one that made the operation.
         """
         self._check_process()
         with self._state:
@@ -77,16 +92,23 @@ class Operation(ABC, Generic[OutcomeT]):
             return self._notice.fileno()
 
     def add_done_callback(self: Self, callback: Callable[[Self], object]) -> None:
-        """Call ``callback(self)`` when it is over.
+        """Call ``callback(self)`` once the operation is over.
 
         The callbacks of one splice or relay are called one after another, in the order in which
-        they were added, on a thread that the package keeps for callbacks alone: they may wait, for
-        other splices as well, make new ones, start processes, and call ``shutdown``; what they
-        raise is logged.  That thread takes the signals that the thread took which added the
-        callback.  While one callback takes long, those of other splices are called on further
-        threads.
+        they were added, on a thread that the package keeps for callbacks alone. So a callback may
+        wait, for other splices as well, make new ones, start processes, and call ``shutdown``. An
+        exception that it raises is logged. While it runs, its thread blocks the signals that were
+        blocked in the thread that added it. While one callback takes long, the callbacks of other
+        splices and relays are called on further threads.
 
-        Where it is over already, and no callback is left to be called, it is called here and now.
+        Where the operation is over already, and none of its callbacks is left to be called, this
+        method calls the callback itself, before it returns.
+
+        Args:
+            callback: takes one argument, the splice or relay. Its ``wait()`` returns at once.
+
+        Raises:
+            RuntimeError: this process was forked from the one that made the operation.
         """
         self._check_process()
         with self._state:
@@ -99,9 +121,9 @@ class Operation(ABC, Generic[OutcomeT]):
             self._log_failure()
 
     def when_over(self, tell: Callable[[], object]) -> None:
-        """Call ``tell()`` when it is over, here and now or on whichever thread comes upon the end.
+        """Call ``tell()`` at the end, on the thread that finds it, or at once if it is over.
 
-        For the package's own code, that doesn't wait and doesn't raise.
+        For the package's own use: ``tell`` must not wait and must not raise.
         """
         with self._state:
             if self._outcome is None:
@@ -118,16 +140,17 @@ class Operation(ABC, Generic[OutcomeT]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Cancel the operation, and close the descriptor that ``fileno`` made."""
         self.cancel()
         if self._notice is not None:
             self._notice.close()
 
     def end_soon(self) -> None:
-        """As ``cancel``, for a thread that must not wait: the end comes by itself."""
+        """Begin what ``cancel`` does, and don't wait for the end. For the package's own use."""
         self._runtime.run_blocking(self._stop)
 
     def end_for_shutdown(self) -> None:
-        """Cancel it, also while it is still being made, and wait for that."""
+        """Cancel it, even while it is still being made, and wait. For the package's own use."""
         self._stop()
         self._wait_until_over(None)
 
@@ -147,17 +170,17 @@ class Operation(ABC, Generic[OutcomeT]):
             self._over.set()
 
     def _not_made(self) -> None:
-        """The constructor fails: nobody may wait for this one."""
+        """Let nobody wait for this operation: its constructor fails."""
         self._runtime.discard(self)
         with self._state:
             self._say_over()
 
     @abstractmethod
     def _stop(self) -> None:
-        """Bring the end about."""
+        """Have the operation end. Its outcome may be stored later, on another thread."""
 
     def _settle(self, outcome: OutcomeT) -> None:
-        """It is over: tell everybody.  All that was borrowed has been given back."""
+        """Store the outcome and notify every waiter. The sockets have been given back before."""
         with self._state:
             self._outcome = outcome
             listeners, self._listeners = self._listeners, []
@@ -165,7 +188,7 @@ class Operation(ABC, Generic[OutcomeT]):
                 self._calling = True
                 # First: a shutdown that has waited for this end then waits for the callbacks too.
                 self._runtime.call_back(self._make_callbacks)
-            # Before the notice: who is told by it finds it over.
+            # Before the notice: whoever wakes up because of it must find the operation over.
             self._say_over()
             if self._notice is not None:
                 self._notice.give()
@@ -174,9 +197,10 @@ class Operation(ABC, Generic[OutcomeT]):
             tell()
 
     def _make_callbacks(self) -> None:
-        """On a thread for callbacks."""
-        while not self._runtime.inherited:  # a callback may fork: the rest is its parent's
-            with self._state:  # which is held until it is over
+        """Call the callbacks one after another, on a thread for callbacks."""
+        # A callback may fork: the callbacks after it are left to the parent process.
+        while not self._runtime.inherited:
+            with self._state:  # ``_settle`` holds it until ``done`` is true
                 if not self._callbacks:
                     self._calling = False
                     return
@@ -184,7 +208,7 @@ class Operation(ABC, Generic[OutcomeT]):
             try:
                 with with_signal_mask(mask):
                     callback(self)
-            except BaseException:  # ``sys.exit()`` even: others are to be called on this thread
+            except BaseException:  # even SystemExit: the thread has other callbacks to call
                 self._log_failure()
 
     def _log_failure(self) -> None:

@@ -1,4 +1,4 @@
-"""``Relay``: both directions between two sockets, as one thing with one life."""
+"""``Relay``: both directions between two sockets, as one operation with one end."""
 
 from __future__ import annotations
 
@@ -11,65 +11,104 @@ from ._core.flow import End, Flow, Reason
 from ._core.pair_policy import Ended, PairPolicy
 from ._core.shared_sockets import SharedSocket
 from ._core.time_limits import TimeLimits, check_seconds
+from ._errors import why
 from ._operation import Operation
 from ._platform.interface import SocketLike
 from ._runtime import current
 from ._splice import Outcome, make_outcome
 from ._userspace.workers import LocalWorker
 
-#: Seconds that the reader of a side that is to be reset may take nothing of what it was sent.
+#: Seconds for which a slow reader may take nothing of what it was sent before its side is reset.
 LINGER = 10.0
 
 
 @dataclass(frozen=True)
 class RelayOutcome:
-    """How a relay ended."""
+    """How a relay ended.
+
+    ``str(outcome)`` says it in one line, as the proxies' log does::
+
+        78 bytes left to right, 1048576 bytes right to left, eof, 0.012 s, kernel/SO_SPLICE
+
+    An error names the side that failed, as in "source error (left: Connection reset by peer)", and
+    bytes that may not have reached their reader come last.
+
+    Attributes:
+        left_to_right: the outcome of the direction from left to right.
+        right_to_left: the outcome of the direction from right to left.
+        reason: why the pair ended: the reason of the direction that ended first, of those that
+            ended in any way but by an EOF that was passed on. EOF where both directions ended by
+            such an EOF.
+        error: that direction's error; None where it had none.
+        seconds: the time from the start until the second of the two directions ended.
+    """
 
     left_to_right: Outcome
     right_to_left: Outcome
-    #: What ended the pair: the reason of the first direction that ended otherwise than by an EOF
-    #: which was passed on; EOF where both did.
     reason: Reason
-    #: That direction's error.
     error: OSError | None
-    #: From the start to the end of the later direction.
     seconds: float
+
+    def __str__(self) -> str:
+        """Return one line: bytes, reason and error, seconds, backend and mover, what is missing."""
+        return describe(self, ("left to right", "right to left"), ("left", "right"))
 
 
 class Relay(Operation[RelayOutcome]):
     """Deliver what arrives at each of two sockets to the other, until both directions have ended.
 
-    It starts at once and runs by itself.  An EOF is passed on (shutdown(2) for writing) after the
-    last byte before it, and the other direction lives on.  A direction that fails ends the pair,
-    but what the other had received by then is still delivered where there is somebody to take it.
-    A direction that ended because the other did has the reason CANCELLED.
+    A relay starts at once and runs by itself; ``wait()`` returns its ``RelayOutcome``. Until its
+    end both sockets are non-blocking, and the caller must not read or write either of them. Closing
+    one of the two socket objects ends the relay within a second.
 
-    left, right:
-        Two sockets, as for ``Splice``: non-blocking and not to be touched until it is over.
-    idle_timeout, timeout:
-        As for ``Splice``, for the pair: traffic either way keeps both directions alive.
-    half_close:
-        False: the first EOF ends the pair, and is not passed on.
-    close:
-        True: both sockets are closed at the end.  A side that was not sent all that had arrived for
-        it, or whose other side was reset, is reset: a FIN would tell it that all is well.  The
-        reset comes behind what the side was sent: ``bytes`` are delivered first (``linger``).
-        A Unix socket can't be reset: its peer reads an EOF, whatever is missing.
-    linger:
-        With ``close``: how many seconds the peer of a side may take nothing of what it was sent
-        before the side is reset, or closed with bytes unread, all the same.  Either would destroy
-        what is under way: ``Outcome.undelivered`` says how much of ``bytes`` that may have been.
-        A peer that goes on reading is waited for, as long as its system acknowledges something in
-        that time.  The relay is not over until then, unless it was cancelled or ended by one of the
-        two times: then it is over at once, and the waiting goes on behind it.  0: nobody is waited
-        for.  Where the system doesn't tell (Windows), the whole time is waited.
-    initial:
-        What the caller has read already: from the left, for the right; from the right, for the
-        left.
-    fallback:
-        As for ``Splice``.  Each direction is the kernel's or userspace's by itself.
+    The EOF of one side is passed on to the other (shutdown(2) for writing) after the last byte
+    before it, and the other direction goes on. A direction that fails ends the pair; what the other
+    direction had received by then is still delivered, where somebody is left to take it. A
+    direction that ended because the other did has the reason CANCELLED.
 
-    Raises as ``Splice`` does.  Then nothing has been touched, with ``close=True`` too.
+    Args:
+        left: a connected stream socket, as for ``Splice``.
+        right: the other one.
+        idle_timeout: as for ``Splice``, in seconds, for the pair: traffic in one direction keeps
+            both alive.
+        timeout: as for ``Splice``, in seconds.
+        half_close: False: the first EOF ends the pair, and is not passed on.
+        close: True: the relay closes both sockets at its end. It resets a side that has not been
+            sent all that had arrived for it, or whose other side was reset, as a FIN would tell
+            the side that it has got everything. The bytes that were sent before the reset are
+            delivered first (``linger``). A Unix socket can't be reset: its peer reads EOF, even
+            where bytes are missing.
+        linger: with ``close=True``: for how many seconds the peer of a side may take nothing of
+            what it was sent, before the side is reset, or closed with bytes unread. Either destroys
+            the bytes under way: ``Outcome.undelivered`` says how many of ``bytes`` those may be. A
+            peer that goes on reading gets more time, as long as its system acknowledges something
+            within each ``linger`` seconds. The relay is not over until then, unless it was
+            cancelled or ended by one of its two time limits: then it is over at once, and the
+            waiting goes on in the background. 0: no waiting. Where the system doesn't tell what
+            was acknowledged (Windows), the relay waits all of ``linger``.
+        initial: what the caller has read already: (bytes from the left, for the right; bytes from
+            the right, for the left).
+        fallback: as for ``Splice``. The kernel may serve one direction and userspace the other.
+
+    Raises:
+        OSError: as ``Splice``: EBUSY, EBADF, EINVAL, EPROTONOSUPPORT, EMFILE. EBUSY where one of
+            the sockets is used by a splice or relay already.
+        BackendUnavailable: (an OSError, ENOPROTOOPT or EPROTONOSUPPORT) the kernel was demanded
+            and can't serve this pair.
+        ValueError: a time is not a positive number of seconds (``linger`` may be 0).
+        TypeError: as ``Splice``: a bare descriptor, or a socket that speaks TLS in this process.
+        RuntimeError: as ``Splice``.
+
+    Where it raises, no socket has been touched or closed, not even with ``close=True``. A failure
+    of one of the connections raises nothing: it is the outcome's ``reason`` and ``error``.
+
+    Example::
+
+        relay = Relay(client, target, idle_timeout=300, close=True)
+        outcome = relay.wait()
+        print(outcome)  # 78 bytes left to right, 1048576 bytes right to left, eof, 0.012 s, ...
+
+    A server doesn't wait for each relay: ``add_done_callback`` and ``fileno`` report its end.
     """
 
     def __init__(
@@ -93,7 +132,7 @@ class Relay(Operation[RelayOutcome]):
         self._flows = self._make_flows(fallback)
         self._ends: list[End | None] = [None, None]
         self._seconds = [0.0, 0.0]
-        # What the closing of each side waits for; and whether nobody waits for that any more.
+        # For each side, what its closing waits for, and how many bytes may not have arrived.
         self._waiting: list[Waiting | None] = [None, None]
         self._undelivered: list[int | None] = [0, 0]
         self._open_sides = 2
@@ -124,7 +163,7 @@ class Relay(Operation[RelayOutcome]):
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """Bytes moved so far: left to right, right to left."""
+        """How many bytes have been moved so far: (left to right, right to left)."""
         self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
 
@@ -133,7 +172,7 @@ class Relay(Operation[RelayOutcome]):
         return f"<Relay {self._left.original!r} <-> {self._right.original!r}, {state}>"
 
     def cut_soon(self) -> None:
-        """End it in the middle, from any thread: for who has to stop, and ``close=True``.
+        """Cut a relay with ``close=True`` in the middle, and don't wait. For the package's own use.
 
         Each side gets what it was sent and then a reset, unless it has got everything.
         """
@@ -144,7 +183,10 @@ class Relay(Operation[RelayOutcome]):
         self._end_now(Reason.CANCELLED)
 
     def _end_now(self, reason: Reason) -> None:
-        """For a caller who cancels, or whose time has come: slow readers are served behind that."""
+        """End the relay for a caller who cancels, or for a time limit.
+
+        The relay is then over at once, and slow readers get their bytes in the background.
+        """
         self._hurried = True
         self._stop_both(reason)
         with self._state:
@@ -183,14 +225,14 @@ class Relay(Operation[RelayOutcome]):
             self._flows[1 - direction].stop(stop_other)
 
     def _finish(self) -> None:
-        """Both have ended: give the sockets back, or close them."""
+        """Give the sockets back, or close them: both directions have ended."""
         if not self._close:
             self._is_released = [True, True]
             self._release(self._left)
             self._release(self._right)
             self._tell()
             return
-        # Before the first of them is closed.
+        # Asked for both sides before the first of them is closed.
         rests = [self._policy.may_have_more(side) and self._has_rest(side) for side in (0, 1)]
         for side in (0, 1):
             how = self._policy.closing(side, rest_at_other=rests[1 - side], cut=self._cut)
@@ -220,7 +262,7 @@ class Relay(Operation[RelayOutcome]):
             self._tell()
 
     def _tell(self) -> None:
-        """It is over, and nobody is told twice."""
+        """Store the outcome and notify every waiter, once."""
         with self._state:
             if self._told:
                 return
@@ -241,7 +283,7 @@ class Relay(Operation[RelayOutcome]):
         )
 
     def _lost_at(self, side: int) -> int | None:
-        """Bytes that were sent to that side and may not arrive."""
+        """Return how many bytes were sent to that side and may not arrive."""
         waiting = self._waiting[side]
         if waiting is None or waiting.is_over:
             return self._undelivered[side]
@@ -259,7 +301,7 @@ class Relay(Operation[RelayOutcome]):
         return self._right if side else self._left
 
     def _has_rest(self, side: int) -> bool:
-        """Whether more has arrived there, or would have but for a failure."""
+        """Return whether more has arrived there, or would have but for a failure."""
         source = self._side(side)
         with source.lock:
             if source.failure() is not None:
@@ -330,6 +372,37 @@ class GivenRelay(Relay):
         self._flows[1].prepare(self._right, self._left)
 
 
+def describe(outcome: RelayOutcome, ways: tuple[str, str], sides: tuple[str, str]) -> str:
+    """Return one line on the end of a relay: ``str(outcome)``, and the proxies' log.
+
+    Args:
+        outcome: how the relay ended.
+        ways: names of the directions, left to right and right to left.
+        sides: names of the sides, left and right.
+    """
+    directions = (outcome.left_to_right, outcome.right_to_left)
+    named = list(zip(directions, ways, strict=True))
+    moved = ", ".join(f"{direction.bytes} bytes {way}" for direction, way in named)
+    failure = ""
+    if outcome.error is not None:
+        failure = f" ({sides[_failed_side(outcome)]}: {why(outcome.error)})"
+    movers = " and ".join(dict.fromkeys(f"{each.backend}/{each.mover}" for each in directions))
+    line = f"{moved}, {outcome.reason.value}{failure}, {outcome.seconds:.3f} s, {movers}"
+    missing = [f"{each.undelivered} {way}" for each, way in named if each.undelivered]
+    return f"{line}; may not have arrived: {', '.join(missing)}" if missing else line
+
+
+def _failed_side(outcome: RelayOutcome) -> int:
+    """Return the number of the side whose connection failed, of an outcome with an error."""
+    first = outcome.left_to_right
+    decisive = 0 if (first.reason, first.error) == (outcome.reason, outcome.error) else 1
+    return decisive if outcome.reason is Reason.SOURCE_ERROR else 1 - decisive
+
+
 def check_linger(seconds: float) -> float:
-    """``seconds`` as they are; ValueError where that is not a time to wait for."""
+    """Return ``seconds`` unchanged.
+
+    Raises:
+        ValueError: neither 0 nor a positive, finite number.
+    """
     return 0.0 if seconds == 0 else check_seconds("linger", seconds) or 0.0

@@ -1,4 +1,4 @@
-"""What a process has once: its engine, its watcher, and the sockets in use."""
+"""The runtime that each process has once: its engine, its watcher, and the sockets in use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class _Endable(Protocol):
 class Runtime:
     """All that flows, splices and relays share, over one platform.
 
-    ``choose`` says whether the kernel serves; it is asked for each new flow.
+    Args:
+        platform: the operating system, or a test's model of one.
+        mover: the mover that userspace must use; None: the best there is.
+        choose: says whether the kernel serves. It is asked for each new flow.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Runtime:
         self.timers = Timers(platform)
         self._pool = BlockingPool(platform, self.timers)
         self.sockets = Sockets(platform, self.timers, self.run_blocking, self._pool.submit)
-        #: In a forked child: this is the parent's, and nothing in it may be touched.
+        #: True in a forked child: this runtime is the parent's, and nothing in it may be touched.
         self.inherited = False
         self.closer = Closer(platform, self.timers, self.run_blocking)
         self._engine = Engine(platform, mover)
@@ -67,12 +70,17 @@ class Runtime:
         is_new: bool = False,
         worker: LocalWorker | None = None,
     ) -> list[Flow]:
-        """New flows: one, or the two of a pair.
+        """Return new flows: one, or the two of a pair.
 
-        ``worker`` moves their bytes as long as they are few: in userspace, which may serve new
-        connections that nobody else has until they have shown that they last.
+        Args:
+            count: 1 or 2.
+            fallback: whether userspace may serve them where the kernel can't.
+            is_new: the connections are new and nobody else's, so that userspace may serve them
+                until they have shown that they last.
+            worker: moves their bytes in userspace as long as they are few.
 
-        Without ``fallback`` nothing but the kernel serves them.  Raises BackendUnavailable.
+        Raises:
+            BackendUnavailable: the kernel can't serve, and userspace must not.
         """
         calls, demanded = self._choose()
         fallback = fallback and not demanded
@@ -91,18 +99,21 @@ class Runtime:
         return self._engine.local()
 
     def may_fall_back(self) -> bool:
-        """Whether userspace may serve what the kernel can't."""
+        """Return whether userspace may serve what the kernel can't."""
         return not self.is_kernel_demanded()
 
     def run_blocking(self, call: Callable[[], object]) -> None:
-        """Make ``call``, which may have to wait where the kernel serves, on a thread that may."""
+        """Run ``call``, which may have to wait where the kernel serves, on a thread that may.
+
+        Where the kernel serves nothing, no such call waits, and this thread runs it.
+        """
         if self._kernel is None:
             call()
         else:
             self._pool.submit(call)
 
     def call_back(self, call: Callable[[], object]) -> None:
-        """Make ``call``, which is the caller's own code, where it holds up nothing of ours."""
+        """Run ``call``, which is the user's code, on a thread where it holds up none of ours."""
         self._callbacks.submit(call)
 
     def _kernel_for(self, calls: KernelCalls) -> KernelBackend:
@@ -116,18 +127,22 @@ class Runtime:
             return self._kernel
 
     def add(self, splice: _Endable) -> None:
-        """``splice`` is being made; it will ``discard`` itself.  Before it touches anything."""
+        """Have ``close`` end ``splice``, until it discards itself.
+
+        Called by its constructor, before that touches a socket.
+        """
         with self._lock:
             if self._closing:
                 raise RuntimeError("freebsd_splice was shut down while a splice was being made")
             self._live.add(splice)
 
     def discard(self, splice: _Endable) -> None:
+        """Forget ``splice``: it is over."""
         with self._lock:
             self._live.discard(splice)
 
     def close(self) -> None:
-        """Cancel what is live, make the done callbacks, end all threads, close what they have."""
+        """Cancel what is live, wait for the done callbacks, end all threads, close descriptors."""
         with self._lock:
             self._closing = True
             live = list(self._live)
@@ -138,21 +153,22 @@ class Runtime:
         self.closer.finish()
         self._engine.close()
         self._pool.close()
-        self.finish_callbacks()  # before the watcher, which sees to those that hold up others
+        # Before the watcher ends, which starts a further thread where a callback holds up others.
+        self.finish_callbacks()
         self.timers.close()
         if self._kernel is not None:
             self._kernel.close()
 
     def finish_callbacks(self) -> None:
-        """Wait until all have returned but the one that this is called from, if it is."""
+        """Wait until all done callbacks have returned, except one that this is called from."""
         self._callbacks.close()
 
     def is_in_callback(self) -> bool:
-        """Whether this thread is making a done callback."""
+        """Return whether this thread is running a done callback."""
         return self._callbacks.is_calling()
 
     def abandon(self) -> None:
-        """In a forked child: this process has no part in it."""
+        """Leave all to the parent: this process was forked, and has no part in this runtime."""
         self.inherited = True
         self._callbacks.abandon()
         self.platform.abandon()
@@ -161,24 +177,30 @@ class Runtime:
 
 
 def current() -> Runtime:
-    """This process's runtime, made when it is first needed.
+    """Return this process's runtime, which is made when it is first needed.
 
-    Raises RuntimeError where gevent has taken from the standard library what it is made of.
+    Raises:
+        RuntimeError: gevent has replaced parts of the standard library that the runtime needs.
     """
     return _own.get()
 
 
 def install(runtime: Runtime | None) -> Runtime | None:
-    """Use ``runtime`` from now on; the one before it is returned, not closed."""
+    """Use ``runtime`` from now on; return the one before it, which is not closed."""
     return _own.replace(runtime)
 
 
 def shutdown() -> None:
-    """Cancel every ``Splice`` and ``Relay``, and end the package's threads.
+    """Cancel every ``Splice`` and ``Relay`` of this process, and end the package's threads.
 
-    Done callbacks are called first, and waited for.  What is made afterwards starts new threads.
-    Happens by itself when the interpreter exits.  A done callback may call it: then it waits for
-    all but that callback, whose thread ends after it.
+    The done callbacks are called first, and this function waits until they have returned. Slow
+    readers of sockets that a ``Relay`` closes get one more second in all (``linger``). It runs by
+    itself when the interpreter exits. Splices and relays can be made afterwards; they start new
+    threads. A done callback may call this function too: it then waits for all callbacks but that
+    one, whose thread ends after it.
+
+    Raises:
+        RuntimeError: called on one of the package's own threads, other than by a done callback.
     """
     runtime = _own.made
     if runtime is not None and runtime.platform.is_own_thread() and not runtime.is_in_callback():
@@ -189,7 +211,7 @@ def shutdown() -> None:
         runtime.close()
     for closed in list(_closing):
         if not closed.is_in_callback():
-            closed.finish_callbacks()  # that of the thread which closed it may still run
+            closed.finish_callbacks()  # the callback that closed it may still run
             with suppress(ValueError):
                 _closing.remove(closed)
 
@@ -197,7 +219,7 @@ def shutdown() -> None:
 _own = PerProcess(
     lambda: Runtime(SystemPlatform(), forced_mover()), leave=lambda made: made.abandon()
 )
-#: Those whose threads may not all have ended.
+#: Runtimes that were closed, and whose threads may not all have ended.
 _closing: list[Runtime] = []
 in_forked_child(_closing.clear)
 atexit.register(shutdown)

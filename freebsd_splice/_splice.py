@@ -1,4 +1,4 @@
-"""``Splice``: one direction, every byte of it, and the reason of its end."""
+"""``Splice``: one direction, every byte of it, and the reason for its end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ._core.flow import End, Reason
 from ._core.time_limits import TimeLimits
-from ._errors import InvalidArgument
+from ._errors import InvalidArgument, why
 from ._operation import Operation
 from ._platform.interface import SocketLike
 from ._runtime import current
 
-#: The most that ``off_t`` can say, which the kernel's own limit is.
+#: The largest number of ``off_t``, the type of the kernel's limit.
 _MAX_BYTES = (1 << 63) - 1
 
 _Bytes = bytes  # ``bytes`` is a field's name below, as it is a file's size elsewhere
@@ -20,29 +20,40 @@ _Bytes = bytes  # ``bytes`` is a field's name below, as it is a file's size else
 
 @dataclass(frozen=True, init=False)
 class Outcome:
-    """How a splice, or one direction of a relay, ended."""
+    """How a splice, or one direction of a relay, ended.
 
-    #: Bytes that the drain has taken, ``initial`` ones included.
+    ``str(outcome)`` says it in one line, as the proxies' log does::
+
+        10000 bytes, limit, 0.012 s, kernel/SO_SPLICE
+        4096 bytes, drain error (Connection reset by peer), 1.250 s, userspace/copy; unsent: 300
+
+    Attributes:
+        bytes: how many bytes the drain's send buffer has taken, those of ``initial`` included.
+        unsent: the bytes that were taken from the source, or given as ``initial``, and that the
+            drain has not taken. They are in no socket's buffer any more: a program that goes on
+            with the sockets must send these first.
+        reason: why it ended.
+        error: the connection's failure, where the reason is SOURCE_ERROR or DRAIN_ERROR; else None.
+        backend: which backend served, "kernel" or "userspace".
+        mover: what moved the bytes: "SO_SPLICE", "os.splice" or "copy"; in ``freebsd_splice.aio``
+            also "streams" (the event loop, where no splice was needed or possible) and "none" (it
+            ended before any byte moved).
+        seconds: the time from the start to the end.
+        fallback: why userspace served this pair although the kernel has SO_SPLICE; else None.
+        undelivered: how many of ``bytes`` may not have reached the drain's peer, as its system had
+            not acknowledged them when a ``Relay`` with ``close=True`` gave up waiting for that
+            (its ``linger``), was cancelled, or was ended by a time limit. None: this system doesn't
+            tell (Windows). For a ``Splice`` always 0: it leaves its sockets open.
+    """
+
     bytes: int
-    #: Bytes that were taken from the source, or given as ``initial``, and not taken by the drain.
-    #: They are in nobody's buffer any more: whoever goes on with the sockets starts with these.
     unsent: _Bytes
     reason: Reason
-    #: What failed, where the reason is SOURCE_ERROR or DRAIN_ERROR; else None.
     error: OSError | None
-    #: "userspace" or "kernel".
     backend: str
-    #: What moved the bytes: "SO_SPLICE", "os.splice" or "copy"; in ``aio``, where no splice was
-    #: needed or possible, "streams".
     mover: str
-    #: From the start to the end.
     seconds: float
-    #: Why userspace served this pair although the kernel has SO_SPLICE; else None.
     fallback: str | None = None
-    #: Bytes of ``bytes`` that may not have reached the drain's peer: it had not acknowledged them
-    #: when a ``Relay`` that closes gave up waiting for that (its ``linger``), was cancelled, or was
-    #: ended by a time limit.
-    #: None: this system doesn't tell.
     undelivered: int | None = 0
 
     def __init__(
@@ -69,44 +80,72 @@ class Outcome:
         made["fallback"] = fallback
         made["undelivered"] = undelivered
 
+    def __str__(self) -> str:
+        """Return one line: bytes, reason and error, seconds, backend and mover, what is missing."""
+        failure = "" if self.error is None else f" ({why(self.error)})"
+        line = f"{self.bytes} bytes, {self.reason.value}{failure}, {self.seconds:.3f} s, "
+        line += f"{self.backend}/{self.mover}"
+        if self.unsent:
+            line += f"; unsent: {len(self.unsent)}"
+        if self.undelivered:
+            line += f"; may not have arrived: {self.undelivered}"
+        return line
+
 
 class Splice(Operation[Outcome]):
     """Deliver every byte that arrives at ``source`` to ``drain``, in order, until the end.
 
-    It starts at once and runs by itself.  It does not pass EOF on and closes nothing (``Relay``
-    does): when it is over, both sockets are the caller's again, in the blocking mode they had.
-    Until then both are non-blocking, and the caller must not read the source or write the drain.
-    Closing one of the two objects ends it within a second.  The system tells the failure of a
-    connection once: it is told to the splice, and who reads the drain meanwhile sees an EOF in its
-    place.
+    A splice starts at once and runs by itself; ``wait()`` returns its ``Outcome``. Until its end
+    both sockets are non-blocking, and the caller must not read the source or write the drain. At
+    the end both sockets are the caller's again, in the blocking mode that they had. A splice does
+    not pass the source's EOF on to the drain, and closes nothing; ``Relay`` does.
 
-    source, drain:
-        Connected stream sockets (or objects whose ``fileno()`` is one and turns to -1, or raises,
-        when they are closed).  A socket can be its own drain: an echo.
-    max_bytes:
-        The most to move, ``initial`` included; what follows stays readable at the source.  0 moves
-        nothing and ends at once.  None: no limit.
-    idle_timeout:
-        End after that many seconds in which not one byte moved, neither into the drain nor out of
-        its send buffer to a slow reader.  True on every backend, other than the kernel's own on
-        FreeBSD (docs/so_splice.md, F11): never early, and late by at most 0.1 s or 25 %, whichever
-        is more.
-    timeout:
-        End that many seconds after the start, with the same tolerance.
-    initial:
-        What the caller has read from the source already; goes to the drain first.
-    fallback:
-        False: raise BackendUnavailable where the kernel can't serve this pair (it has no
-        SO_SPLICE; a socket is no TCP socket, or encrypts in the kernel).  True: userspace serves
-        it then, and ``Outcome.fallback`` says why.  ``FREEBSD_SPLICE_BACKEND=kernel`` is False
-        for all.
+    Closing one of the two socket objects ends the splice within a second. The system reports a
+    connection's failure only once, and the splice consumes that report; anyone else reading the
+    drain sees EOF instead.
 
-    Raises OSError: EBUSY where the source is a splice's source already, or the drain one's drain;
-    EBADF where one is closed; EINVAL where one is listening; EPROTONOSUPPORT where one is no
-    stream socket; EMFILE.  InvalidArgument (an OSError with EINVAL and a ValueError) for a
-    ``max_bytes`` that is negative or past 2**63 - 1, ValueError for a time that is none, TypeError
-    for a descriptor without an object and for TLS sockets.  Then nothing has been touched.  What
-    goes wrong on the connections is no exception but the outcome's ``reason`` and ``error``.
+    Args:
+        source: the connected stream socket to read from: TCP, or a Unix socket. An object with
+            ``fileno()`` will do, if that returns -1 or raises once the object is closed. A bare
+            descriptor won't, as nobody could tell that it was closed.
+        drain: the socket to write to, likewise. It can be the source itself: an echo.
+        max_bytes: how many bytes to move at most, those of ``initial`` included. The bytes after
+            them stay readable at the source. 0 moves nothing and ends at once. None: no limit.
+        idle_timeout: end after this many seconds in which not one byte moved, neither into the
+            drain nor out of its send buffer to a slow reader. None: no limit. It means the same
+            on every platform, unlike the kernel's own on FreeBSD (F11: that ends a busy splice
+            too). Never early, and late by at most 0.1 s or 25 %, whichever is more.
+        timeout: end this many seconds after the start, with the same tolerance. None: no limit.
+        initial: bytes that the caller has read from the source already; they go to the drain first.
+        fallback: whether userspace may serve a pair that the kernel can't: it has no SO_SPLICE, a
+            socket is not a TCP socket, or the kernel does TLS for it. ``Outcome.fallback`` then
+            says why userspace served. False: BackendUnavailable is raised instead.
+            ``FREEBSD_SPLICE_BACKEND=kernel`` has the effect of False on all splices.
+
+    Raises:
+        OSError: EBUSY: the source is the source of a splice already, or the drain is the drain of
+            one; EBADF: a socket is closed; EINVAL: one is listening; EPROTONOSUPPORT: one is not a
+            stream socket; EMFILE: too many descriptors are open.
+        InvalidArgument: (an OSError with EINVAL and a ValueError) ``max_bytes`` is negative, or
+            larger than 2**63 - 1.
+        BackendUnavailable: (an OSError, ENOPROTOOPT or EPROTONOSUPPORT) the kernel was demanded
+            and can't serve this pair.
+        ValueError: ``timeout`` or ``idle_timeout`` is not a positive number of seconds.
+        TypeError: a socket is a bare descriptor, or speaks TLS in this process. On Windows: it is
+            not a ``socket.socket``.
+        RuntimeError: ``shutdown()`` runs at the same time, or gevent has replaced parts of the
+            standard library that the package needs.
+
+    Where it raises, no socket has been touched. A failure of one of the connections raises nothing:
+    it is the outcome's ``reason`` and ``error``.
+
+    Example::
+
+        with Splice(source, drain, max_bytes=10_000, idle_timeout=60) as splice:
+            outcome = splice.wait()
+        print(outcome)  # 10000 bytes, limit, 0.012 s, kernel/SO_SPLICE
+        if outcome.reason is Reason.EOF:
+            drain.shutdown(socket.SHUT_WR)  # the source's peer has sent all it had
     """
 
     def __init__(
@@ -146,7 +185,7 @@ class Splice(Operation[Outcome]):
 
     @property
     def bytes(self) -> int:
-        """Bytes that the drain has taken so far, ``initial`` ones included."""
+        """How many bytes the drain has taken so far, those of ``initial`` included."""
         self._check_process()
         return self._flow.moved()
 
@@ -200,7 +239,7 @@ class Splice(Operation[Outcome]):
 
 
 def make_outcome(end: End, seconds: float, undelivered: int | None = 0) -> Outcome:
-    """What the user is told of a flow's end."""
+    """Return the outcome of a flow with this end."""
     return Outcome(
         bytes=end.moved,
         unsent=end.unsent,
@@ -215,7 +254,12 @@ def make_outcome(end: End, seconds: float, undelivered: int | None = 0) -> Outco
 
 
 def check_limit(max_bytes: int | None) -> int | None:
-    """``max_bytes`` as it is; InvalidArgument or TypeError where it is no number of bytes."""
+    """Return ``max_bytes`` unchanged.
+
+    Raises:
+        InvalidArgument: negative, or larger than the kernel's limit can be.
+        TypeError: not an int.
+    """
     if max_bytes is None:
         return None
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):

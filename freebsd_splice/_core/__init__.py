@@ -1,1 +1,1 @@
-"""What both backends are built from."""
+"""The parts that both backends are built from."""

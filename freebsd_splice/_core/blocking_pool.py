@@ -1,9 +1,9 @@
-"""Threads for calls that may have to wait: the watcher and the engine's workers never do.
+"""A pool of threads for calls that may have to wait: the watcher and the engine's workers never do.
 
-Ending a splice in the kernel sleeps until its worker has let go, and reading its count waits for
-the socket's lock (F24, F34).  Where somebody holds that lock for long, the call hangs, and only
-the flow that it was made for may hang with it.  Done callbacks, which may do what they like, have
-a crew of their own.
+Ending a splice in the kernel sleeps until the kernel's worker has let go (F34), and reading its
+count waits for the socket's lock, which a blocking call elsewhere can hold (F24). Where somebody
+holds that lock for long, the call hangs, and only the flow that it was made for may hang with it.
+Done callbacks, which may do what they like, have a pool of their own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .timers import Timers
 
 logger = logging.getLogger("freebsd_splice")
 
-#: So many threads serve all flows, as long as none of them hangs.
+#: The number of threads that serve all flows, as long as none of them hangs.
 USUAL = 2
-#: Seconds without a call taken after which those that wait get one thread more.
+#: Seconds in which no thread takes a call, after which the waiting calls get one more thread.
 STUCK_SECONDS = 0.05
-#: Seconds after which a thread without anything to do ends.
+#: Seconds after which a thread without a call to run ends.
 IDLE_SECONDS = 10.0
 
 
 class BlockingPool:
-    """A few threads, started when there is something to do, more of them while some hang."""
+    """A few threads, started when there are calls to run, and more of them while some hang."""
 
     def __init__(self, platform: Platform, timers: Timers, name: str = "blocking") -> None:
         self._platform = platform
@@ -38,17 +38,17 @@ class BlockingPool:
         self._runners: dict[int, Runner] = {}
         self._started = 0
         self._waiting = 0  # calls that no thread has taken yet
-        self._busy: list[tuple[int, int]] = []  # (thread, runner's number) of each call being made
+        self._busy: list[tuple[int, int]] = []  # (thread, runner's number) of each running call
         self._taken = 0
         self._watching = False
-        self._refused = False  # the last thread that was asked for
+        self._refused = False  # whether the system refused the last thread that was asked for
         self._closing = self._is_about_to_close = False
-        self._ended: list[Runner] = []  # since it closes
-        self._changes: list[Event] = []  # that close() waits for
+        self._ended: list[Runner] = []  # those that ended since the pool began to close
+        self._changes: list[Event] = []  # close() waits for them
         self._inherited = False
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Have ``call`` made soon, by some thread of the crew's.  Never raises."""
+        """Run ``call`` soon, on one of the pool's threads. Never raises."""
         self._mailbox.put(call)
         with self._lock:
             self._waiting += 1
@@ -59,21 +59,22 @@ class BlockingPool:
                     self._watch()
 
     def is_calling(self) -> bool:
-        """Whether this thread is making one of the calls."""
+        """Return whether this thread is running one of the calls."""
         this_thread = threading.get_ident()
         with self._lock:
             return any(thread == this_thread for thread, _ in self._busy)
 
     def expect_close(self) -> None:
-        """From now on nobody is told where no thread is to be had: ``close`` makes the calls."""
+        """Log no missing threads from now on: ``close`` runs the calls itself where it has to."""
         self._is_about_to_close = True
 
     def close(self) -> None:
-        """Have the calls made that are waiting, then end the threads.
+        """Run the calls that are waiting, then end the threads.
 
-        Calls may wait for each other, so more threads are started as long as some of them wait;
-        where none is to be had, as at some interpreters' exit, this thread makes the calls.
-        Within one of the calls it doesn't wait for that call's own thread, which ends by itself.
+        Calls may wait for each other, so more threads are started as long as some calls wait. Where
+        the system refuses a thread, as at some interpreters' exit, this thread runs the calls.
+        Called from one of the calls, this method doesn't wait for the thread of that call, which
+        ends by itself.
         """
         own = self._begin_close()
         self._mailbox.put(_last)
@@ -82,13 +83,13 @@ class BlockingPool:
                 change.wait(None)
         for runner in list(self._ended):
             runner.join()
-        if not own:  # where no thread was to be had for them
+        if not own:  # calls that got no thread
             while (call := self._mailbox.take(0)) is not None:
                 self._make(call)
 
     def abandon(self) -> None:
-        """In a forked child, which may be within one of the calls: it makes no more of them."""
-        self._lock = threading.Lock()  # a thread that isn't here may have held it
+        """Run no more calls: this is a forked child, perhaps forked by one of the calls."""
+        self._lock = threading.Lock()  # a thread that exists in the parent alone may have held it
         self._inherited = True
 
     def _start_one(self) -> None:
@@ -98,7 +99,7 @@ class BlockingPool:
             self._runners[number] = self._platform.run(
                 partial(self._step, number), f"{self._name}-{number}"
             )
-        except RuntimeError as error:  # none is to be had now: the calls wait, it is tried again
+        except RuntimeError as error:  # the system refuses a thread now: the calls wait, try again
             if not self._refused and not self._is_about_to_close:
                 logger.error("%s can't be started, and calls wait for it: %s", self._name, error)
             self._refused = True
@@ -109,7 +110,7 @@ class BlockingPool:
             self._refused = False
 
     def _begin_close(self) -> list[int]:
-        """Gives the number of the runner that this is called on, if it is one."""
+        """Note that the pool closes; return the number of the runner that this is called on."""
         this_thread = threading.get_ident()
         with self._lock:
             self._closing = self._is_about_to_close = True
@@ -118,7 +119,10 @@ class BlockingPool:
             return [number for thread, number in self._busy if thread == this_thread]
 
     def _next_change(self, own: list[int]) -> Event | None:
-        """Set when a thread ends or can't be started; None: there is no other thread."""
+        """Return an event for the next thread that ends or can't be started.
+
+        None: the pool has no thread besides this one.
+        """
         with self._lock:
             if all(number in own for number in self._runners):
                 return None
@@ -132,13 +136,13 @@ class BlockingPool:
             change.set()
 
     def _lend_a_hand(self) -> bool:
-        """Make a call that waits, if no thread is to be had for it."""
+        """Run one waiting call on this thread, where the system refuses a thread for it."""
         with self._lock:
             if not (self._refused and self._waiting):
                 return False
         call = self._mailbox.take(0)
         if call is _last:
-            self._mailbox.put(_last)  # behind those that came after it
+            self._mailbox.put(_last)  # after the calls that came in the meantime
         elif call is not None:
             with self._lock:
                 self._waiting -= 1
@@ -154,8 +158,8 @@ class BlockingPool:
                 if not self._waiting:
                     return self._leave(number)
                 if call is _last:
-                    self._mailbox.put(_last)  # behind those that came after it
-                return True  # None: one was put there in this very moment
+                    self._mailbox.put(_last)  # after the calls that came in the meantime
+                return True  # where the call is None, one was put there at this very moment
             self._waiting -= 1
             self._taken += 1
             self._busy.append(making)
@@ -167,7 +171,7 @@ class BlockingPool:
         return not self._inherited
 
     def _leave(self, number: int) -> bool:
-        """This thread ends; while the crew closes, the others are to end as well."""
+        """End this thread; while the pool closes, have the others end as well."""
         runner = self._runners.pop(number)
         if self._closing:
             self._ended.append(runner)
@@ -178,7 +182,7 @@ class BlockingPool:
     def _make(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except BaseException:  # ``sys.exit()`` in the close of a caller's socket ends no thread
+        except BaseException:  # even SystemExit, raised by a user's close(), must not end a thread
             logger.exception("ending a splice failed")
 
     def _watch(self) -> None:
@@ -191,7 +195,7 @@ class BlockingPool:
             self._watching = True
 
     def _look(self, taken: int) -> None:
-        """Nobody has taken a call since?  Then all of the threads hang."""
+        """Start a thread if no call was taken since: then all of the threads hang."""
         with self._lock:
             self._watching = False
             if self._waiting:
@@ -202,4 +206,4 @@ class BlockingPool:
 
 
 def _last() -> None:
-    """Ends the thread that takes it."""
+    """End the thread that takes this call."""

@@ -1,4 +1,4 @@
-"""Closing a connection without destroying what it has taken: in the background, by looks."""
+"""Close a connection without destroying the bytes it has taken: in the background, by looks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_LAST_SECONDS = 1.0
 
 
 class Closer:
-    """The sides of one runtime that are to be closed once they have delivered what they took."""
+    """The sides of one runtime that will be closed once they have delivered what they took."""
 
     def __init__(
         self,
@@ -43,16 +43,24 @@ class Closer:
         held: Callable[[], int] = lambda: 0,
         looks: int = 1,
     ) -> Waiting | None:
-        """Have the endpoint closed by ``release``, as a reset or as it is.
+        """Have ``release`` close the endpoint once its bytes have arrived, or the patience ran out.
 
-        ``release`` is given the bytes that may not have arrived (None: it can't be told). It is
-        called at once where nothing has to be waited for, else later, on another thread.
-        ``patience``: seconds that the peer may take nothing. ``held`` says how many bytes have
-        still to be given to the socket; where it isn't exact, so many ``looks`` must find none.
-        Gives what is still waiting.
+        Args:
+            endpoint: the connection.
+            how: whether by a reset, and whether to wait until its bytes have arrived.
+            patience: seconds for which the peer may take nothing.
+            release: closes the endpoint. It is given the number of bytes that may not have arrived
+                (None: the system doesn't tell), at once where there is nothing to wait for, else
+                later, on another thread.
+            held: says how many bytes have still to be given to the socket.
+            looks: how many looks in a row must find no byte left; more than one where ``held`` is
+                not exact.
+
+        Returns:
+            The side that is still waiting; None where it is closed already.
         """
         with self._lock:
-            if self._finishing:  # there will be no timers
+            if self._finishing:  # the timers end
                 patience = 0.0
             waiting = Waiting(self, endpoint, how, patience, release, held, looks)
             self._live.add(waiting)
@@ -60,9 +68,9 @@ class Closer:
         return None if waiting.is_over else waiting
 
     def finish(self) -> None:
-        """Wait a last while for what is left; then it is closed whatever has not arrived.
+        """Wait a second in all for the sides that are left; then close them, delivered or not.
 
-        On the caller's thread: at the interpreter's exit there may be no other to be had.
+        This runs on the caller's thread: at the interpreter's exit the system may refuse others.
         """
         with self._lock:
             self._finishing = True
@@ -72,10 +80,11 @@ class Closer:
             waiting.wait(max(0.0, until - self.platform.now()))
             try:
                 waiting.close()
-            except Exception:  # the others are to be closed all the same
+            except Exception:  # the others must be closed all the same
                 logger.exception("closing a connection failed")
 
     def discard(self, waiting: Waiting) -> None:
+        """Forget a side that is closed."""
         with self._lock:
             self._live.discard(waiting)
 
@@ -103,7 +112,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._delivery = Delivery(closer.platform.now(), patience)
         self._timer: Timer | None = None
-        self._closing = False  # some thread has been told to close it
+        self._closing = False  # one thread has been told to close it
         self._is_closed = False
         self._over = closer.platform.event()
 
@@ -113,11 +122,11 @@ class Waiting:
 
     @property
     def unacknowledged(self) -> int | None:
-        """Bytes that had not arrived at the last look; None: it can't be told."""
+        """Bytes that had not arrived at the last look; None: the system doesn't tell."""
         return self._delivery.unacknowledged
 
     def begin(self) -> None:
-        """The first look, on the caller's thread."""
+        """Take the first look, on the caller's thread."""
         if self._look():
             self.close()
 
@@ -125,7 +134,7 @@ class Waiting:
         self._over.wait(seconds)
 
     def close(self) -> None:
-        """Now, whatever has not arrived; only the first call does it."""
+        """Close it now, whatever has not arrived. Only the first call does anything."""
         with self._lock:
             if self._is_closed:
                 return
@@ -134,7 +143,7 @@ class Waiting:
                 self._timer.cancel()
         try:
             if self._how.reset:
-                with suppress(OSError):  # the connection is gone already
+                with suppress(OSError):  # where the connection is gone already
                     self._closer.platform.reset_on_close(self._endpoint)
             self._release(self.unacknowledged)
         finally:
@@ -146,7 +155,7 @@ class Waiting:
             self._closer.run_blocking(self.close)
 
     def _look(self) -> bool:
-        """Whether it is to be closed now, by whoever is told so: that is once."""
+        """Return whether the caller must close it now. True is returned once."""
         with self._lock:
             if self._closing:
                 return False
@@ -173,14 +182,14 @@ class Waiting:
     def _held_now(self) -> int:
         try:
             return self._held()
-        except Exception:  # the owner's question failed: that must not keep the socket open
-            logger.debug("what is still held for a connection can't be told", exc_info=True)
+        except Exception:  # a defect in the owner's ``held`` must not keep the socket open
+            logger.debug("cannot tell how many bytes are held for a connection", exc_info=True)
             return 0
 
     def _set_timer(self, seconds: float) -> bool:
-        """False: there will be no next look, as no timer is to be had."""
+        """Plan the next look; return False where the timers can't."""
         try:
             self._timer = self._closer.timers.after(seconds, self._look_again)
-        except (OSError, RuntimeError):  # no descriptor or thread; the package shuts down
+        except (OSError, RuntimeError):  # no descriptor or thread, or the package shuts down
             return False
         return True

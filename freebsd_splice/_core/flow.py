@@ -1,7 +1,7 @@
 """A flow: one direction of bytes, from its start to its end.
 
-``Splice`` and ``Relay`` are built from flows.  ``UserspaceFlow`` moves the bytes itself,
-``KernelFlow`` leaves that to the kernel.  Whatever moves them, it ends in an ``End``.
+``Splice`` and ``Relay`` are built from flows. ``UserspaceFlow`` moves the bytes itself,
+``KernelFlow`` leaves that to the kernel. Both end in an ``End``.
 """
 
 from __future__ import annotations
@@ -15,44 +15,50 @@ from .shared_sockets import SharedSocket
 
 
 class Reason(enum.Enum):
-    """Why a splice ended.
+    """Why a splice, or one direction of a relay, ended.
 
-    Where several hold at the end, the one that stands first here is reported: a drain that failed
-    is never hidden behind a limit or an EOF that was reached as well (docs/so_splice.md, F16).
+    Where several reasons hold at the end, the one that stands first here is reported: a drain that
+    failed is never hidden behind a limit or an EOF that was reached as well (docs/so_splice.md,
+    F16: a dead drain can swallow the last bytes). The values are the words of the log.
+
+    Attributes:
+        DRAIN_ERROR: the drain failed: its peer has reset or closed the connection, or it was shut
+            down for writing. Bytes that it had taken may not have reached its peer.
+        LIMIT: ``max_bytes`` have been moved; the bytes after them can still be read at the source.
+        SOURCE_ERROR: the source failed, for instance by a reset of its peer. The bytes that
+            arrived before have been moved.
+        EOF: the source's peer has sent all it had (FIN), and the drain has taken all of it.
+        CLOSED: the program has closed one of the two socket objects.
+        UNSPLICED: somebody else has ended the kernel's splice, by an ``unsplice`` call in this or
+            in another process.
+        TIMEOUT: ``timeout`` seconds have passed since the start.
+        IDLE: ``idle_timeout`` seconds have passed in which not one byte moved.
+        CANCELLED: by ``cancel()``, the end of a ``with`` block, or ``shutdown()``; or the other
+            direction of the relay ended, and ended this one with it.
     """
 
-    #: The drain failed: its peer has reset or closed the connection, or it was shut down for
-    #: writing.  Bytes that it had taken may not have reached its peer.
     DRAIN_ERROR = "drain error"
-    #: ``max_bytes`` have been moved; what follows is still to be read at the source.
     LIMIT = "limit"
-    #: The source failed, by a reset of its peer for instance; what came before has been moved.
     SOURCE_ERROR = "source error"
-    #: The source's peer has sent all it had, and the drain has taken all of it.
     EOF = "eof"
-    #: One of the two socket objects was closed by the program.
     CLOSED = "closed"
-    #: Somebody else has ended the kernel's splice (``unsplice`` from anywhere).
     UNSPLICED = "unspliced"
-    #: ``timeout`` seconds have passed since the start.
     TIMEOUT = "timeout"
-    #: ``idle_timeout`` seconds have passed in which not one byte moved.
     IDLE = "idle"
-    #: ``cancel()``, the end of a ``with`` block, or ``shutdown()``.
     CANCELLED = "cancelled"
 
 
-#: Reasons that the program has brought about; that it has closed a socket stands before them.
+#: Reasons that the program has brought about. CLOSED, which it has brought about too, wins.
 WEAK_REASONS = (Reason.TIMEOUT, Reason.IDLE, Reason.CANCELLED)
 
 
 def comes_before(one: Reason, other: Reason) -> bool:
-    """Whether ``one`` is reported where both hold."""
+    """Return whether ``one`` is reported where both hold."""
     return _ORDER[one] < _ORDER[other]
 
 
 def closed_or(reason: Reason, platform: Platform, *sockets: SharedSocket) -> Reason:
-    """CLOSED where the reason is a weak one and the program has closed one of the objects."""
+    """Return CLOSED for a weak reason where the program has closed one of the sockets."""
     is_open = all(platform.is_open(shared.original) for shared in sockets)
     return reason if is_open or reason not in WEAK_REASONS else Reason.CLOSED
 
@@ -66,10 +72,10 @@ class End(NamedTuple):
     reason: Reason
     #: Bytes that the drain's send buffer has taken, ``initial`` ones included.
     moved: int
-    #: The most that it was allowed to move; None: no limit.
+    #: Bytes that it was allowed to move at most; None: no limit.
     limit: int | None
     #: Bytes that were taken from the source, or given as ``initial``, and that the drain has not
-    #: taken.  Nobody else has them.
+    #: taken. Nobody else has them.
     unsent: bytes
     #: What failed, where the reason is SOURCE_ERROR or DRAIN_ERROR.
     error: OSError | None
@@ -82,14 +88,17 @@ class End(NamedTuple):
 
 
 class Flow(Protocol):
-    """One direction.  Made once, prepared once, started once, ended once."""
+    """One direction. It is made once, prepared once, started once, and ends once."""
 
     def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
-        """Find out what can serve this pair; both flows of a pair before one is started.
+        """Find out which backend can serve this pair.
 
-        Raises OSError, and nothing has been touched: EBUSY where the drain is used by a splice
-        that somebody else has made; BackendUnavailable where the kernel can't serve this pair, and
-        userspace must not.
+        Both flows of a pair are prepared before the first is started. Where this raises, nothing
+        has been touched.
+
+        Raises:
+            OSError: EBUSY: the drain is used by a splice that somebody else has made.
+            BackendUnavailable: the kernel can't serve this pair, and userspace must not.
         """
         ...
 
@@ -101,26 +110,26 @@ class Flow(Protocol):
         initial: bytes,
         on_end: Callable[[End], None],
     ) -> None:
-        """Begin to move.  Never raises: what goes wrong is an end.
+        """Begin to move bytes. Never raises: a failure is an end.
 
-        ``on_end`` is called once, without any lock held, from whichever thread brings the end
-        about; that may be this one, before ``start`` has returned.
+        ``on_end`` is called once, without any lock held, on the thread that brings the end about;
+        that may be this one, before ``start`` has returned.
         """
         ...
 
     def moved(self) -> int:
-        """Bytes that the drain has taken so far."""
+        """Return how many bytes the drain has taken so far."""
         ...
 
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
-        """End it now, with nothing in flight any more, for ``reason``.
+        """End the flow now, for ``reason``, with no byte in flight any more; return its end.
 
-        A flow that is over already keeps the end it had; one that has not started ends when it
-        does, with that reason, and what this returns is no more than a promise.  Returns when the
-        flow has let go of both sockets; ``on_end`` may still be running in another thread.
+        A flow that is over already keeps the end that it has. A flow that has not started yet ends
+        for that reason as soon as it is started; what this returns for it is provisional. Returns
+        once the flow has let go of both sockets; ``on_end`` may still be running in another thread.
         """
         ...
 
     def look_soon(self) -> None:
-        """The other direction has ended: the end of this one is to be expected."""
+        """Look for this flow's end soon: the other direction has ended."""
         ...

@@ -1,8 +1,8 @@
-"""What the two directions of a pair mean for each other: rules, and nothing that touches a socket.
+"""Rules for the two directions of a pair: what the end of one means for the other. No I/O.
 
-``Relay`` and the pairs that ``aio`` copies follow these alike. A direction is known by the side
-it comes from: direction 0 goes from side 0 to side 1, direction 1 back. So the direction towards a
-side is the one with the other side's number.
+``Relay`` and the pairs that ``aio`` copies follow the same rules. A direction has the number of the
+side it comes from: direction 0 goes from side 0 to side 1, direction 1 back. So the direction
+towards a side has the other side's number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .flow import Reason
 #: Reasons that hold for both directions alike.
 OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
 
-#: Reasons by which a pair ends that nobody wanted to end.
+#: Reasons by which a pair ends although nobody wanted it to end.
 _FAULTS = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR, Reason.UNSPLICED)
 
-#: With these a drain refuses to be one, and lives: as a source it meets no failure.
+#: With these errors a socket can't be a drain but lives: reading from it doesn't fail.
 _REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
 
-#: Seconds until the second look whether a side has delivered what it has taken, and at most
-#: between two looks: each waits twice as long as the one before.
+#: Seconds between the first and the second look at whether a side has delivered what it has taken,
+#: and the most between two looks: each pause is twice the one before.
 SOON, _RAREST_LOOK = 0.005, 0.25
 
 
@@ -31,20 +31,20 @@ class Ended(NamedTuple):
 
     reason: Reason
     error: OSError | None
-    #: Bytes were taken from its source that its drain has not taken.
+    #: Whether bytes were taken from its source that its drain has not taken.
     has_unsent: bool
-    #: It is over without harm to the other: its EOF was passed on to its drain.
+    #: Whether its EOF was passed on to its drain, so that the other direction can go on.
     passed_on: bool
-    #: The drain was dead when the EOF was to be passed on, whatever the error is.
+    #: Whether the drain was dead when the EOF was to be passed on, whatever the error is.
     found_drain_dead: bool = False
 
 
 class Closing(NamedTuple):
     """How a side is closed."""
 
-    #: With a reset in place of a FIN, which would tell its peer that it has got everything.
+    #: Whether by a reset: a FIN would tell its peer that it has got everything.
     reset: bool
-    #: Closing at once could destroy what it has taken: look with ``Delivery`` first.
+    #: Whether closing at once could destroy bytes that it has taken: wait for ``Delivery`` first.
     after_delivery: bool
 
 
@@ -57,14 +57,15 @@ class PairPolicy:
         self._decisive: Ended | None = None
 
     def passes_on(self, reason: Reason) -> bool:
-        """Whether the drain of a direction that ended so is to be shut down for writing."""
+        """Return whether the drain of a direction with that end must be shut down for writing."""
         return reason is Reason.EOF and self._half_close
 
     def ended(self, direction: int, end: Ended) -> Reason | None:
-        """Note the end of one direction; gives what the other is to be stopped with.
+        """Note the end of one direction; return the reason to stop the other for.
 
-        None: it goes on. It does so behind an EOF that was passed on, and where the drain has died:
-        it reads from that very socket, delivers what came before and meets the failure itself.
+        None: the other goes on. It does after an EOF that was passed on, and where the drain has
+        died: the other reads from that very socket, delivers the bytes that arrived before and then
+        meets the failure itself.
         """
         self._ends[direction] = end
         if end.passed_on:
@@ -86,37 +87,38 @@ class PairPolicy:
 
     @property
     def decisive(self) -> Ended:
-        """The end that ended the pair: the first of a direction other than an EOF passed on.
+        """The end that ended the pair: the first that was not an EOF passed on.
 
-        Where both directions ended so: the first direction's.
+        Where both directions ended with an EOF that was passed on: the end of direction 0.
         """
         decisive = self._decisive or self._ends[0]
         assert decisive is not None
         return decisive
 
     def may_have_more(self, side: int) -> bool:
-        """Whether it matters that something is left at that side: its direction saw no EOF."""
+        """Return whether bytes can be left at that side, whose direction ended without an EOF."""
         return self._end(side).reason is not Reason.EOF
 
     def closing(self, side: int, *, rest_at_other: bool, cut: bool = False) -> Closing:
-        """How to close that side, once both directions have ended.
+        """Return how to close that side, once both directions have ended.
 
-        rest_at_other:
-            Something has arrived at the other side that nobody has taken, or would have but for a
-            failure. Only asked where ``may_have_more`` says so.
-        cut:
-            The program has ended the pair in the middle.
+        Args:
+            side: 0 or 1.
+            rest_at_other: whether bytes have arrived at the other side that nobody has taken, or
+                would have arrived but for a failure. Where ``may_have_more`` is false: False.
+            cut: whether the program has ended the pair in the middle.
         """
         towards, back = self._end(1 - side), self._end(side)
         whole = towards.reason is Reason.EOF
         failed = towards.reason is Reason.SOURCE_ERROR
         lost = towards.has_unsent or failed or (rest_at_other and not whole)
         refused = back.reason is Reason.DRAIN_ERROR
-        # Whose direction is ended by a fault hasn't got everything, whether or not more has come.
+        # A fault that ends the pair cuts this side off, whether or not more has arrived for it.
         faulty = self.decisive.reason in _FAULTS
         reset = lost or ((refused or faulty or cut) and not whole)
-        # With bytes unread, or with more to come, some systems answer a close by a reset of their
-        # own, and each throws away then what the peer has not acknowledged (F27).
+        # Where bytes are unread or still to come, some systems reset the connection by themselves
+        # when it is closed (F27: Linux does, FreeBSD and OpenBSD send a FIN). All of them then
+        # throw away what the peer has not acknowledged.
         return Closing(reset, after_delivery=reset or back.reason is not Reason.EOF)
 
     def _end(self, direction: int) -> Ended:
@@ -126,14 +128,14 @@ class PairPolicy:
 
 
 class Delivery:
-    """Whether what a side has taken has reached its peer, judged by looks at its send queue.
+    """Judge by looks at a side's send queue whether its peer has got what the side has taken.
 
-    It is waited for as long as the peer goes on taking; not longer than ``patience`` seconds in
-    which it takes nothing.
+    The wait lasts while the peer goes on taking bytes, and until it has taken none for ``patience``
+    seconds.
     """
 
     def __init__(self, now: float, patience: float) -> None:
-        #: Seconds that the peer may take nothing.
+        #: Seconds for which the peer may take nothing.
         self.patience = patience
         self._last_change = now
         self._pause = SOON
@@ -142,9 +144,9 @@ class Delivery:
         self._looked = False
 
     def look(self, now: float, unacknowledged: int | None) -> float | None:
-        """Judge what the system says now; gives the seconds until the next look, None: it is over.
+        """Judge what the system says now; return the seconds until the next look.
 
-        Over: all has arrived, or the patience has run out.
+        None: the wait is over, as all bytes have arrived or the patience has run out.
         """
         if self._looked and unacknowledged != self.unacknowledged:
             self._last_change = now
@@ -156,9 +158,10 @@ class Delivery:
         return min(pause, left)
 
     def died(self, unacknowledged: int | None) -> None:
-        """The connection is gone. Some systems say 0 then: what the last look saw counts as well.
+        """Note that the connection is gone: what the last look saw may not have arrived.
 
-        To be told of a side that is to be reset. One that ends in FINs is gone once all is over.
+        Some systems say 0 once it is gone, so the larger of the two numbers counts. Only for a side
+        that is to be reset: a connection that ends in FINs is gone once all has arrived.
         """
         self.unacknowledged = max(self.unacknowledged or 0, unacknowledged or 0)
 

@@ -1,9 +1,10 @@
 """The callers' sockets while flows use them.
 
 A flow works on a duplicate of a socket, never on the caller's descriptor: that number can be
-closed at any moment and be a stranger's the next.  There is one duplicate a socket, shared by the
-flows on it, and non-blocking until the last of them has ended (F24).  As long as it is a source,
-a single byte makes it readable (SO_RCVLOWAT).
+closed at any moment and belong to another file the next. Each socket has one duplicate, which its
+flows share, and which stays non-blocking until the last of them has ended (F24: a blocking call on
+a spliced socket stalls other splices). While it is a source, a single byte makes it readable
+(SO_RCVLOWAT).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from functools import partial
 from .._platform.interface import Endpoint, Platform, SocketLike
 from .timers import Timer, Timers
 
-#: Seconds between two looks for sockets that their owner has closed.  With what a look takes and
-#: what a busy machine adds, a flow ends within a second of the closing.
+#: Seconds between two looks for sockets that their owner has closed. The remaining 0.2 s are for
+#: the look itself and a busy machine, so that a flow ends within a second after the closing.
 SWEEP_SECONDS = 0.8
 
 
 class _Connection:
-    """One open socket, by whichever of its descriptors flows have come to it."""
+    """One open socket, whichever of its descriptors the flows on it were given."""
 
     def __init__(
         self, platform: Platform, endpoint: Endpoint, owes_blocking: bool, identity: object
@@ -36,9 +37,9 @@ class _Connection:
         self.users = 0
         self.is_source = False
         self.is_drain = False
-        #: What SO_RCVLOWAT was before it was lowered, and so is owed back; 0: it wasn't.
+        #: The value of SO_RCVLOWAT before it was lowered, to be restored; 0: it wasn't lowered.
         self.owes_mark = 0
-        #: On OpenBSD the cause of a splice's end is left in its source's SO_ERROR.
+        #: Whether the kernel leaves the cause of a splice's end in SO_ERROR (F10: OpenBSD does).
         self.keeps_causes = False
         self.lock = threading.Lock()
         self._platform = platform
@@ -62,13 +63,16 @@ class _Connection:
         return cause
 
     def _is_cause(self, error: OSError) -> bool:
-        """No connection dies of these, and one that lives has not died of anything."""
+        """Return whether ``error`` is the cause of a splice's end, not the connection's failure.
+
+        No connection fails with one of these errnos, and one that is connected has not failed.
+        """
         ends = (errno.EFBIG, errno.EPIPE, errno.ELOOP, errno.ENOBUFS)
         return error.errno in ends or self._platform.is_connected(self.endpoint)
 
 
 class SharedSocket:
-    """One socket object of the program's that flows use, and who must be told when it is closed.
+    """One of the program's socket objects that flows use, with the calls to make once it is closed.
 
     All else belongs to the open socket, which other objects can stand for as well (``dup``).
     """
@@ -81,36 +85,37 @@ class SharedSocket:
         self.connection = connection
         self.users = 0
         self.on_closed: list[Callable[[], None]] = []
-        self.told = False  # that it is closed
+        self.told = False  # whether ``on_closed`` has been called
 
     @property
     def endpoint(self) -> Endpoint:
-        """Our own duplicate."""
+        """The package's own duplicate."""
         return self.connection.endpoint
 
     @property
     def lock(self) -> threading.Lock:
-        """Held over each call that can be told an error, until ``failed`` knows of it."""
+        """The lock to hold over each call that can return an error, until ``failed`` has it."""
         return self.connection.lock
 
     def keep_causes(self) -> None:
-        """OpenBSD's: have ``failure`` leave them for ``take_cause``."""
+        """Have ``failure`` leave causes for ``take_cause``: this kernel keeps them (OpenBSD)."""
         self.connection.keeps_causes = True
 
     def failed(self, error: OSError) -> None:
-        """A call on it has raised ``error``, which is now known to nobody else (with ``lock``)."""
+        """Note ``error``, which a call raised and the system reports only once (with ``lock``)."""
         self.connection.failed(error)
 
     def failure(self) -> OSError | None:
-        """What the connection died of, if anything (with ``lock``).
+        """Return the error that the connection died of; None where it lives (with ``lock``).
 
-        The system tells each error once, whoever asks (a call, SO_ERROR), and reports EOF from
-        then on.  The flow of the other direction must not take that for a FIN.
+        The system reports each error only once, to the first call that asks (any call, or
+        SO_ERROR), and EOF from then on. The flow of the other direction must not take that for a
+        FIN.
         """
         return self.connection.failure()
 
     def take_cause(self) -> OSError | None:
-        """Why the kernel has ended the splice of this source, where it says so (with ``lock``)."""
+        """Return why the kernel ended this source's splice, where it says so (with ``lock``)."""
         return self.connection.take_cause()
 
 
@@ -127,25 +132,32 @@ class Sockets:
         self._platform = platform
         self._timers = timers
         self._run_blocking = (
-            run_blocking  # makes a call that may have to wait where the kernel serves
+            run_blocking  # runs a call that may have to wait where the kernel serves
         )
-        self._wait = wait  # makes one that will have to wait, whoever serves
+        self._wait = wait  # runs a call that will have to wait, whichever backend serves
         self._lock = threading.Lock()
         # By the descriptor of the caller's open object.
         self._shared: dict[int, SharedSocket] = {}
         self.in_use: set[SharedSocket] = set()
-        # By what tells one open socket from another.
+        # By the identity of the open socket (see ``Platform.identity``).
         self._connections: dict[object, _Connection] = {}
         self._sweep: Timer | None = None
 
     def acquire(
         self, original: SocketLike, *, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> SharedSocket:
-        """The socket, for use as a source, a drain or both, until ``release``.
+        """Take the socket for use as a source, a drain or both, until ``release``.
 
-        Raises OSError: EBUSY where a flow uses it so already, EBADF where it is closed,
-        EPROTONOSUPPORT where it is no stream socket, EINVAL where it is listening; TypeError
-        where it is no object with ``fileno()`` or speaks TLS.
+        Args:
+            original: the caller's object.
+            source: whether a flow reads from it.
+            drain: whether a flow writes to it.
+            on_closed: called once the program has closed the object.
+
+        Raises:
+            OSError: EBUSY: a flow uses it in that role already; EBADF: it is closed;
+                EPROTONOSUPPORT: not a stream socket; EINVAL: it is listening.
+            TypeError: not an object with ``fileno()``, or one that speaks TLS.
         """
         descriptor = _descriptor(self._platform, original)
         while True:
@@ -158,8 +170,8 @@ class Sockets:
                         raise _busy(original, connection.is_source and source)
                     self._use(shared, source, drain, on_closed)
                     return shared
-            # Somebody has taken the socket over from an object that was closed since the last
-            # sweep: whoever had that object's flows is told now.
+            # All objects that stood for this socket were closed since the last sweep, and this is
+            # a new one: the old objects' flows are ended now.
             for end in left_behind:
                 end()
 
@@ -192,8 +204,8 @@ class Sockets:
 
     def _find(self, original: SocketLike, descriptor: int) -> SharedSocket:
         shared = self._shared.get(descriptor)
-        # The number of a socket that was closed, and that the sweep has not met yet, can be
-        # another socket's by now.
+        # A socket may have been closed since the last sweep, and its number may be another
+        # socket's by now.
         if shared is not None and self._platform.is_open(shared.original):
             return shared
         return SharedSocket(original, descriptor, self._connection(original))
@@ -211,7 +223,7 @@ class Sockets:
         if shared not in connection.objects:
             connection.objects.append(shared)
         connection.users += 1
-        if source:  # which the system may report only once there is more
+        if source:  # the system may report it readable only once more bytes are there
             connection.owes_mark = self._platform.lower_read_mark(connection.endpoint)
         connection.is_source |= source
         connection.is_drain |= drain
@@ -219,7 +231,7 @@ class Sockets:
     def release(
         self, shared: SharedSocket, *, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> None:
-        """The reverse.  The last release gives the caller's socket its blocking mode back."""
+        """Undo ``acquire``. The last release gives the caller's socket its blocking mode back."""
         connection = shared.connection
         if shared.is_given_up:
             self._platform.close(connection.endpoint)
@@ -247,15 +259,16 @@ class Sockets:
             close()
 
     def _connection(self, original: SocketLike) -> _Connection:
-        """The open socket that this object stands for, which others may stand for already.
+        """Return the open socket that this object stands for; flows may have it already.
 
-        Two flows that don't know that they have one socket would take each other's errors, give
-        it its blocking mode back too soon (F24), and set a second splice on a live one (F23).
+        Two flows that don't know that they share a socket would take each other's errors, give it
+        its blocking mode back too soon (F24: that stalls other splices), and set a second splice on
+        a live one (F23: that resets its count).
         """
         endpoint, owes_blocking = self._platform.duplicate(original)
         identity = self._platform.identity(endpoint)
         known = self._connections.get(identity)
-        # A name in the network can be another connection's by now, if the first one has died.
+        # The identity can be that of a new connection with the same addresses, if the first died.
         if known is not None and self._platform.identity(known.endpoint) == identity:
             self._platform.close(endpoint)
             return known
@@ -265,7 +278,7 @@ class Sockets:
         return made
 
     def _forget(self, connection: _Connection) -> None:
-        """The last flow on it has ended."""
+        """Forget a socket whose last flow has ended, and give it its blocking mode back."""
         if self._connections.get(connection.identity) is connection:
             del self._connections[connection.identity]
         if connection.owes_blocking:
@@ -304,17 +317,17 @@ def _descriptor(platform: Platform, original: SocketLike) -> int:
 def _ends_of_closed(
     platform: Platform, objects: Iterable[SharedSocket]
 ) -> list[Callable[[], None]]:
-    """What to call because of the objects that were closed."""
+    """Return the calls to make for the objects that were closed."""
     ends = []
     for shared in objects:
         if not platform.is_open(shared.original) and not shared.told:
-            shared.told = True  # once is enough, and the call can hang (F24)
+            shared.told = True  # once is enough, and the call can hang (F24: it waits for a lock)
             ends += shared.on_closed
     return ends
 
 
 def _left_behind(platform: Platform, objects: Sequence[SharedSocket]) -> list[Callable[[], None]]:
-    """The same of a connection whose objects all were closed."""
+    """Return the calls to make for a connection whose objects were all closed; else none."""
     if any(platform.is_open(shared.original) for shared in objects):
         return []
     return _ends_of_closed(platform, objects)

@@ -1,4 +1,4 @@
-"""When time ends a splice, or a pair: one policy object for both."""
+"""The time limits of a splice, or of a pair: one policy object for both."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .._platform.interface import Platform
 from .flow import Reason
 from .timers import Timer, Timers
 
-#: How often the count is looked at, as a part of the idle time, and seconds at least.  An idle end
-#: comes late by at most that much, and is allowed the larger of 25 % and 0.1 s.
+#: Time between two looks at the count: this part of the idle time, or these seconds where that is
+#: longer. An idle end comes late by at most that much; the larger of 25 % and 0.1 s is promised.
 _LOOK_SHARE = 1 / 5
 _LOOK_SECONDS = 0.05
 
 
 class TimeLimits:
-    """Calls ``expire`` with TIMEOUT ``timeout`` seconds after the start, with IDLE once
-    ``idle_timeout`` seconds have passed without traffic; never early.
+    """Calls ``expire`` when a time limit has passed, and never early.
 
-    Traffic is what arrives, as ``moved()`` counts it, and what a slow reader takes of it later:
-    then ``undelivered()``, bytes in the send buffers, becomes less.
+    TIMEOUT: ``timeout`` seconds after the start. IDLE: after ``idle_timeout`` seconds without
+    traffic. Traffic is what ``moved()`` counts, and what a slow reader takes later: then
+    ``undelivered()``, the bytes in the send buffers, becomes less.
     """
 
     def __init__(
@@ -43,15 +43,14 @@ class TimeLimits:
         self._moved = moved
         self._undelivered = undelivered
         self._expire = expire
-        self._run_blocking = (
-            run_blocking  # makes a call that may have to wait: counting, and ending
-        )
+        self._run_blocking = run_blocking  # for calls that may have to wait: counting, and ending
         self._lock = threading.Lock()
         self._over = False
         self._pending: dict[Reason, Timer] = {}
         self._idle: IdleClock | None = None
 
     def start(self) -> None:
+        """Begin to measure time. Called once."""
         if self._timeout is not None:
             self._set(Reason.TIMEOUT, self._timeout, lambda: self._expire(Reason.TIMEOUT))
         if self._idle_timeout is not None:
@@ -59,6 +58,7 @@ class TimeLimits:
             self._look_again()
 
     def cancel(self) -> None:
+        """Expire no more, unless the call is being made already."""
         with self._lock:
             self._over = True
             timers = list(self._pending.values())
@@ -83,9 +83,9 @@ class TimeLimits:
 
 
 class IdleClock:
-    """Whether a count has stood still for ``idle_timeout`` seconds, and when to look next.
+    """Tells whether a count has stood still for ``idle_timeout`` seconds, and when to look next.
 
-    It is never early: a change is taken for one of the moment in which it is seen.
+    It is never early: a change counts as made at the moment when it is seen.
     """
 
     def __init__(self, idle_timeout: float, count: object, now: float) -> None:
@@ -95,17 +95,22 @@ class IdleClock:
         self._changed = now
 
     def has_passed(self, count: object, now: float) -> bool:
-        """``count`` is what it is now."""
+        """Return whether the idle time has passed; ``count`` is the count at ``now``."""
         if count != self._count:
             self._count, self._changed = count, now
         return now >= self._changed + self._idle_timeout
 
     def seconds_to_next_look(self, now: float) -> float:
+        """Return how long to wait until the next look."""
         return max(0.0, min(self._step, self._changed + self._idle_timeout - now))
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:
-    """``seconds`` as they are; ValueError where they are no time to wait for."""
+    """Return ``seconds`` unchanged.
+
+    Raises:
+        ValueError: not a positive, finite number.
+    """
     if seconds is None:
         return None
     if not (math.isfinite(seconds) and seconds > 0):

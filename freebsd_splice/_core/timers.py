@@ -1,4 +1,4 @@
-"""One watcher thread and one heap of timers for every wait that is not an engine worker's own."""
+"""The watcher thread and its heap of timers, for every wait but those of the engine's workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("freebsd_splice")
 
 
 class Timer:
-    """A call that is due at some time."""
+    """A call that is due at a certain time."""
 
     __slots__ = ("_timers", "call", "when")
 
@@ -24,18 +24,17 @@ class Timer:
         self.call: Callable[[], object] | None = call
 
     def cancel(self) -> None:
-        """Don't make the call, unless it is being made already."""
+        """Don't run the call, unless it is running already."""
         if self.call is not None:
             self.call = None
             self._timers.forget_one()
 
 
 class Timers:
-    """The heap, and the thread that sleeps until the first timer is due.
+    """The heap of timers, and the watcher: a thread that sleeps until the first timer is due.
 
-    It also hears of the kernel's events (``listen``).
-
-    Calls are made on the watcher's thread and must not block: the others wait for them.
+    The watcher also waits for the kernel's events (``listen``). It runs all calls on its own
+    thread, so no call may block: the others would wait for it.
     """
 
     def __init__(self, platform: Platform) -> None:
@@ -44,14 +43,14 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._cancelled = 0
-        self._sleeps_until = float("-inf")  # awake: it will look at the heap before it sleeps
+        self._sleeps_until = float("-inf")  # awake: the watcher looks at the heap before it sleeps
         self._listeners: dict[int, Callable[[], object]] = {}
         self._poller: Poller | None = None
         self._runner: Runner | None = None
         self._closing = False
 
     def after(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call ``call`` once ``seconds`` have passed, never earlier."""
+        """Run ``call`` once ``seconds`` have passed, never earlier."""
         with self._lock:
             if self._poller is None:
                 self._start()
@@ -63,7 +62,7 @@ class Timers:
         return timer
 
     def listen(self, endpoint: Endpoint, call: Callable[[], object]) -> None:
-        """Call ``call`` whenever ``endpoint`` can be read; it has to read it empty."""
+        """Run ``call`` whenever ``endpoint`` can be read; the call must read it empty."""
         with self._lock:
             if self._poller is None:
                 self._start()
@@ -72,7 +71,7 @@ class Timers:
             self._poller.watch(endpoint, Readiness.READ)
 
     def forget_one(self) -> None:
-        """A timer was cancelled; where most were, clear them out: they may be due in hours."""
+        """Count a cancelled timer; drop them all where most are: they may be due in hours."""
         with self._lock:
             self._cancelled += 1
             if self._cancelled > 64 and self._cancelled > len(self._heap) // 2:
@@ -92,7 +91,7 @@ class Timers:
             raise
 
     def step(self) -> bool:
-        """Make the calls that are due, then sleep until the next is or somebody is heard."""
+        """Run the calls that are due, then sleep until the next is due or an event comes."""
         poller = self._poller
         if poller is None:
             return False  # closed
@@ -105,7 +104,7 @@ class Timers:
         return not self._closing
 
     def close(self) -> None:
-        """End the watcher; what is still in the heap is never called."""
+        """End the watcher. The calls that are still in the heap are never run."""
         with self._lock:
             self._closing = True
             poller, runner = self._poller, self._runner
@@ -143,5 +142,5 @@ class Timers:
 def _make(call: Callable[[], object]) -> None:
     try:
         call()
-    except BaseException:  # the others' calls must go on
+    except BaseException:  # the other calls must still be run
         logger.exception("a call of the watcher's failed")

@@ -1,1 +1,1 @@
-"""SO_SPLICE under ``Splice`` and ``Relay``, and what it leaves to userspace."""
+"""The kernel backend of ``Splice`` and ``Relay``: SO_SPLICE, and userspace where it falls short."""

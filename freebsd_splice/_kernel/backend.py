@@ -17,7 +17,7 @@ from .lost_events import LostEvents
 
 
 class KernelBackend:
-    """What all flows that the kernel serves share.  They know it as ``KernelServices``."""
+    """All that the flows of the kernel share. They know it as ``KernelServices``."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class KernelBackend:
         self.platform = platform
         self.calls = calls
         self.lost_events = LostEvents(calls, timers)
-        # What a splice leaves behind (F13) must not fail then for want of a worker.
+        # Now, so that bytes which a splice leaves at the source (F13) never lack a worker later.
         engine.start()
         self._engine = engine
         self._pool = pool
@@ -44,25 +44,31 @@ class KernelBackend:
     def flows(
         self, count: int, *, fallback: bool, is_new: bool = False, worker: LocalWorker | None = None
     ) -> list[Flow]:
-        """New flows: one, or the two of a pair.
+        """Return new flows: one, or the two of a pair.
 
-        is_new:
-            Of connections that are new and nobody else's: they are spliced once they have shown
-            that they last. Until then ``worker`` moves what comes.
+        Args:
+            count: 1 or 2.
+            fallback: whether userspace may serve what the kernel can't.
+            is_new: the connections are new and nobody else's. They are spliced once they have shown
+                that they last; until then ``worker`` moves their bytes.
+            worker: the worker without a thread that does so.
         """
         return [
             KernelFlow(self, fallback=fallback, is_new=is_new, worker=worker) for _ in range(count)
         ]
 
     def userspace_flow(self, worker: LocalWorker | None = None) -> UserspaceFlow:
+        """Return a flow in userspace, for what the kernel leaves to it."""
         return self._engine.flows(1, worker)[0]
 
     def submit(self, call: Callable[[], object]) -> None:
+        """Run ``call``, which may have to wait, on a thread that may."""
         self._pool.submit(call)
 
     def close(self) -> None:
+        """Close the kqueue. All flows have ended before."""
         self.events.close()
 
     def abandon(self) -> None:
-        """In a forked child."""
+        """Give the kqueue up in a forked child, which doesn't inherit it."""
         self.events.abandon()

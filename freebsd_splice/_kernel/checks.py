@@ -1,4 +1,4 @@
-"""What a flow asks of its two sockets before they are spliced, and behind a splice's end."""
+"""Checks of a flow's two sockets, before they are spliced and after a splice's end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .._platform.tcp import State
 
 
 def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocket) -> str | None:
-    """Why the kernel would refuse a pair that userspace can serve."""
+    """Return why the kernel would refuse this pair; None where it would splice it.
+
+    Userspace can serve such a pair. A kernel that checks drains itself is simply asked.
+    """
     if calls.capabilities.checks_drains:
         return None
     for shared in (source, drain):
@@ -33,7 +36,10 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
 
 
 def is_live_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
-    """F20: whether it is the drain of a live splice. False where it can't be told."""
+    """Return whether the socket is the drain of a live splice; False where that can't be known.
+
+    F20: poll(2) reports a socket with room as writable unless it is a drain.
+    """
     drain = shared.endpoint.fileno()
     if not calls.capabilities.hides_drains or drain_error(calls, drain) is not None:
         return False
@@ -41,7 +47,11 @@ def is_live_drain(calls: KernelCalls, shared: SharedSocket) -> bool:
 
 
 def drain_failure(calls: KernelCalls, shared: SharedSocket) -> OSError | None:
-    """Why the drain takes nothing, or nothing any more (F16, F21)."""
+    """Return why the drain takes no bytes (any more); None where it does.
+
+    F16: its peer has reset. F21: it is connecting, or was shut down for writing, and FreeBSD would
+    destroy what is pushed into it.
+    """
     with shared.lock:
         failure = shared.failure()
     if failure is not None or calls.capabilities.checks_drains:

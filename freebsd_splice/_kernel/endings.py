@@ -1,6 +1,7 @@
-"""What was behind the end of a splice in the kernel: the verdict of one that is over for certain.
+"""Find out why a splice in the kernel ended, and what its flow must do next.
 
-To be asked once the splice has been ended by hand; until then neither socket tells (F15).
+Only once an unsplice call has made the end certain: before, neither socket tells (F15: a source can
+look readable while bytes are still moving).
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from .checks import drain_failure
 class Decision(enum.Enum):
     """What a flow does once its splice is over."""
 
-    #: Nothing ended it for good: splice the pair again.
+    #: The stream goes on: splice the pair again.
     RESPLICE = enum.auto()
-    #: The kernel moves no more of it, but bytes are left: userspace moves those (F13).
+    #: Bytes are left that the kernel won't move: userspace moves them (F13: an early end).
     MOVE_REMAINDER = enum.auto()
-    #: It has come to its end.
+    #: The flow has come to its end.
     FINISH = enum.auto()
 
 
 class EndedSplice(NamedTuple):
-    """A splice that has been ended by hand."""
+    """A splice that an unsplice call has ended, or found over."""
 
-    #: It had not ended by itself.
+    #: Whether the unsplice call ended it: it had not ended by itself.
     was_live: bool
+    #: Bytes that it moved.
     moved: int
-    #: The most that it was allowed to move; None: no limit.
+    #: Bytes that it was allowed to move at most; None: no limit.
     room: int | None
 
 
@@ -45,11 +47,12 @@ class NextStep(NamedTuple):
     error: OSError | None = None
 
     def comes_before(self, reason: Reason) -> bool:
-        """Whether it is an end, and one to be reported rather than ``reason``."""
+        """Return whether this is an end that is reported rather than ``reason``."""
         return self.decision is Decision.FINISH and comes_before(self.reason, reason)
 
 
 def finish(reason: Reason, error: OSError | None = None) -> NextStep:
+    """Return the step that ends the flow for ``reason``."""
     return NextStep(Decision.FINISH, reason, error)
 
 
@@ -63,11 +66,11 @@ def next_step(
     drain: SharedSocket,
     ended: EndedSplice,
 ) -> NextStep:
-    """What the flow does next."""
+    """Return what the flow does next."""
     cause = take_cause(source)
     failure = drain_failure(calls, drain)
     if failure is not None:
-        # F16: first, for bytes that the drain has taken may have vanished with it.
+        # First: bytes that the drain had taken may have vanished with it (F16).
         return finish(Reason.DRAIN_ERROR, failure)
     if ended.room is not None and ended.moved >= ended.room:
         return finish(Reason.LIMIT)
@@ -77,10 +80,10 @@ def next_step(
 
 
 def take_cause(source: SharedSocket) -> OSError | None:
-    """Why a splice of it has ended, out of SO_ERROR where the kernel leaves that there (F10).
+    """Take the cause of the last splice's end out of the source's SO_ERROR, and return it.
 
-    Who reads the source next would take it for the connection's, and a new splice would end at
-    once because of it.
+    F10: OpenBSD leaves it there. Left in place, the next reader of the source would take it for the
+    connection's failure, and a new splice would end at once because of it. None on other kernels.
     """
     if not source.connection.keeps_causes:
         return None
@@ -96,8 +99,9 @@ def _by_looking(
     if isinstance(left, NextStep):
         return left
     if left and _hangs_up(calls, source.endpoint.fileno()):
-        return MOVE_REMAINDER  # F13: a FIN, or a reset, behind bytes that found the drain full
-    # Nothing explains that it has ended: somebody else has ended it.
+        # F13: a FIN, or a reset, came after bytes that found the drain full.
+        return MOVE_REMAINDER
+    # Nothing explains the end, unless the unsplice call made it: somebody else ended the splice.
     return RESPLICE if ended.was_live else finish(Reason.UNSPLICED)
 
 
@@ -105,7 +109,7 @@ def _by_cause(
     platform: Platform, source: SharedSocket, cause: OSError | None, ended: EndedSplice
 ) -> NextStep:
     if cause is not None and cause.errno not in (errno.EFBIG, errno.ENOBUFS):
-        # EPIPE, ELOOP, or what the drain has died of.
+        # EPIPE, ELOOP, or the error that the drain has died of.
         return finish(Reason.DRAIN_ERROR, cause)
     left = _at_source(platform, source)
     if isinstance(left, NextStep):
@@ -113,17 +117,18 @@ def _by_cause(
     with source.lock:
         failure = source.failure()
     if left and failure is not None and not isinstance(failure, BrokenPipeError):
-        return MOVE_REMAINDER  # a reset behind bytes that found the drain full
+        return MOVE_REMAINDER  # a reset came after bytes that found the drain full
     if ended.was_live:
         return RESPLICE
     if (left and ended.room is not None) or cause is not None:
-        # A short splice: what is left of the limit has to be asked for again.  Not for ever.
+        # A short splice: splice again for what is left of the limit. One that moved nothing is
+        # not repeated, as that could go on for ever.
         return RESPLICE if ended.moved else MOVE_REMAINDER
     return finish(Reason.UNSPLICED)
 
 
 def _at_source(platform: Platform, source: SharedSocket) -> NextStep | bool:
-    """Whether bytes are left, or what came instead: EOF or an error."""
+    """Return whether bytes are left at the source; where EOF or an error came instead, that end."""
     with source.lock:
         try:
             if platform.peek(source.endpoint):
@@ -135,7 +140,7 @@ def _at_source(platform: Platform, source: SharedSocket) -> NextStep | bool:
             source.failed(error)
             failure = error
     if failure is None or isinstance(failure, BrokenPipeError):
-        # EPIPE is of the sending side, or of a reset that came behind the FIN.
+        # EPIPE concerns the sending side, or a reset that came after the FIN.
         return finish(Reason.EOF)
     return finish(Reason.SOURCE_ERROR, failure)
 

@@ -1,4 +1,4 @@
-"""Which flow an event of the kqueue belongs to."""
+"""The kqueue that reports the ends of splices, and the flow that each event belongs to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._platform.kernel_interface import EndEvents
 
 
 class Spliced(Protocol):
-    """A flow whose splice is set, or about to be."""
+    """A flow whose splice is set, or is about to be set."""
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -19,15 +19,16 @@ class Spliced(Protocol):
         ...
 
     def event(self) -> None:
-        """An event of one of its sockets has come."""
+        """Look whether the splice is over: an event of one of its sockets has come."""
         ...
 
 
 class SpliceEvents:
-    """One kqueue for the ends of all splices (F19).
+    """One kqueue for the ends of all splices (F19: the drain's and the source's event report one).
 
-    The lock is held by whoever reads the kqueue, and from before a flow's registration until what
-    that makes fire has been read away: nobody else can take a first event for an end.
+    Registering a flow makes first events fire, which report no end. A lock is held from before the
+    registration until those have been read, and by every other reader of the kqueue, so that no
+    reader takes a first event for an end.
     """
 
     def __init__(self, events: EndEvents) -> None:
@@ -36,11 +37,11 @@ class SpliceEvents:
         self._flows: dict[tuple[int, Readiness], Spliced] = {}
 
     def fileno(self) -> int:
-        """Readable while there is something to collect."""
+        """Return the kqueue's descriptor, which is readable while there are events to collect."""
         return self._events.fileno()
 
     def arm(self, flow: Spliced) -> None:
-        """Have ``flow`` woken by its sockets' events; to be called before it is spliced."""
+        """Have ``flow`` woken by its sockets' events. Called before the splice is set."""
         source, drain = flow.pair
         own = {(source, Readiness.READ), (drain, Readiness.WRITE)}
         with self._reading:
@@ -50,7 +51,7 @@ class SpliceEvents:
         _wake(others)
 
     def disarm(self, flow: Spliced) -> None:
-        """The reverse; before one of the sockets is closed."""
+        """Undo ``arm``. Called before one of the sockets is closed."""
         source, drain = flow.pair
         with self._reading:
             self._events.disarm(source, drain)
@@ -63,14 +64,15 @@ class SpliceEvents:
         _wake(flows)
 
     def close(self) -> None:
+        """Close the kqueue."""
         self._events.close()
 
     def abandon(self) -> None:
-        """In a forked child."""
+        """Give the kqueue up in a forked child, which doesn't inherit it."""
         self._events.abandon()
 
 
 def _wake(flows: Iterable[Spliced | None]) -> None:
     for flow in flows:
-        if flow is not None:  # None: an event of a flow that has ended since
+        if flow is not None:  # None: the event of a flow that has ended since
             flow.event()

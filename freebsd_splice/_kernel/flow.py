@@ -1,9 +1,10 @@
 """One direction, moved by the kernel: SO_SPLICE, and what it leaves to userspace.
 
-A splice in the kernel is set. At its end, which an event or the second look reports, it is ended by
-hand: then it is over for certain, and its count and what it has left behind are final (F19). What
-ended it decides what comes next (``endings``): the flow's own end, a remainder for userspace to
-move (F13), or another splice of the pair.
+A flow sets a splice in the kernel. When an event or the second look reports that the splice may be
+over, the flow ends it with an unsplice call: then the splice is over for certain, and its count and
+the bytes left at the source are final (F19: an event alone may be stale). The cause of the end
+decides what comes next (``endings``): the flow's own end, a remainder for userspace to move (F13:
+bytes left by an early end), or another splice of the pair.
 """
 
 from __future__ import annotations
@@ -31,33 +32,34 @@ from .lost_events import LostEvents
 
 logger = logging.getLogger("freebsd_splice")
 
-#: What ``End.mover`` says of a flow that the kernel has served.
+#: The ``End.mover`` of a flow that the kernel has served.
 MOVER_NAME = "SO_SPLICE"
 
 #: Why userspace served a connection of a proxy.
 NEVER_BUSY = "it was over before a splice would have paid"
 
-#: What a flow is asked to do by events and looks: the more includes the less.
+#: What events and looks ask of a flow. Each request includes those before it.
 _NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
 
 
 class Phase(enum.Enum):
     """What a flow is doing."""
 
-    #: It has not been started.
+    #: The flow has not been started.
     NEW = "new"
     #: Userspace sends what the caller has read already; a splice follows.
     SENDING_INITIAL = "sending initial"
-    #: Nothing moves: the next splice is about to be set, or it is decided what comes next.
+    #: No byte moves: the flow is about to set the next splice, or decides what comes next.
     BETWEEN = "between"
-    #: The kernel moves.
+    #: The kernel moves the bytes.
     SPLICED = "spliced"
-    #: Userspace moves all that is still to come.
+    #: Userspace moves all bytes that are still to come.
     USERSPACE = "userspace"
+    #: The flow is over.
     ENDED = "ended"
 
 
-#: Which phases may follow each.
+#: The phases that may follow each phase.
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.NEW: frozenset({Phase.SENDING_INITIAL, Phase.BETWEEN, Phase.USERSPACE, Phase.ENDED}),
     Phase.SENDING_INITIAL: frozenset({Phase.BETWEEN, Phase.ENDED}),
@@ -69,7 +71,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 
 
 class KernelServices(Protocol):
-    """What a flow shares with the others that the kernel serves."""
+    """The services that all flows of the kernel share."""
 
     @property
     def platform(self) -> Platform: ...
@@ -84,19 +86,20 @@ class KernelServices(Protocol):
     def lost_events(self) -> LostEvents: ...
 
     def userspace_flow(self, worker: LocalWorker | None = None) -> UserspaceFlow:
-        """A flow in userspace, for what the kernel leaves to it."""
+        """Return a flow in userspace, for what the kernel leaves to it."""
         ...
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Have ``call``, which may have to wait, made on a thread that may."""
+        """Run ``call``, which may have to wait, on a thread that may."""
         ...
 
 
 class KernelFlow:
-    """A flow (see ``_core.flow.Flow``) that the kernel moves.
+    """A flow (see ``_core.flow.Flow``) whose bytes the kernel moves.
 
-    Its lock is held over every set and end of its source's splice: ending while another thread is
-    still setting would answer ENOTCONN, and the splice would live (F35).
+    The flow holds its lock over every call that sets or ends its source's splice: an unsplice call
+    while another thread is still setting the splice would answer ENOTCONN, and the splice would
+    live (F35).
     """
 
     def __init__(
@@ -120,15 +123,17 @@ class KernelFlow:
         self._on_end: Callable[[End], None]
         self._limit: int | None = None
         self._moved = 0  # by the segments that are over
-        self._ahead = b""  # what of ``initial`` nobody has been given to send yet
-        self._surplus = b""  # what of it is past the limit
+        self._ahead = b""  # the part of ``initial`` that has not been handed to userspace yet
+        self._surplus = b""  # the part of ``initial`` that is past the limit
         self._fallback: str | None = None  # why userspace serves
         self._phase = Phase.NEW
-        self._stopped_early: Reason | None = None  # before it was started
-        self._had_event = False  # since that splice was set
-        self._stood_at = -1  # bytes that had been moved when a look last found more waiting (F38)
-        self._stood = 0  # how many looks in a row have found that it stands there
-        self._segment: UserspaceFlow | None = None  # while userspace moves
+        self._stopped_early: Reason | None = None  # the reason of a stop before the start
+        self._had_event = False  # whether an event has come since the splice was set
+        # F38, a splice that stands still: how many bytes had been moved when a look last found more
+        # waiting, and how many looks in a row have found the count there.
+        self._stood_at = -1
+        self._stood = 0
+        self._segment: UserspaceFlow | None = None  # while userspace moves the bytes
         self._end: End | None = None
         self._told = False
         self._asking = threading.Lock()
@@ -202,7 +207,7 @@ class KernelFlow:
     def look_soon(self) -> None:
         self._kernel.lost_events.again(self)
 
-    # What the kqueue and the second look ask for; on their thread, which must not wait.
+    # The requests of the kqueue and of the second look. Their thread must not wait.
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -213,19 +218,19 @@ class KernelFlow:
         return self._limit is not None
 
     def event(self) -> None:
-        """An event of one of its sockets has come: settle it, unless the event was stale."""
+        """Settle the splice, unless the event that has come was stale."""
         self._ask(_EVENT)
 
     def wake(self) -> None:
-        """A look shows that the splice may be over: settle it."""
+        """Settle the splice: a look shows that it may be over."""
         self._ask(_END)
 
     def compare_count(self) -> None:
-        """The limit may have been met without an event (F19)."""
+        """Settle the splice if its limit is met, which can happen without an event (F19)."""
         self._ask(_COUNT)
 
     def bytes_wait(self) -> None:
-        """Bytes wait although the drain has room: does the splice stand still (F38)?"""
+        """Push the drain, or set the splice again, if it stands still although bytes wait (F38)."""
         self._ask(_WAITING)
 
     def _ask(self, asked: int) -> None:
@@ -236,8 +241,8 @@ class KernelFlow:
 
     def _answer(self) -> None:
         with self._held():
-            # Only now, with the lock: while a call of the kernel's hangs, the looks and events of
-            # this flow add one thread that waits for it, and no more.
+            # Only with the lock: while a call to the kernel hangs, the looks and events of this
+            # flow add one waiting thread, and no more.
             with self._asking:
                 asked, self._asked = self._asked, _NOTHING
             if self._phase is Phase.SPLICED and self._may_be_over(asked):
@@ -249,25 +254,27 @@ class KernelFlow:
             return count == self._room() or (asked == _WAITING and self._is_stuck(count))
         if asked == _EVENT and not self._had_event:
             self._had_event = True
-            # The first one after a set can be from before it (F19).  If it was settled all the
-            # same, the ACKs of what the splice had moved would make the next set's first event,
-            # and so on as long as the stream lasts.  Any later one is of an end.
+            # The first event after a set can be from before it (F19: a stale event). If the flow
+            # settled the splice nevertheless, the ACKs of the bytes it had moved would make the
+            # first event after the next set, and so on as long as the stream lasts. Any later event
+            # reports an end.
             return not is_live_drain(self._calls, self._drain)
         return True
 
     def _is_stuck(self, count: int) -> bool:
-        """F38: true where only ending the splice and setting it again is left to be tried.
+        """Return whether only ending the splice and setting it again is left to try (F38).
 
-        Whatever doesn't help is not done again and again: each look pushes once more at most.
+        The first look that finds the count where it stood pushes the drain. The second returns
+        True, and the third and later ones push again. So each look tries one remedy at most.
         """
-        moved = self._moved + count  # the new splice of one that was ended goes on from there
+        moved = self._moved + count  # a new splice goes on from where the last one ended
         if moved != self._stood_at:
             self._stood_at, self._stood = moved, 0
             return False
         self._stood += 1
         if self._stood == 2:
             return True
-        with suppress(OSError):  # a drain that has died ends the splice without this
+        with suppress(OSError):  # the drain has died, which ends the splice anyway
             self._calls.push(self.pair[1])
         return False
 
@@ -287,14 +294,17 @@ class KernelFlow:
             self._finish_between(reason)
 
     def _splice(self) -> None:
-        """Set a splice for what may still be moved.  Nothing may be asked of the kernel that
-        destroys bytes, and nothing that it would refuse because of the drain (F21, F22)."""
+        """Set a splice for the bytes that may still be moved.
+
+        First check the drain: the kernel would destroy bytes where the drain isn't writable (F21),
+        and spoil the source where it refuses the drain (F22).
+        """
         room = self._room()
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
             self._finish(Reason.DRAIN_ERROR, failure)
             return
-        # What an earlier splice, or the program's own, has left there would end this one at once.
+        # A cause that an earlier splice has left in SO_ERROR would end this one at once (F10).
         take_cause(self._source)
         source, drain = self.pair
         try:
@@ -306,9 +316,9 @@ class KernelFlow:
         self._was_spliced = True
         self._had_event = False
         try:
-            # 0 would be no limit: a limit that is met has ended the flow before this.
-            # No sp_idle: FreeBSD's isn't about idleness (F11) and makes an end uncertain (F19), and
-            # no kernel's starts anew when bytes leave the drain's send buffer.
+            # 0 means no limit to the kernel: a limit that is met has ended the flow before.
+            # No sp_idle: FreeBSD's ends a busy splice too (F11) and makes an end uncertain (F19),
+            # and no kernel restarts it when bytes leave the drain's send buffer.
             set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         except OSError as error:
             self._enter(Phase.BETWEEN)
@@ -318,15 +328,19 @@ class KernelFlow:
             self._kernel.lost_events.begin(self)
 
     def _settle(self, reason: Reason | None = None) -> None:
-        """End the splice by hand, which is safe at any time, and act on what was behind it."""
+        """End the splice with an unsplice call, which is safe at any time, and act on its end.
+
+        Args:
+            reason: why the flow is stopped; None: the splice may be over by itself.
+        """
         source, _ = self.pair
         try:
             self._calls.end_splice(source)
             was_live = True
         except OSError as error:
-            # ENOTCONN, on OpenBSD EPROTO: it was over before, and is over for certain now.
+            # ENOTCONN, on OpenBSD EPROTO: the splice was over before, and is so for certain now.
             if error.errno not in (errno.ENOTCONN, errno.EPROTO):
-                logger.error("ending a splice by hand failed: %s", error)
+                logger.error("unsplice failed: %s", error)
             was_live = False
         moved = self._calls.spliced_count(source)
         self._enter(Phase.BETWEEN)
@@ -349,13 +363,13 @@ class KernelFlow:
             self._finish(found.reason, found.error)
 
     def _refused(self, error: OSError) -> None:
-        """The kernel has refused what the checks let through."""
+        """Go on after the kernel refused a splice that the checks had let through."""
         if error.errno in (errno.EBUSY, errno.ENOTRECOVERABLE):
-            # Nothing tells whose fault it was; userspace would take bytes away from a live splice.
+            # Nothing says which socket is in use. Userspace would take bytes from a live splice.
             self._finish(Reason.DRAIN_ERROR, error)
         elif error.errno == errno.ENOTCONN:
-            # One of the two has died since the checks.  Userspace finds what is left to be moved,
-            # and which one it was.
+            # One of the two sockets has died since the checks. Userspace moves the bytes that are
+            # left, and finds out which socket it was.
             self._move_remainder()
         elif self._may_fall_back:
             self._fallback = f"the kernel refused this pair: {error}"
@@ -365,10 +379,10 @@ class KernelFlow:
             self._finish(Reason.SOURCE_ERROR, error)
 
     def _room(self) -> int | None:
-        """Bytes that may still be moved; None: no limit."""
+        """Return how many bytes may still be moved; None: no limit."""
         return None if self._limit is None else self._limit - self._moved
 
-    # What userspace moves
+    # Moving in userspace
 
     def _send_initial(self, initial: bytes) -> None:
         allowed = len(initial) if self._limit is None else min(self._limit, len(initial))
@@ -377,7 +391,7 @@ class KernelFlow:
         self._serve_in_userspace(allowed, initial[:allowed])
 
     def _move_remainder(self) -> None:
-        """What a splice has left behind (F13), up to the EOF or error after it."""
+        """Have userspace move the bytes that a splice has left (F13), up to the EOF or error."""
         if self._room() == 0:
             self._finish(Reason.LIMIT)
         else:
@@ -405,7 +419,7 @@ class KernelFlow:
         self, segment: UserspaceFlow, end: End, stopped: Reason | None = None
     ) -> None:
         if self._segment is not segment:
-            return  # who stopped it was first to know its end
+            return  # the thread that stopped the segment has handled its end already
         self._segment = None
         self._moved += end.moved
         if self._phase is Phase.USERSPACE or end.reason is not Reason.LIMIT:
@@ -415,7 +429,7 @@ class KernelFlow:
         elif stopped is not None:
             self._finish_between(stopped)
         else:
-            # This is a worker's thread, and setting a splice can have to wait (F24).
+            # This is a worker's thread, and setting a splice may have to wait (F24).
             self._enter(Phase.BETWEEN)
             self._kernel.submit(self._splice_after_initial)
 
@@ -457,7 +471,7 @@ class KernelFlow:
         )
 
     def _finish_between(self, reason: Reason) -> None:
-        """Stopped with ``initial`` sent and no splice yet."""
+        """Finish a flow that was stopped after it sent ``initial`` and before it set a splice."""
         failure = drain_failure(self._calls, self._drain)
         if failure is not None:
             self._finish(Reason.DRAIN_ERROR, failure)
@@ -469,7 +483,7 @@ class KernelFlow:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """The lock; who releases it last tells of the end, without it."""
+        """Hold the lock. The outermost release reports the end, after unlocking."""
         with self._lock:
             self._depth += 1
             try:

@@ -1,8 +1,12 @@
-"""The second look at spliced sockets: some ends come without an event (F14, F19), and some splices
-stand still (F38).
+"""The second look at spliced sockets, for ends without an event and splices that stand still.
 
-Soon after the start at first, since a short answer ends in a FIN all the time and the look is its
-latency, then ever rarer.  At the rarest, one poll(2) looks at all the sockets there are.
+A FIN or reset that comes while the kernel moves bytes may give no event (F14), and a limit that is
+met exactly while the drain is full gives none (F19). On OpenBSD a bulk splice can stand still
+(F38).
+
+The first look at a flow comes soon after its splice is set: short answers end in a FIN, and the
+look is their latency. The looks then become ever rarer. At the rarest, one poll(2) looks at the
+sockets of all flows.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from .._platform.kernel_interface import KernelCalls, PollBits, PollSet
 FIRST_SECONDS = 0.01
 RAREST_SECONDS = 1.0
 
-#: Seconds until the next look at a flow that may stand still: until it is known whether it does.
+#: Seconds between looks at a flow that may stand still, until it is certain whether it does.
 DOUBT_SECONDS = RAREST_SECONDS / 8
 
-#: What shows of an end: no more will come, or the drain is none any more (F14, F20).
+#: Poll bits that show an end: no more bytes will come (F14), or the drain is writable, and so not
+#: the drain of a live splice (F20).
 _SOURCE_SHOWS = PollBits.READ_HANGUP | PollBits.HANGUP
 _DRAIN_SHOWS = PollBits.WRITE | PollBits.HANGUP
 
@@ -35,26 +40,32 @@ class Looked(Protocol):
 
     @property
     def counts(self) -> bool:
-        """Whether it has a limit: one that is met exactly behind a full drain gives no event and
-        shows in the count alone (F19)."""
+        """Whether the flow has a limit.
+
+        A limit that is met exactly while the drain is full gives no event, and shows in the count
+        alone (F19).
+        """
         ...
 
     def wake(self) -> None:
-        """Its splice may be over."""
+        """Settle the splice: it may be over."""
         ...
 
     def compare_count(self) -> None:
-        """Its limit may have been met."""
+        """Compare the splice's count with the limit, which may have been met."""
         ...
 
     def bytes_wait(self) -> None:
-        """Bytes wait at its source although its drain has room."""
+        """Find out whether the splice stands still: bytes wait although the drain has room."""
         ...
 
 
 class LostEvents:
-    """All flows of the kernel's, and when to look at each.  It runs on the watcher's thread: a
-    look asks for nothing that can wait, and touches nothing."""
+    """All flows that the kernel serves, and when to look at each.
+
+    The looks run on the watcher's thread, so they make no call that can wait, and they change
+    nothing.
+    """
 
     def __init__(self, calls: KernelCalls, timers: Timers) -> None:
         self._calls = calls
@@ -62,29 +73,29 @@ class LostEvents:
         self._lock = threading.Lock()
         self._early: dict[Looked, tuple[object, Timer]] = {}
         self._late: set[Looked] = set()
-        self._counting: set[Looked] = set()  # those of the late ones that have a limit
+        self._counting: set[Looked] = set()  # the late ones that have a limit
         self._batch: _Batch | None = None
         self._timer: Timer | None = None
 
     def begin(self, flow: Looked) -> None:
-        """Its splice has just been set: look at it from now on."""
+        """Look at the flow from now on: its splice has just been set."""
         with self._lock:
             self._remove(flow)
             self._set(flow, FIRST_SECONDS)
 
     def again(self, flow: Looked) -> None:
-        """The other direction has ended, so this one will soon: start anew with short steps."""
+        """Look at the flow soon again: its other direction has ended, so it may end as well."""
         with self._lock:
             if self._remove(flow):
                 self._set(flow, FIRST_SECONDS)
 
     def end(self, flow: Looked) -> None:
-        """Its splice is over."""
+        """Look at the flow no more: its splice is over."""
         with self._lock:
             self._remove(flow)
 
     def _set(self, flow: Looked, seconds: float) -> None:
-        mark = object()  # of this very timer: one that was cancelled can be on its way already
+        mark = object()  # identifies this timer: a cancelled one may be running its call already
         call = partial(self._look_early, flow, seconds, mark)
         self._early[flow] = mark, self._timers.after(seconds, call)
 
@@ -105,7 +116,7 @@ class LostEvents:
         with self._lock:
             if flow not in self._early or self._early[flow][0] is not mark:
                 return
-            # The next look first: one that fails must not be the last.
+            # Plan the next look first: a look that fails must not be the last.
             if seconds * 2 < RAREST_SECONDS:
                 self._set(flow, seconds * 2)
             else:
@@ -130,7 +141,7 @@ class LostEvents:
         with self._lock:
             counting = list(self._counting)
             self._timer = None
-            if self._late:  # before the look: one that fails must not be the last
+            if self._late:  # planned before the look: a look that fails must not be the last
                 self._timer = self._timers.after(RAREST_SECONDS, self._look_late)
             seen = self._batch.look() if self._batch is not None and self._late else _Seen()
             for flow in seen.waiting:
@@ -144,20 +155,22 @@ class LostEvents:
         for flow in seen.waiting:
             flow.bytes_wait()
         for flow in counting:
-            if flow not in seen.waiting:  # which compares the count as well
+            if flow not in seen.waiting:  # ``bytes_wait`` compares the count as well
                 flow.compare_count()
 
 
 class _Seen:
-    """What a look has shown."""
+    """The flows that a look has found."""
 
     def __init__(self) -> None:
+        #: Those whose splice may be over.
         self.over: set[Looked] = set()
+        #: Those with bytes waiting at the source although the drain has room.
         self.waiting: set[Looked] = set()
 
 
 class _Batch:
-    """Flows that are looked at by one poll(2)."""
+    """Flows whose sockets one poll(2) looks at."""
 
     def __init__(self, calls: KernelCalls) -> None:
         self._calls = calls
@@ -182,7 +195,7 @@ class _Batch:
             self._ask(drain)
 
     def look(self) -> _Seen:
-        """One poll(2), and one FIONREAD of each source that may have something to tell."""
+        """Make one poll(2) call, and one FIONREAD call for each source that may show an end."""
         seen = _Seen()
         for descriptor, glance in self._poll_set.look():
             drained = self._drains.get(descriptor)
@@ -191,7 +204,7 @@ class _Batch:
             elif drained is not None and glance & PollBits.WRITE and self._bytes_wait(drained):
                 seen.waiting.add(drained)
             spliced = self._sources.get(descriptor)
-            # With bytes unread, the kernel has still to come to the end (F29).
+            # While bytes are unread, the kernel has not come to the end yet (F29).
             if (
                 spliced is not None
                 and glance & _SOURCE_SHOWS
@@ -201,7 +214,7 @@ class _Batch:
         return seen
 
     def _bytes_wait(self, flow: Looked) -> bool:
-        """F38: poll(2) says nothing of the bytes at a spliced source."""
+        """Return whether bytes wait at the source (F38); poll(2) doesn't show those of a splice."""
         return self._stalls and self._calls.unread(flow.pair[0]) > 0
 
     def _ask(self, descriptor: int) -> None:

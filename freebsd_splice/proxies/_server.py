@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
 from .._errors import why
-from .._relay import LINGER, GivenRelay
+from .._relay import LINGER, GivenRelay, describe
 from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
@@ -492,20 +492,7 @@ def _set(future: asyncio.Future[None]) -> None:
 
 
 def _describe(outcome: RelayOutcome) -> str:
-    up, down = outcome.left_to_right, outcome.right_to_left
-    reason = outcome.reason.value
-    if outcome.error is not None:
-        reason += f" ({_failed_side(outcome)}: {why(outcome.error)})"
-    movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
-    return (
-        f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
-        f"{' and '.join(movers)}{_undelivered(up.undelivered, down.undelivered)}"
-    )
-
-
-def _undelivered(up: int | None, down: int | None) -> str:
-    parts = [f"{count} {way}" for count, way in ((up, "up"), (down, "down")) if count]
-    return f"; may not have arrived: {', '.join(parts)}" if parts else ""
+    return describe(outcome, ("up", "down"), ("client", "target"))
 
 
 def _facts(outcome: RelayOutcome) -> dict[str, object]:

@@ -159,7 +159,7 @@ def test_a_demanded_kernel_is_used_from_the_start(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model 14.3", "model 15.1"])
-def test_what_the_kernel_would_refuse_is_found_before_it_is_asked(name: str) -> None:
+def test_what_the_kernel_would_refuse_is_found_before_asking(name: str) -> None:
     """F9, F22"""
     harness = ModelHarness(name.split()[1])
     with runtime(harness.world.platform):
