@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from functools import partial
 
 from ._closing import Waiting
 from ._deadlines import Deadlines, check_seconds
+from ._errors import InvalidArgument
 from ._flow import End, Reason
 from ._pair_policy import Ended, PairPolicy
 from ._port import Source
 from ._runtime import current
 from ._sockets import SharedSocket
-from ._splice import Outcome, make_outcome
+from ._splice import Outcome, check_bytes, make_outcome
 from ._waitable import Waitable
+
+_Data = bytes | bytearray | memoryview
 
 #: Seconds that the reader of a side that is to be reset may take nothing of what it was sent.
 LINGER = 10.0
@@ -67,7 +71,8 @@ class Relay(Waitable[RelayOutcome]):
     fallback:
         As for ``Splice``.  Each direction is the kernel's or userspace's by itself.
 
-    Raises as ``Splice`` does.  Then nothing has been touched, with ``close=True`` too.
+    Raises as ``Splice`` does, and InvalidArgument where left and right are the same object.  Then
+    nothing has been touched, with ``close=True`` too.
     """
 
     def __init__(
@@ -108,7 +113,8 @@ class Relay(Waitable[RelayOutcome]):
             expire=self._end_now,
             errand=runtime.errand,
         )
-        from_left, from_right = (memoryview(data).tobytes() for data in initial)
+        from_left, from_right = check_pair(initial)
+        check_two_sides(left, right)
         self._started = runtime.port.now()
         runtime.add(self)
         try:
@@ -291,6 +297,24 @@ class Relay(Waitable[RelayOutcome]):
     def _release(self, shared: SharedSocket) -> None:
         self._runtime.sockets.release(
             shared, source=True, drain=True, on_closed=self._socket_closed
+        )
+
+
+def check_pair(initial: tuple[_Data, _Data]) -> tuple[bytes, bytes]:
+    """Copies of both; TypeError where ``initial`` isn't a pair of bytes."""
+    if not isinstance(initial, (tuple, list)) or len(initial) != 2:
+        raise TypeError(
+            "initial must be a pair of bytes, what was read from the left and what was read from "
+            f"the right, not {type(initial).__name__}"
+        )
+    return check_bytes("initial[0]", initial[0]), check_bytes("initial[1]", initial[1])
+
+
+def check_two_sides(left: object, right: object) -> None:
+    """InvalidArgument where they are one: ``Splice`` can make an echo, two ways need two ends."""
+    if left is right:
+        raise InvalidArgument(
+            errno.EINVAL, f"left and right must be two connections, not {left!r} twice"
         )
 
 

@@ -80,8 +80,9 @@ class Splice(Waitable[Outcome]):
     EBADF where one is closed; EINVAL where one is listening; EPROTONOSUPPORT where one is no
     stream socket; EMFILE.  InvalidArgument (an OSError with EINVAL and a ValueError) for a
     ``max_bytes`` that is negative or past 2**63 - 1, ValueError for a time that is none, TypeError
-    for a descriptor without an object and for TLS sockets.  Then nothing has been touched.  What
-    goes wrong on the connections is no exception but the outcome's ``reason`` and ``error``.
+    for a descriptor without an object, for TLS sockets, and for what has another type.  Then
+    nothing has been touched.  What goes wrong on the connections is no exception but the outcome's
+    ``reason`` and ``error``.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Splice(Waitable[Outcome]):
     ) -> None:
         runtime = current()
         super().__init__(runtime)
-        limit, ahead = check_limit(max_bytes), memoryview(initial).tobytes()
+        limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
         [self._flow] = runtime.flows(1, fallback=fallback)
         self._deadlines = Deadlines(
             runtime.port,
@@ -189,14 +190,23 @@ def make_outcome(end: End, seconds: float, undelivered: int | None = 0) -> Outco
     )
 
 
-def check_limit(max_bytes: int | None) -> int | None:
+def check_limit(
+    max_bytes: int | None, name: str = "max_bytes", *, may_be_none: bool = True
+) -> int | None:
     """``max_bytes`` as it is; InvalidArgument or TypeError where it is no number of bytes."""
-    if max_bytes is None:
+    if max_bytes is None and may_be_none:
         return None
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
+        kind = "an int or None" if may_be_none else "an int"
+        raise TypeError(f"{name} must be {kind}, not {max_bytes!r}")
     if not 0 <= max_bytes <= _MAX_BYTES:
-        raise InvalidArgument(
-            errno.EINVAL, f"max_bytes must be from 0 to 2**63 - 1, not {max_bytes}"
-        )
+        raise InvalidArgument(errno.EINVAL, f"{name} must be from 0 to 2**63 - 1, not {max_bytes}")
     return max_bytes
+
+
+def check_bytes(name: str, data: bytes | bytearray | memoryview) -> bytes:
+    """A copy of ``data``; TypeError where it isn't bytes."""
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        raise TypeError(f"{name} must be bytes, not {type(data).__name__}") from None

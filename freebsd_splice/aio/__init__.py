@@ -27,9 +27,16 @@ from .._errors import BackendUnavailable, why
 from .._flow import Reason
 from .._pair_policy import Closing
 from .._port import Endpoint
-from .._relay import LINGER, Relay, RelayOutcome, check_linger
+from .._relay import (
+    LINGER,
+    Relay,
+    RelayOutcome,
+    check_linger,
+    check_pair,
+    check_two_sides,
+)
 from .._runtime import Runtime, current
-from .._splice import Outcome, Splice, check_limit
+from .._splice import Outcome, Splice, check_bytes, check_limit
 from ._copying import copy_both_ways, copy_one_way
 from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
@@ -72,7 +79,7 @@ async def splice(
     that blocks; what the reader or the writer has to report already (ConnectionResetError).  Then
     nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
     """
-    limit, ahead = check_limit(max_bytes), bytes(initial)
+    limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
     from_side, to_side = side(source), side(drain)
     why = _why_copied(from_side, to_side, fallback=fallback)
     if why is not None:
@@ -136,8 +143,7 @@ async def transfer(
     Raises what ``splice`` raises, and IncompleteTransferError where it ended before that: at an
     EOF, a time limit, or a failure of one of the connections.
     """
-    if count is None:
-        raise TypeError("the count of a transfer must be an int, not None")
+    check_limit(count, "count", may_be_none=False)
     outcome = await splice(
         source,
         drain,
@@ -173,8 +179,9 @@ async def relay(
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """
-    ahead, linger = (bytes(initial[0]), bytes(initial[1])), check_linger(linger)
+    ahead, linger = check_pair(initial), check_linger(linger)
     sides = side(left), side(right)
+    check_two_sides(*(getattr(each, "transport", each.original) for each in sides))
     why = _why_copied(*sides, fallback=fallback)
     if why is not None:
         return await copy_both_ways(
