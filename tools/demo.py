@@ -37,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200, help="of the file (%(default)s)")
     size = parser.parse_args().megabytes * MEGABYTE
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the forwarder isn't left behind
     try:
         with tempfile.TemporaryDirectory() as folder:
             return demonstrate(Path(folder), size)
@@ -152,6 +153,9 @@ def fetch(url: str, copy: Path, size: int, what: str) -> float:
                     done = copy.stat().st_size if copy.exists() else 0
                     print(f"\r{what}: {100 * done // size} %", end="", flush=True)
                     shown = True
+            except BaseException:
+                curl.kill()
+                raise
         took = time.monotonic() - began
         said = curl.stderr.read().strip()
     say(f"\r{what}: 100 %" if shown and not status else what)

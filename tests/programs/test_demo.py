@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from programs.processes import PATIENCE, _import_path, needs, until
 
 DEMO = Path(__file__).parents[2] / "tools/demo.py"
@@ -131,11 +133,16 @@ def test_no_room_for_the_files() -> None:
     assert re.search(r"failed: .* MB left, and two files of \d+ MB .* \(TMPDIR names", said)
 
 
-def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_interrupted_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGTERM is sent to it alone, and what it has started ends all the same."""
     here = tmp_path / "here"
     demo = start(**with_curl(tmp_path, f"touch {here}; exec sleep 600"))
     until(here.exists)
-    os.killpg(demo.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(demo.pid, number)
+    else:
+        demo.send_signal(number)
     said, _ = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
     assert said.endswith("\nInterrupted.\n")
