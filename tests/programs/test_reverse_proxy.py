@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -296,6 +297,7 @@ def test_another_protocol_is_relayed(proxying: Proxying, server: Callable[..., S
         assert client.recv(1) == b""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no wrk is installed for the tests elsewhere")
 def test_wrk_meets_no_error(proxy: Program, backend: Backend) -> None:
     needs("wrk")
     url = f"http://127.0.0.1:{port_of(proxy)}/chunked"
