@@ -306,7 +306,9 @@ def test_wrk_meets_no_error(proxy: Program, backend: Backend) -> None:
     assert int(re.findall(r"(\d+) requests in", said)[0]) > 0
     assert "Socket errors" not in said
     assert "Non-2xx" not in said
-    assert proxy.find("HTTP|error|Traceback") == []
+    assert (
+        proxy.find("Traceback|: (400|408|50[0-9]) ") == []
+    )  # those that wrk cuts at its end are reported
 
 
 # Failures
