@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,41 @@ from programs.processes import PATIENCE, _import_path, needs, until
 DEMO = Path(__file__).parents[2] / "tools/demo.py"
 
 
-def start(*options: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(DEMO), "--megabytes", "3", *options],
-        env={**os.environ, **_import_path(), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Demo:
+    """Starts it; what goes on at the end of the test is ended, with all that it has started."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+        started = subprocess.Popen(
+            [sys.executable, str(DEMO), "--megabytes", "3", *options],
+            env={**os.environ, **_import_path(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._started.append(started)
+        return started
+
+    def run(self, *options: str, **environment: str) -> tuple[int, str]:
+        started = self.start(*options, **environment)
+        said, _ = started.communicate(timeout=PATIENCE)
+        return started.returncode, said
+
+    def close(self) -> None:
+        for started in self._started:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+            started.communicate()
 
 
-def run(**environment: str) -> tuple[int, str]:
-    demo = start(**environment)
-    said, _ = demo.communicate(timeout=PATIENCE)
-    return demo.returncode, said
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    made = Demo()
+    yield made
+    made.close()
 
 
 def with_curl(directory: Path, script: str) -> dict[str, str]:
@@ -43,9 +64,9 @@ def with_curl(directory: Path, script: str) -> dict[str, str]:
     return {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 
-def test_it_ends_with_what_moved_how_fast_and_by_what(userspace: None) -> None:
+def test_it_ends_with_what_moved_how_fast_and_by_what(demo: Demo, userspace: None) -> None:
     needs("curl")
-    status, said = run(http_proxy="http://127.0.0.1:9")  # which is not for these
+    status, said = demo.run(http_proxy="http://127.0.0.1:9")  # which is not for these
     assert status == 0, said
     *steps, last, moved, following = said.splitlines()
     assert re.fullmatch(
@@ -88,7 +109,7 @@ def test_where_the_kernel_was_not_used_it_says_why(userspace: None) -> None:
     assert said.startswith("SO_SPLICE was not used: FREEBSD_SPLICE_BACKEND")
 
 
-def test_what_arrives_damaged_is_a_failure(tmp_path: Path) -> None:
+def test_what_arrives_damaged_is_a_failure(demo: Demo, tmp_path: Path) -> None:
     """A byte in the middle, as a test that compares lengths would not see it."""
     script = """
 while [ "$1" != --output ]; do shift; done
@@ -96,54 +117,53 @@ cp "$(ls -d "${TMPDIR:-/tmp}"/*/file | head -n 1)" "$2"
 printf x | dd of="$2" bs=1 seek=1000000 conv=notrunc 2>/dev/null"""
     files = tmp_path / "files"
     files.mkdir()
-    status, said = run(TMPDIR=str(files), **with_curl(tmp_path, script))
+    status, said = demo.run(TMPDIR=str(files), **with_curl(tmp_path, script))
     assert status == 1
     assert said.endswith("The demonstration failed: what came directly is not what was served\n")
     assert list(files.iterdir()) == []
 
 
-def test_a_curl_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_curl_that_fails_says_why(demo: Demo, tmp_path: Path) -> None:
     script = "echo 'curl: (7) Failed to connect' >&2; exit 7"
-    status, said = run(**with_curl(tmp_path, script))
+    status, said = demo.run(**with_curl(tmp_path, script))
     assert status == 1
     assert said.splitlines()[-1] == (
         "The demonstration failed: curl ended with status 7: curl: (7) Failed to connect"
     )
 
 
-def test_no_curl() -> None:
-    status, said = run(PATH="/nowhere")
+def test_no_curl(demo: Demo) -> None:
+    status, said = demo.run(PATH="/nowhere")
     assert (status, said) == (1, "The demonstration failed: curl is not installed\n")
 
 
-def test_a_forwarder_that_can_not_start(tmp_path: Path) -> None:
+def test_a_forwarder_that_can_not_start(demo: Demo) -> None:
     needs("curl")
-    status, said = run(FREEBSD_SPLICE_BACKEND="nonsense")
+    status, said = demo.run(FREEBSD_SPLICE_BACKEND="nonsense")
     assert status == 1
     assert "Traceback" not in said
     assert "nonsense" in said
     assert said.endswith("the forwarder did not start; what it said stands above\n")
 
 
-def test_no_room_for_the_files() -> None:
+def test_no_room_for_the_files(demo: Demo) -> None:
     needs("curl")
-    demo = start("--megabytes", str(1 << 40))
-    said, _ = demo.communicate(timeout=PATIENCE)
-    assert demo.returncode == 1
+    status, said = demo.run("--megabytes", str(1 << 40))
+    assert status == 1
     assert re.search(r"failed: .* MB left, and two files of \d+ MB .* \(TMPDIR names", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_is_interrupted_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_is_interrupted_in_one_line(demo: Demo, tmp_path: Path, number: signal.Signals) -> None:
     """SIGTERM is sent to it alone, and what it has started ends all the same."""
     here = tmp_path / "here"
-    demo = start(**with_curl(tmp_path, f"touch {here}; exec sleep 600"))
+    started = demo.start(**with_curl(tmp_path, f"touch {here}; exec sleep 600"))
     until(here.exists)
     if number == signal.SIGINT:
-        os.killpg(demo.pid, number)
+        os.killpg(started.pid, number)
     else:
-        demo.send_signal(number)
-    said, _ = demo.communicate(timeout=PATIENCE)
-    assert demo.returncode == 1
+        started.send_signal(number)
+    said, _ = started.communicate(timeout=PATIENCE)
+    assert started.returncode == 1
     assert said.endswith("\nInterrupted.\n")
     assert "Traceback" not in said

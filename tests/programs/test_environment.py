@@ -249,6 +249,13 @@ def test_a_system_whose_packages_it_does_not_know(machine: Machine) -> None:
     assert machine.run("demo") == (1, "", ["Please install curl, and run this again."])
 
 
+def test_a_client_that_is_gone_is_missed_later_too(machine: Machine) -> None:
+    machine.run("demo")
+    (machine.bin / "curl").unlink()
+    assert machine.run("demo") == (1, "", ["Please install curl, and run this again."])
+    assert machine.run("test")[0] == 0
+
+
 def test_a_python_that_can_make_environments_needs_no_package(machine: Machine) -> None:
     without(machine)
     machine.has("python3.12", PYTHON)
