@@ -10,11 +10,11 @@ bytes have left the kernel already as a rule, and a relay of its raw socket woul
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
 import socket
-import sys
 
 import anyio
 
@@ -112,14 +112,23 @@ def report(outcome: RelayOutcome) -> str:
     return f"{there.bytes} bytes there, {back.bytes} back: {outcome.reason.value}, {there.backend}"
 
 
+def address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 if __name__ == "__main__":
-    listen_port, target, *backend = sys.argv[1:]
-    target_host, _, target_port = target.rpartition(":")
+    parser = argparse.ArgumentParser(description="A TCP forwarder on anyio")
+    parser.add_argument("port", type=int, metavar="LISTEN_PORT", help="0: a free one")
+    parser.add_argument("target", type=address, metavar="HOST:PORT")
+    parser.add_argument(
+        "backend", nargs="?", default="asyncio", choices=["asyncio", "uvloop", "trio"]
+    )
+    given = parser.parse_args()
     anyio.run(
         main,
-        int(listen_port),
-        target_host,
-        int(target_port),
-        backend="trio" if backend == ["trio"] else "asyncio",
-        backend_options={"use_uvloop": True} if backend == ["uvloop"] else {},
+        given.port,
+        *given.target,
+        backend="trio" if given.backend == "trio" else "asyncio",
+        backend_options={"use_uvloop": True} if given.backend == "uvloop" else {},
     )

@@ -9,8 +9,8 @@ package's own threads use, which have to be real ones and to wait by themselves:
 
 from __future__ import annotations
 
+import argparse
 import signal
-import sys
 
 import gevent  # type: ignore[import-untyped]  # gevent comes without types
 from gevent import socket
@@ -76,7 +76,14 @@ def report(outcome: RelayOutcome) -> str:
     return f"{there.bytes} bytes there, {back.bytes} back: {outcome.reason.value}, {there.backend}"
 
 
+def address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 if __name__ == "__main__":
-    listen_port, target = sys.argv[1:]
-    target_host, _, target_port = target.rpartition(":")
-    main(int(listen_port), target_host, int(target_port))
+    parser = argparse.ArgumentParser(description="A TCP forwarder on gevent")
+    parser.add_argument("port", type=int, metavar="LISTEN_PORT", help="0: a free one")
+    parser.add_argument("target", type=address, metavar="HOST:PORT")
+    given = parser.parse_args()
+    main(given.port, *given.target)

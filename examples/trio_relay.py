@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
-import sys
 from functools import partial
 
 import trio
@@ -72,7 +72,14 @@ def report(outcome: RelayOutcome) -> str:
     return f"{there.bytes} bytes there, {back.bytes} back: {outcome.reason.value}, {there.backend}"
 
 
+def address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 if __name__ == "__main__":
-    listen_port, target = sys.argv[1:]
-    target_host, _, target_port = target.rpartition(":")
-    trio.run(main, int(listen_port), target_host, int(target_port))
+    parser = argparse.ArgumentParser(description="A TCP forwarder on trio")
+    parser.add_argument("port", type=int, metavar="LISTEN_PORT", help="0: a free one")
+    parser.add_argument("target", type=address, metavar="HOST:PORT")
+    given = parser.parse_args()
+    trio.run(main, given.port, *given.target)

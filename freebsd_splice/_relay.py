@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +12,14 @@ from ._core.flow import End, Flow, Reason
 from ._core.pair_policy import Ended, PairPolicy
 from ._core.shared_sockets import SharedSocket
 from ._core.time_limits import TimeLimits, check_seconds
-from ._errors import why
+from ._errors import InvalidArgument, why
 from ._operation import Operation
 from ._platform.interface import SocketLike
 from ._runtime import current
-from ._splice import Outcome, make_outcome
+from ._splice import Outcome, check_bytes, make_outcome
 from ._userspace.workers import LocalWorker
+
+_Data = bytes | bytearray | memoryview
 
 #: Seconds for which a slow reader may take nothing of what it was sent before its side is reset.
 LINGER = 10.0
@@ -93,6 +96,7 @@ class Relay(Operation[RelayOutcome]):
     Raises:
         OSError: as ``Splice``: EBUSY, EBADF, EINVAL, EPROTONOSUPPORT, EMFILE. EBUSY where one of
             the sockets is used by a splice or relay already.
+        InvalidArgument: (an OSError with EINVAL and a ValueError) left and right are one object.
         BackendUnavailable: (an OSError, ENOPROTOOPT or EPROTONOSUPPORT) the kernel was demanded
             and can't serve this pair.
         ValueError: a time is not a positive number of seconds (``linger`` may be 0).
@@ -149,7 +153,8 @@ class Relay(Operation[RelayOutcome]):
             expire=self._end_now,
             run_blocking=runtime.run_blocking,
         )
-        from_left, from_right = (memoryview(data).tobytes() for data in initial)
+        from_left, from_right = check_pair(initial)
+        check_two_sides(left, right)
         self._started = runtime.platform.now()
         runtime.add(self)
         try:
@@ -397,6 +402,32 @@ def _failed_side(outcome: RelayOutcome) -> int:
     first = outcome.left_to_right
     decisive = 0 if (first.reason, first.error) == (outcome.reason, outcome.error) else 1
     return decisive if outcome.reason is Reason.SOURCE_ERROR else 1 - decisive
+
+
+def check_pair(initial: tuple[_Data, _Data]) -> tuple[bytes, bytes]:
+    """Return copies of both.
+
+    Raises:
+        TypeError: ``initial`` is not a pair of bytes.
+    """
+    if not isinstance(initial, (tuple, list)) or len(initial) != 2:
+        raise TypeError(
+            "initial must be a pair of bytes, what was read from the left and what was read from "
+            f"the right, not {type(initial).__name__}"
+        )
+    return check_bytes("initial[0]", initial[0]), check_bytes("initial[1]", initial[1])
+
+
+def check_two_sides(left: object, right: object) -> None:
+    """Check that they are two: ``Splice`` can make an echo, but a relay needs two ends.
+
+    Raises:
+        InvalidArgument: (EINVAL) both are the same object.
+    """
+    if left is right:
+        raise InvalidArgument(
+            errno.EINVAL, f"left and right must be two connections, not {left!r} twice"
+        )
 
 
 def check_linger(seconds: float) -> float:

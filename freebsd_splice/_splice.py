@@ -161,7 +161,7 @@ class Splice(Operation[Outcome]):
     ) -> None:
         runtime = current()
         super().__init__(runtime)
-        limit, ahead = check_limit(max_bytes), memoryview(initial).tobytes()
+        limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
         [self._flow] = runtime.flows(1, fallback=fallback)
         self._time_limits = TimeLimits(
             runtime.platform,
@@ -253,19 +253,34 @@ def make_outcome(end: End, seconds: float, undelivered: int | None = 0) -> Outco
     )
 
 
-def check_limit(max_bytes: int | None) -> int | None:
+def check_limit(
+    max_bytes: int | None, name: str = "max_bytes", *, may_be_none: bool = True
+) -> int | None:
     """Return ``max_bytes`` unchanged.
 
     Raises:
         InvalidArgument: negative, or larger than the kernel's limit can be.
         TypeError: not an int.
     """
-    if max_bytes is None:
+    if max_bytes is None and may_be_none:
         return None
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
+        kind = "an int or None" if may_be_none else "an int"
+        raise TypeError(f"{name} must be {kind}, not {max_bytes!r}")
     if not 0 <= max_bytes <= _MAX_BYTES:
-        raise InvalidArgument(
-            errno.EINVAL, f"max_bytes must be from 0 to 2**63 - 1, not {max_bytes}"
-        )
+        raise InvalidArgument(errno.EINVAL, f"{name} must be from 0 to 2**63 - 1, not {max_bytes}")
     return max_bytes
+
+
+def check_bytes(name: str, data: bytes | bytearray | memoryview) -> bytes:
+    """Return a copy of ``data``.
+
+    Raises:
+        TypeError: it isn't bytes.
+    """
+    if type(data) is bytes:
+        return data
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        raise TypeError(f"{name} must be bytes, not {type(data).__name__}") from None

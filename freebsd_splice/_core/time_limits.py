@@ -110,9 +110,16 @@ def check_seconds(name: str, seconds: float | None) -> float | None:
 
     Raises:
         ValueError: not a positive, finite number.
+        TypeError: not a number.
     """
     if seconds is None:
         return None
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"{name} must be a positive number of seconds or None, not {seconds!r}")
-    return seconds
+    expected = f"{name} must be a positive number of seconds or None, not"
+    try:
+        if math.isfinite(seconds) and seconds > 0:
+            return seconds
+    except OverflowError:  # an int that no float can be
+        raise ValueError(f"{expected} one of more than 300 digits") from None
+    except TypeError:
+        raise TypeError(f"{expected} {seconds!r}") from None
+    raise ValueError(f"{expected} {seconds!r}")

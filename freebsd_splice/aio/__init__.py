@@ -29,9 +29,16 @@ from .._core.time_limits import check_seconds
 from .._errors import BackendUnavailable, why
 from .._platform.interface import Endpoint
 from .._public import set_public_module
-from .._relay import LINGER, Relay, RelayOutcome, check_linger
+from .._relay import (
+    LINGER,
+    Relay,
+    RelayOutcome,
+    check_linger,
+    check_pair,
+    check_two_sides,
+)
 from .._runtime import Runtime, current
-from .._splice import Outcome, Splice, check_limit
+from .._splice import Outcome, Splice, check_bytes, check_limit
 from ._at_once import go_on_behind, write_buffered
 from ._copying import copy_both_ways, copy_one_way
 from ._ending import attach, end_of, outcome_of
@@ -75,7 +82,7 @@ async def splice(
     that blocks; what the reader or the writer has to report already (ConnectionResetError).  Then
     nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
     """
-    limit, ahead = check_limit(max_bytes), bytes(initial)
+    limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
     done = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
     if isinstance(done, Outcome):
         return done
@@ -100,9 +107,8 @@ async def transfer(
     Raises what ``splice`` raises, and IncompleteTransferError where it ended before that: at an
     EOF, a time limit, or a failure of one of the connections.
     """
-    if count is None:
-        raise TypeError("the count of a transfer must be an int, not None")
-    limit, ahead = check_limit(count), bytes(initial)
+    limit = check_limit(count, "count", may_be_none=False)
+    ahead = check_bytes("initial", initial)
     outcome = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
     if not isinstance(outcome, Outcome):
         outcome = await _rest(outcome, source, drain, limit, idle_timeout, timeout, ahead, fallback)
@@ -217,8 +223,9 @@ async def relay(
 
     Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
     """
-    ahead, linger = (bytes(initial[0]), bytes(initial[1])), check_linger(linger)
+    ahead, linger = check_pair(initial), check_linger(linger)
     sides = side(left), side(right)
+    check_two_sides(*(getattr(each, "transport", each.original) for each in sides))
     why = _why_copied(*sides, fallback=fallback)
     if why is not None:
         return await copy_both_ways(

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from .. import Reason, Relay, RelayOutcome
+from .._core.time_limits import check_seconds
 from .._errors import why
 from .._relay import LINGER, GivenRelay, describe
 from .._runtime import current
@@ -138,6 +139,8 @@ class ProxyServer:
         limits: Limits | None = None,
     ) -> None:
         self._open_target = open_target
+        check_seconds("connect_timeout", connect_timeout)
+        check_seconds("idle_timeout", idle_timeout)
         self._connect_timeout = connect_timeout
         self._dialer = Dialer(connect_timeout)
         self._idle_timeout = idle_timeout

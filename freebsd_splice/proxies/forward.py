@@ -35,7 +35,9 @@ def forwarder(
         server.listen(Address("", 8080))
         asyncio.run(server.run())
     """
-    addresses = [target] if isinstance(target, Address) else target
+    addresses = [target] if isinstance(target, Address) else list(target)
+    if not addresses or not all(isinstance(each, Address) for each in addresses):
+        raise TypeError(f"target must be an Address or a list of them, not {target!r}")
     return ProxyServer(
         to_targets(addresses, retry_after=retry_after, transparent=transparent),
         connect_timeout=connect_timeout,

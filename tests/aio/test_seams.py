@@ -73,6 +73,33 @@ def test_what_the_writer_holds_goes_before_all(name: str) -> None:
 
 
 @every_net
+def test_while_one_direction_is_moved_the_other_is_free(name: str) -> None:
+    """An answer is read, written and moved while the request's body still goes up."""
+
+    async def case(net: Net) -> None:
+        left, client = await net.stream()
+        right, server = await net.stream()
+        going_up = asyncio.ensure_future(aio.transfer(left, right, 30_000))
+        await client.write(PATTERN[:10_000])
+        assert await server.read(10_000) == PATTERN[:10_000]
+        await server.write(b"100 Continue\n200 OK\nbody\nnext\n")
+        for _ in range(2):
+            left[1].write(await right[0].readuntil(b"\n"))
+        assert (await aio.transfer(right, left, 5)).bytes == 5
+        assert (await aio.transfer(right, left, 0)).bytes == 0
+        assert await right[0].readuntil(b"\n") == b"next\n"
+        assert await client.read(25) == b"100 Continue\n200 OK\nbody\n"
+        assert not going_up.done()
+        await client.write(PATTERN[10_000:30_000])
+        assert await server.read(20_000) == PATTERN[10_000:30_000]
+        assert (await going_up).bytes == 30_000
+        await client.write(b"and on\n")
+        assert await left[0].readuntil(b"\n") == b"and on\n"
+
+    play(name, case)
+
+
+@every_net
 def test_a_buffer_over_the_readers_limit(name: str) -> None:
     """The reader has paused its transport by itself."""
 

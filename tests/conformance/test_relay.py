@@ -438,7 +438,7 @@ def test_sockets_stay_nonblocking_until_both_directions_end(harness: Harness) ->
 
 def test_a_pair_of_one_socket_is_refused_and_the_socket_is_free(harness: Harness) -> None:
     both, peer = harness.pair()
-    with pytest.raises(OSError, match="source of a splice"):
+    with pytest.raises(OSError, match="left and right must be two connections"):
         Relay(both, both)
     other, other_peer = harness.pair()
     with Relay(both, other, close=True):

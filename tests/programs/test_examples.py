@@ -1,4 +1,7 @@
-"""The examples of other event loops, run as the programs that they are."""
+"""The forwarders among the examples, run as the programs that they are.
+
+``test_reverse_proxy.py`` runs the other one.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ WAYS = {
     "anyio on uvloop": Example(("anyio", "uvloop"), "anyio_relay.py", ("uvloop",)),
     "anyio on trio": Example(("anyio", "trio"), "anyio_relay.py", ("trio",)),
     "gevent": Example(("gevent",), "gevent_relay.py"),
+    "threads": Example((), "threaded_relay.py"),
     "gevent, patched": Example(
         ("gevent",),
         "gevent_relay.py",
@@ -101,7 +105,9 @@ def test_every_byte_arrives_both_ways(
         thread.join(PATIENCE)
     assert failures == []
     for data in clients:
-        forwarder.expect(f"^{len(data)} bytes there, {len(BANNER) + len(data)} back: eof, ")
+        forwarder.expect(
+            f"(?<![0-9]){len(data)} bytes there, {len(BANNER) + len(data)} back: eof, "
+        )
 
 
 def send_and_compare(forwarder: Program, data: bytes) -> None:
@@ -143,7 +149,32 @@ def test_a_target_that_refuses_costs_that_client_alone(
     for count in (1, 2):
         with connect(forwarder) as client:
             assert digest_to_eof(client)[0] == 0
-        forwarder.expect("^failed: ", count)
+        forwarder.expect("^failed: |can't connect to 127.0.0.1:", count)
+    assert "Traceback" not in forwarder.text
+
+
+REVERSE_PROXY = Example(("h11",), "reverse_proxy.py")
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        example.file for example in (*WAYS.values(), REVERSE_PROXY)
+    }
+
+
+@pytest.mark.parametrize("arguments", [[], ["0"], ["0", "localhost"], ["x", "localhost:80"]])
+@pytest.mark.parametrize("example", [*WAYS, "reverse proxy"])
+def test_a_wrong_command_line_is_told_the_right_one(
+    program: Callable[..., Program], arguments: list[str], example: str
+) -> None:
+    chosen = WAYS.get(example, REVERSE_PROXY)
+    for module in chosen.modules:
+        pytest.importorskip(module, reason=f"{module} isn't installed")
+    running = program(str(EXAMPLES / chosen.file), *arguments)
+    assert running.end() == 2
+    assert running.lines[0].startswith(f"usage: {chosen.file} [-h] LISTEN_PORT HOST:PORT")
+    first = (EXAMPLES / chosen.file).read_text().partition("\n")[0]
+    assert f": python examples/{chosen.file} LISTEN_PORT HOST:PORT" in first
 
 
 def test_sigterm_cuts_what_is_under_way(

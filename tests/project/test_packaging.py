@@ -166,6 +166,20 @@ def test_a_wheel_built_elsewhere_is_pure_python(wheel: Path) -> None:
     assert metadata(wheel, "WHEEL")["Root-Is-Purelib"] == "true"
 
 
+def test_type_checkers_follow_an_editable_install(
+    tree: Path, tmp_path: Path
+) -> None:
+    """And no finder, which they don't call."""
+    hook = "import sys, setuptools.build_meta as made; made.build_editable(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", hook, tmp_path], cwd=tree, check=True, capture_output=True
+    )
+    with zipfile.ZipFile(only(tmp_path, "*.whl")) as archive:
+        held = [name for name in archive.namelist() if "/" not in name]
+        assert [Path(name).suffix for name in held] == [".pth"]
+        assert Path(archive.read(held[0]).decode().strip()).resolve() == tree.resolve()
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     package = ROOT / "freebsd_splice"
     modules = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
