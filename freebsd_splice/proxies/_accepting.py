@@ -34,6 +34,7 @@ class Accepting:
         self._room = room
         self._accepted = accepted  # doesn't raise
         self._nobody_waits = nobody_waits
+        self._goes_on = False  # it is called soon, whether or not clients wait
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[OSError | None] = self._loop.create_future()
 
@@ -45,34 +46,43 @@ class Accepting:
                 await self._wait()
             return self._over.result()
         finally:
+            self._over.cancel()  # a call that is still to come accepts nobody
             if self._spare is not None:
                 self._spare.keep(0)
 
     async def _wait(self) -> None:
+        descriptor = self._listener.fileno()
         try:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
+            self._loop.add_reader(descriptor, self._accept)
         except NotImplementedError:  # Windows' usual loop tells of no readiness
             await self._one_by_one()
             return
         try:
             await asyncio.wait([self._over])
         finally:
-            self._loop.remove_reader(self._listener)
+            self._loop.remove_reader(descriptor)
 
     def _accept(self) -> None:
-        if self._over.done():
+        if self._over.done() or self._goes_on:
             return
         try:
             for _ in range(_AT_ONCE):
                 if not self._has_room():
                     return
                 self._give(*self._listener.accept())
+            # Behind others. Only accept itself tells that nobody waits any more.
+            self._goes_on = True
+            self._loop.call_soon(self._go_on)
         except BlockingIOError:
             self._nobody_waits()
         except OSError as error:
             self._over.set_result(error)
         except Exception as error:
             self._over.set_exception(error)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._accept()
 
     async def _one_by_one(self) -> None:
         while not self._over.done() and self._has_room():
