@@ -16,7 +16,7 @@ from freebsd_splice.proxies._socks5_messages import Reply
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 
 #: Where a command is described; the four proxies share the options of one page more.
 SHARED = DOCS / "proxies.md"

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
-import freebsd_splice
-
-PACKAGE = Path(freebsd_splice.__file__).parent
+from .imports import PACKAGE, first_step, package_imports
 
 #: From the lowest.  Each folder or module of the package may import itself, and these.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -40,17 +34,17 @@ def test_imports_go_one_way() -> None:
     allowed = {name: {name, *others} for name, others in MAY_IMPORT.items()}
     for number, name in enumerate(ABOVE):
         allowed[name] = {*allowed, *ABOVE[: number + 1]}
-    for path, imported in _imports():
-        assert imported[0] in allowed[_first(path)], f"{path} imports {'.'.join(imported)}"
+    for path, imported in package_imports():
+        assert imported[0] in allowed[first_step(path)], f"{path} imports {'.'.join(imported)}"
 
 
 def test_who_knows_the_thin_functions() -> None:
-    users = {_first(path) for path, imported in _imports() if imported[0] == "_thin"}
+    users = {first_step(path) for path, imported in package_imports() if imported[0] == "_thin"}
     assert users == {"__init__", "_thin", "_diagnostics"}
 
 
 def test_only_the_thin_functions_know_their_emulation() -> None:
-    for path, imported in _imports():
+    for path, imported in package_imports():
         if imported[:2] == ("_thin", "emulation"):
             assert path.parts[0] == "_thin", path
 
@@ -62,43 +56,3 @@ def test_only_raw_splice_and_info_know_the_extension() -> None:
         if '"freebsd_splice._so_splice"' in path.read_text()
     }
     assert users == {"_platform/raw_splice.py", "_diagnostics/info.py"}
-
-
-def _first(path: Path) -> str:
-    return path.with_suffix("").parts[0]
-
-
-def _imports() -> list[tuple[Path, tuple[str, ...]]]:
-    """(importing file, imported module) within the package, both without the package's name."""
-    found = [
-        (path.relative_to(PACKAGE), name)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in _names(node, path)
-    ]
-    assert len(found) > 200
-    return found
-
-
-def _names(node: ast.AST, path: Path) -> Iterator[tuple[str, ...]]:
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            package, *below = alias.name.split(".")
-            if package == PACKAGE.name:
-                yield tuple(below) or ("__init__",)
-    elif isinstance(node, ast.ImportFrom):
-        base = _base(node, path)
-        if base is not None:
-            for alias in node.names:
-                module = PACKAGE.joinpath(*base, alias.name)
-                is_module = module.is_dir() or module.with_suffix(".py").exists()
-                yield (*base, alias.name) if is_module else tuple(base) or ("__init__",)
-
-
-def _base(node: ast.ImportFrom, path: Path) -> list[str] | None:
-    """The folder or module that is imported from; None: it isn't one of the package's."""
-    below = node.module.split(".") if node.module else []
-    if node.level == 0:
-        return below[1:] if below[0] == PACKAGE.name else None
-    here = list(path.relative_to(PACKAGE).parent.parts)
-    return here[: len(here) - (node.level - 1)] + below

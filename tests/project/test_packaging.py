@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 import cross_compile
+from freebsd_splice import __version__
 from support.slowness import SLOWNESS
 
 ROOT = cross_compile.ROOT
@@ -162,7 +163,7 @@ def test_a_wheel_can_not_be_forced_to_fit_any_platform(tree: Path, tmp_path: Pat
 
 @pytest.mark.skipif(sys.platform.startswith(("freebsd", "openbsd")), reason="has the extension")
 def test_a_wheel_built_elsewhere_is_pure_python(wheel: Path) -> None:
-    assert wheel.name.startswith("freebsd_splice-0.1.0-py3-none-")
+    assert wheel.name.startswith(f"freebsd_splice-{__version__}-py3-none-")
     assert metadata(wheel, "WHEEL")["Root-Is-Purelib"] == "true"
 
 
@@ -188,8 +189,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert held - {name for name in held if name.endswith(".so")} == {
         *modules,
         "freebsd_splice/py.typed",
-        "freebsd_splice-0.1.0.data/data/share/man/man1/freebsd-splice.1",
-        "freebsd_splice-0.1.0.data/data/share/man/man3/freebsd_splice.3",
+        f"freebsd_splice-{__version__}.data/data/share/man/man1/freebsd-splice.1",
+        f"freebsd_splice-{__version__}.data/data/share/man/man3/freebsd_splice.3",
     }
 
 
@@ -203,16 +204,18 @@ def test_the_checkers_find_nothing_wrong(sdist: Path, wheel: Path) -> None:
 def test_the_sdist_holds_all_that_building_and_testing_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    top = ("LICENSE", "README.md", "build_ffi.py", "pyproject.toml", "setup.py", "tox.ini")
+    top = ("LICENSE", "build_ffi.py", "pyproject.toml", "setup.py", "tox.ini")
     below = [
         path.relative_to(ROOT).as_posix()
         for directory, pattern in (
             *(("freebsd_splice", "*.py"), ("tests", "*.py"), ("ci", "*.py"), ("ci", "*.sh")),
-            *(("docs", "*.md"), ("docs", "*.[13]"), ("contrib", "*file"), ("contrib", "*.in")),
+            *(("docs", "*.md"), ("docs", "*.[13]"), ("docs", "*.svg"), ("tools", "*.py")),
+            *(("contrib", "*file"), ("contrib", "*.in")),
         )
         for path in (ROOT / directory).rglob(pattern)
     ]
-    assert {*top, *below, "freebsd_splice/py.typed"} <= held
+    pages = [path.name for path in ROOT.glob("*.md")]
+    assert {*top, *pages, *below, "freebsd_splice/py.typed"} <= held
     assert not [name for name in held if name.endswith((".pyc", ".so"))]
 
 
@@ -224,6 +227,17 @@ def test_cffi_is_the_only_dependency_on_the_bsds(wheel: Path, system: str) -> No
 @pytest.mark.parametrize("system", ["Linux", "Darwin", "Windows"])
 def test_there_is_no_dependency_elsewhere(wheel: Path, system: str) -> None:
     assert dependencies(wheel, system) == []
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    for name, pattern in {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "contrib/port/net/py-freebsd-splice/Makefile": r"^DISTVERSION=\t(.+)$",
+        "CHANGELOG.md": r"^## ([\d.]+)",
+    }.items():
+        found = re.search(pattern, (ROOT / name).read_text("utf-8"), re.M)
+        assert found is not None, name
+        assert found[1] == __version__, name
 
 
 def dependencies(wheel: Path, system: str) -> list[str]:
