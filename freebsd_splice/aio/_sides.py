@@ -163,12 +163,14 @@ class StreamSide:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether nothing will come any more, though the reader may not have been told so yet.
+        """Whether nothing will come any more, and the reader has not been told so.
 
         A TLS transport that was closed gives its reader nothing more, and waits for its peer to
-        close as well: up to 30 s, on Python 3.10 for ever.
+        close as well: up to 30 s, on Python 3.10 for ever. A reader that has been told its EOF
+        ends by itself, once what it gave is written.
         """
-        return self.is_tls and self._is_closed() and not _inside(self.reader)._buffer
+        reader = _inside(self.reader)
+        return self.is_tls and self._is_closed() and not (reader._buffer or reader._eof)
 
     @property
     def was_closed(self) -> bool:

@@ -306,6 +306,20 @@ def test_a_closed_tls_servers_answer_reaches_a_slow_client(
 
 
 @every_loop
+def test_a_reader_that_was_told_eof_ends_by_itself(name: str, contexts: Contexts) -> None:
+    """Ended from outside, between its last byte and its EOF, it would say CANCELLED."""
+
+    async def case(net: RealNet, server: Stream, right: Stream) -> None:
+        server[1].write(b"answer")
+        server[1].close()
+        assert await right[0].read() == b"answer"
+        right[1].close()
+        assert not StreamSide(*right).is_exhausted
+
+    play_tls(name, contexts, case)
+
+
+@every_loop
 def test_a_reset_that_the_loop_has_not_noticed_yet(name: str) -> None:
     """Nothing is written then: the transport would meet the failure, and stop reading."""
 
