@@ -101,7 +101,7 @@ class BlockingPool:
             )
         except RuntimeError as error:  # the system refuses a thread now: the calls wait, try again
             if not self._refused and not self._is_about_to_close:
-                logger.error("%s can't be started, and calls wait for it: %s", self._name, error)
+                logger.error("no %s thread can be started; its calls wait: %s", self._name, error)
             self._refused = True
             self._changed()
             if not self._watching:
@@ -190,7 +190,7 @@ class BlockingPool:
             self._timers.after(STUCK_SECONDS, partial(self._look, self._taken))
         except (OSError, RuntimeError) as error:  # no descriptor: the next call tries it again
             if not self._is_about_to_close:
-                logger.error("the next call to %s is waited for: %s", self._name, error)
+                logger.error("%s: calls wait until the next is submitted: %s", self._name, error)
         else:
             self._watching = True
 

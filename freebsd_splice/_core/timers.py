@@ -143,4 +143,4 @@ def _make(call: Callable[[], object]) -> None:
     try:
         call()
     except BaseException:  # the other calls must still be run
-        logger.exception("a call of the watcher's failed")
+        logger.exception("a call on the watcher thread failed")

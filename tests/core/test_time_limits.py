@@ -130,7 +130,7 @@ def test_a_timer_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFi
     timers.after(1, lambda: called.append("after"))
     platform.advance(2)
     assert called == ["after"]
-    assert "a call of the watcher's failed" in caplog.text
+    assert "a call on the watcher thread failed" in caplog.text
     timers.close()
 
 
