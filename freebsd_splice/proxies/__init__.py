@@ -9,6 +9,7 @@ your own.  ``forwarder`` makes a TCP forwarder.
 from __future__ import annotations
 
 from ._addresses import Address
+from ._client import Client, OpenTarget
 from ._connecting import RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
@@ -16,7 +17,7 @@ from ._listening import ListenError
 from ._passwords import Passwords
 from ._routes import Routes
 from ._rules import Rules, parse_rule
-from ._server import Client, OpenTarget, ProxyServer
+from ._server import ProxyServer
 from .forward import forwarder
 from .sni import by_server_name
 from .socks5 import socks5_connect

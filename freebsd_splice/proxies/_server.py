@@ -13,7 +13,7 @@ import errno
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 from .. import Reason, Relay, RelayOutcome
 from .._errors import why
@@ -21,6 +21,7 @@ from .._relay import LINGER
 from .._runtime import current
 from ..aio._ending import end_of
 from ._addresses import Address, Resolved, SocketAddress, show
+from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
     Dialer,
@@ -34,7 +35,7 @@ from ._connecting import (
 )
 from ._handshake import Handshake
 from ._hangups import Hangups
-from ._limits import Limits, Occupancy, client_of
+from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on
 from ._log import fields, logger
 
@@ -54,54 +55,6 @@ _OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has 
 
 #: Seconds after which a shortage is looked at again although no connection of ours has ended.
 _RETRY_AFTER = 1.0
-
-
-class Client:
-    """An accepted client, as a proxy's ``open_target`` is given it."""
-
-    def __init__(
-        self,
-        server: ProxyServer,
-        sock: socket.socket,
-        address: SocketAddress,
-        handshake: Handshake,
-        spare: Spare,
-    ) -> None:
-        #: Non-blocking; the server closes it.
-        self.socket = sock
-        self.address = address
-        #: Its address, as the log shows it.
-        self.name = show(address)
-        #: Who it counts as, for limits and turns: an IPv4 address or an IPv6 network.
-        self.counts_as = client_of(address)
-        #: For what it says before its bytes are only passed on.
-        self.handshake = handshake
-        self.target: socket.socket | None = None
-        self.relay: Relay | None = None
-        self.spare = spare
-        self._server = server
-
-    async def dial(
-        self,
-        address: Address,
-        *,
-        refusal: Refusal = lambda resolved: None,
-        prepare: Prepare = lambda sock, resolved: None,
-    ) -> socket.socket:
-        """Connect to the first address of the name that answers, within ``connect_timeout``.
-
-        ``refusal`` says of each address why nobody may connect to it, or None; ``prepare`` is given
-        each socket before it connects.  While there are too few descriptors, it waits for some: the
-        whole never takes more than twice ``connect_timeout``.  Raises TargetError;
-        RefusedTargetError where all addresses are refused.
-        """
-        with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            return await self._server.dial_for(self, address, refusal, prepare)
-
-
-#: Connect to where this client wants to go.  The second part is what has been read already and
-#: must go first: (from the client, from the target).  An OSError is logged, the client closed.
-OpenTarget = Callable[[Client], Awaitable[tuple[socket.socket, tuple[bytes, bytes]]]]
 
 
 class ProxyServer:

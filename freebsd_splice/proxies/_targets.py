@@ -8,9 +8,9 @@ import socket
 from collections.abc import Iterable
 
 from ._addresses import Address
+from ._client import Client
 from ._connecting import NO_WAY_FROM_HERE, Prepare, StarvedError, TargetError
 from ._log import fields, logger
-from ._server import Client
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0

@@ -19,12 +19,12 @@ from functools import partial
 import h11
 
 from ._addresses import Address, parse_target
+from ._client import Client, OpenTarget
 from ._connecting import PlainError, RefusedTargetError, TargetError
 from ._handshake import HandshakeError
 from ._log import MOST_OF_A_REASON, cut
 from ._passwords import Passwords
 from ._rules import Rules
-from ._server import Client, OpenTarget
 
 #: What a client is told; why exactly is for the log alone, as it can name what is behind the proxy.
 _REASONS = {

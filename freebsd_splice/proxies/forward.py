@@ -6,8 +6,9 @@ import socket
 from collections.abc import Sequence
 
 from ._addresses import Address, Resolved
+from ._client import Client, OpenTarget
 from ._limits import Limits
-from ._server import Client, OpenTarget, ProxyServer
+from ._server import ProxyServer
 from ._targets import RETRY_AFTER, Targets
 from ._transparent import bind_as
 

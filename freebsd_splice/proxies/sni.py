@@ -13,11 +13,11 @@ import errno
 import socket
 
 from ._addresses import Address
+from ._client import Client, OpenTarget
 from ._client_hello import ClientHello, HelloReader, MalformedError
 from ._connecting import TargetError
 from ._handshake import HandshakeError
 from ._routes import Routes
-from ._server import Client, OpenTarget
 from ._targets import RETRY_AFTER, Targets
 
 #: Alerts (RFC 8446, 6.2), as fatal ones, in records of TLS 1.2 as any client reads them.

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from ._client import Client, OpenTarget
 from ._connecting import RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._passwords import Passwords
 from ._rules import Rules
-from ._server import Client, OpenTarget
 from ._socks5_messages import (
     CONNECT,
     CREDENTIALS,
