@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import os
 import socket
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from .._errors import why
 from .._relay import LINGER
 from .._runtime import current
 from ..aio._ending import end_of
+from . import _pausing
 from ._addresses import Address, Resolved, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
@@ -38,6 +38,7 @@ from ._hangups import Hangups
 from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on
 from ._log import fields, logger
+from ._pausing import Changes, Shortage
 
 #: What a connection needs besides its client: the target, and the relay's duplicates of the two.
 _NEEDED_TO_DIAL = 3
@@ -52,9 +53,6 @@ _OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESE
 _OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
 _OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 _OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
-
-#: Seconds after which a shortage is looked at again although no connection of ours has ended.
-_RETRY_AFTER = 1.0
 
 
 class ProxyServer:
@@ -91,11 +89,10 @@ class ProxyServer:
         self._listeners: list[socket.socket] = []
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
-        self._waiting: set[asyncio.Future[None]] = set()
         self._stops = 0
         self._cutting = False
-        # Whether descriptors are short: from the first that are missing until nobody waits.
-        self._short = False
+        self._changes = Changes()
+        self._shortage = Shortage(self._changes, lambda: len(self._clients))
 
     def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
         """Listen on every address that the name stands for; with port 0 on one free port of all.
@@ -119,10 +116,10 @@ class ProxyServer:
         loop = asyncio.get_running_loop()
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
-            task.add_done_callback(lambda _: self._wake())
+            task.add_done_callback(lambda _: self._changes.wake())
         try:
             while not self._stops and not any(task.done() for task in accepting):
-                await self._change()
+                await self._changes.wait()
         except asyncio.CancelledError:
             self._stops = 2
             raise
@@ -145,7 +142,7 @@ class ProxyServer:
         taken by the end of the program is lost. To be called in the loop's thread.
         """
         self._stops += 1
-        self._wake()
+        self._changes.wake()
 
     async def dial_for(
         self, client: Client, address: Address, refusal: Refusal, prepare: Prepare
@@ -174,7 +171,7 @@ class ProxyServer:
             except TargetError:
                 raise
             except OSError as error:
-                await self._shortage(error, last_begins - loop.time())
+                await self._shortage.wait_after(error, last_begins - loop.time())
                 if loop.time() >= last_begins:
                     raise StarvedError(address, why(error)) from error
 
@@ -188,7 +185,7 @@ class ProxyServer:
                 try:
                     sock, address = listener.accept()
                 except BlockingIOError:
-                    self._say_enough()  # for nobody is waiting
+                    self._shortage.ends()  # for nobody is waiting
                     sock, address = await loop.sock_accept(listener)
             except OSError as error:
                 spare.keep(0)
@@ -238,17 +235,17 @@ class ProxyServer:
         """
         while True:
             if len(self._clients) >= self._limits.connections:
-                self._say_short("connection limit reached")
-                await self._change()
+                self._shortage.begins("connection limit reached")
+                await self._changes.wait()
                 continue
             try:
                 return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
             except OSError as error:
-                await self._shortage(error)
+                await self._shortage.wait_after(error)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno in SHORTAGES:
-            await self._shortage(error)
+            await self._shortage.wait_after(error)
         elif not _listens(listener):
             reason = f"{_own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
@@ -256,35 +253,14 @@ class ProxyServer:
             await asyncio.sleep(0)  # let the others have their turn
         else:
             logger.error("cannot accept: %s", why(error))
-            await asyncio.sleep(_RETRY_AFTER)
-
-    async def _shortage(self, error: OSError, seconds: float = math.inf) -> None:
-        """Wait for descriptors: until a connection has ended, or a while: others can free some.
-
-        ``seconds`` at most.  Raises ``error`` where waiting doesn't help.
-        """
-        if error.errno not in SHORTAGES:
-            raise error
-        self._say_short(why(error))
-        await self._change(min(_RETRY_AFTER, seconds))
-
-    def _say_short(self, reason: str) -> None:
-        if not self._short:
-            self._short = True
-            live = len(self._clients)
-            logger.warning("%s: accepting pauses at %d connections", reason, live)
-
-    def _say_enough(self) -> None:
-        if self._short:
-            self._short = False
-            logger.info("accepting has resumed")
+            await asyncio.sleep(_pausing.RETRY_AFTER)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
         client.spare.keep(0)
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client.name, exc_info=task.exception())
-        self._wake()
+        self._changes.wake()
 
     # One connection
 
@@ -333,7 +309,7 @@ class ProxyServer:
                     client.handshake.during("while waiting for descriptors"),
                     self._hangups.watch(client.handshake),
                 ):
-                    await self._shortage(error)
+                    await self._shortage.wait_after(error)
         return await end_of(client.relay)
 
     # Stopping
@@ -343,18 +319,18 @@ class ProxyServer:
         deadline = loop.time() + self._grace
         logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)
         while self._clients and self._stops < 2 and loop.time() < deadline:
-            await self._change(deadline - loop.time())
+            await self._changes.wait(deadline - loop.time())
         if self._clients:
             logger.warning("cutting %d connections", len(self._clients))
             self._cut()
             deadline = loop.time() + LINGER
             while self._clients and self._stops < 3 and loop.time() < deadline:
-                await self._change(deadline - loop.time())
+                await self._changes.wait(deadline - loop.time())
         for client in self._clients.values():
             if client.relay is not None:
                 client.relay.end_soon()
         while self._clients:
-            await self._change()
+            await self._changes.wait()
 
     def _cut(self) -> None:
         """End all. What clients and targets were sent is delivered before they are reset."""
@@ -364,25 +340,6 @@ class ProxyServer:
                 task.cancel()
             else:
                 client.relay.cut_soon()
-
-    # Waiting for something to change
-
-    async def _change(self, seconds: float | None = None) -> None:
-        """Wait until a connection has ended, ``stop`` was called, or ``seconds`` have passed."""
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(waiting)
-        timer = None if seconds is None else loop.call_later(seconds, _set, waiting)
-        try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
-            if timer is not None:
-                timer.cancel()
-
-    def _wake(self) -> None:
-        for waiting in self._waiting:
-            _set(waiting)
 
 
 def say_listening(listeners: Iterable[socket.socket]) -> None:
@@ -403,11 +360,6 @@ def _start_workers() -> None:
     """Start the engine's workers: later they would take the descriptors of accepted clients."""
     for _ in range(os.cpu_count() or 1):
         current().flows(1)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _describe(outcome: RelayOutcome) -> str:

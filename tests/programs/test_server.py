@@ -21,6 +21,7 @@ from freebsd_splice.proxies import (
     ListenError,
     ProxyServer,
     TargetError,
+    _pausing,
     _server,
     forwarder,
 )
@@ -189,7 +190,7 @@ def test_an_accept_that_fails_does_not_end_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(_server, "listen_on", lambda *_, **__: [bad_listener(number)])
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -217,7 +218,7 @@ def test_a_client_that_failed_before_accept_holds_nobody_up(
     """The next one may be waiting already; and it is nothing that anybody can mend."""
     number = getattr(errno, name, errno.ECONNABORTED)
     monkeypatch.setattr(_server, "listen_on", lambda *_, **__: [bad_listener(number, number)])
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 1000.0)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 1000.0)
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -366,7 +367,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
     answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread is to be had for the look-up."""
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
     failures: list[TargetError] = []
     tried: list[str] = []
 
@@ -495,7 +496,7 @@ def test_an_accepted_client_is_served_once_descriptors_are_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Even where others have taken what the server held for it."""
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
     shortage = ExitStack()
 
     async def open_target(client: Client) -> OpenedTarget:
