@@ -17,9 +17,8 @@ from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
-from ..proxies._listening import listen_on
+from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
-from ..proxies._server import say_listening
 from .inherited import inherited_listeners
 from .options import CannotStartError, limits_of
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect

@@ -88,7 +88,7 @@ def set_buffers(sock: socket.socket, size: int | None) -> None:
             raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {why(error)}") from error
 
 
-class Spare:
+class ReservedDescriptors:
     """Descriptors that are held in order to be there when they are needed."""
 
     def __init__(self, count: int, more: int) -> None:

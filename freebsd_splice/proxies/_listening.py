@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 
 from .._errors import why
 from .._platform.backlog import backlog_limit
-from ._addresses import Address, Resolved, look_up
+from ._addresses import Address, Resolved, look_up, show
 from ._connecting import PlainError, reason_of, set_buffers
 from ._log import fields, logger
 
@@ -116,3 +116,25 @@ def _listener(
         listener.close()
         raise
     return listener
+
+
+def say_listening(listeners: Iterable[socket.socket]) -> None:
+    """Log the address of each listening socket."""
+    for listener in listeners:
+        where = show(listener.getsockname())
+        logger.info("listening on %s", where, extra=fields("listening", address=where))
+
+
+def listens(listener: socket.socket) -> bool:
+    """Return whether the socket listens; True as well where the system doesn't say."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
+
+
+def own_name(sock: socket.socket) -> str:
+    try:
+        return show(sock.getsockname())
+    except OSError:  # the socket is closed
+        return "a listening socket"

@@ -1,8 +1,8 @@
-"""What every proxy needs: accept, join, limit, stop, and say what happened.
+"""The server that all proxies share: it accepts, joins, limits, stops, and logs.
 
-A proxy is a function that is given an accepted client and answers with the connection to join it
-to.  One asyncio loop accepts and connects; the bytes are moved by ``Relay`` alone, which needs no
-thread of its own for a connection.
+A proxy is a function that is given an accepted client and returns the connection to join it to.
+One asyncio loop accepts and connects. ``Relay`` alone moves the bytes; it needs no thread of its
+own for a connection.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
+from functools import partial
 
-from .. import Reason, Relay, RelayOutcome
+from .. import Relay, RelayOutcome
 from .._errors import why
 from .._relay import LINGER
 from .._runtime import current
@@ -27,7 +28,7 @@ from ._connecting import (
     Dialer,
     Prepare,
     Refusal,
-    Spare,
+    ReservedDescriptors,
     StarvedError,
     TargetError,
     set_buffers,
@@ -36,19 +37,22 @@ from ._connecting import (
 from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
-from ._listening import ListenError, listen_on
+from ._listening import ListenError, listen_on, listens, own_name, say_listening
 from ._log import fields, logger
 from ._pausing import Changes, Shortage
+from ._reporting import failed_side, peer_name, report_end, report_failure
 
-#: What a connection needs besides its client: the target, and the relay's duplicates of the two.
+#: Descriptors that a connection needs besides its client's: one for the target, and two for the
+#: relay's duplicates.
 _NEEDED_TO_DIAL = 3
 _NEEDED_TO_JOIN = 2
 
-#: How many more there must be when a client is accepted: for pipes, look-ups of names, files.
+#: Descriptors that must be free besides those when a client is accepted: for pipes, look-ups of
+#: names, and files.
 _TO_SPARE = 8
 
-#: What accept fails with where one client's connection has failed: the next may be there already.
-#: Linux passes errors of the network on that are pending on the new socket (accept(2)).
+#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
+#: passes errors of the network on that are pending on the new socket (accept(2)).
 _OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
 _OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
 _OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -58,12 +62,32 @@ _OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has 
 class ProxyServer:
     """Accepts clients, joins each to the target that ``open_target`` opens, and logs every end.
 
-    ``connect_timeout`` (seconds) bounds a whole ``dial``: looking the name up and trying each of
-    its addresses; where it has to wait for descriptors, it may take twice that.  ``idle_timeout``
-    (seconds, None: none) is the relay's.  ``grace`` (seconds) is how long live connections may go
-    on after ``stop``.  ``keepalive`` asks the system to find out about peers that have vanished:
-    nothing else would while nothing is sent to them (F17).  ``buffer_size`` (bytes, None: the
-    system's choice) is that of each socket's buffers; ``limits`` says what clients may take.
+    The log is ``logging.getLogger("freebsd_splice.proxies")``: a line at level INFO for each
+    connection at its end, a WARNING for each client that could not be joined to a target.
+    ``Client`` says which names ``open_target`` can add to those lines.
+
+    Args:
+        open_target: the function that decides where a client goes: ``socks5_connect(...)``,
+            ``by_server_name(...)``, ``connect.http_connect(...)``, or one of your own (see
+            ``OpenTarget`` and ``Client``). ``forwarder`` makes a server with one of its own.
+        connect_timeout: seconds for one ``Client.dial``: for looking the name up and trying all its
+            addresses. A dial that has to wait for descriptors may take twice as long.
+        idle_timeout: seconds without a byte either way after which a connection is ended, as for
+            ``Relay``; None: never.
+        grace: seconds for which live connections may go on after ``stop``.
+        keepalive: have the system find peers that have vanished (SO_KEEPALIVE). While nothing is
+            sent to such a peer, nothing else finds it (F17: the kernel reports nothing by itself).
+        buffer_size: bytes of each socket's two buffers (SO_SNDBUF, SO_RCVBUF); None leaves them to
+            the system.
+        limits: how much clients may take; ``Limits()`` unless given.
+
+    A server belongs to one event loop. ``stop`` must be called on that loop's thread.
+
+    Example::
+
+        server = ProxyServer(socks5_connect(), idle_timeout=300)
+        server.listen(Address("127.0.0.1", 1080))
+        asyncio.run(server.run())          # until server.stop()
     """
 
     def __init__(
@@ -95,9 +119,23 @@ class ProxyServer:
         self._shortage = Shortage(self._changes, lambda: len(self._clients))
 
     def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
-        """Listen on every address that the name stands for; with port 0 on one free port of all.
+        """Listen on every address that a name stands for.
 
-        Gives the addresses that it got.  Raises ListenError.
+        Addresses that this machine doesn't have are left out, as long as one is left. Sockets for
+        IPv6 take no IPv4 clients: those have sockets of their own.
+
+        Args:
+            address: the host and port; host "" is every address of this machine, port 0 one free
+                port, the same on all addresses.
+            backlog: how many clients may wait to be accepted. Where the system allows fewer, a
+                warning in the log says so.
+
+        Returns:
+            The addresses of the listening sockets.
+
+        Raises:
+            ListenError: the name can't be looked up, or an address can't be listened on (errno
+                EADDRINUSE, EACCES, ...).
         """
         opened = listen_on(address, backlog, buffers=self._buffer_size)
         say_listening(opened)
@@ -105,13 +143,22 @@ class ProxyServer:
         return [listener.getsockname() for listener in opened]
 
     def use(self, listeners: Iterable[socket.socket]) -> None:
-        """Listen on sockets that listen already; ``run`` closes them at its end."""
+        """Accept clients from these sockets as well, which listen already.
+
+        They are made non-blocking, and ``run`` closes them at its end.
+        """
         for listener in listeners:
             listener.setblocking(False)
             self._listeners.append(listener)
 
     async def run(self) -> None:
-        """Serve until ``stop``, then until the last connection has ended."""
+        """Serve until ``stop`` is called, then until the last connection has ended.
+
+        Cancelling the task that runs it cuts all connections.
+
+        Raises:
+            ListenError: a listening socket listens no more.
+        """
         _start_workers()
         loop = asyncio.get_running_loop()
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
@@ -135,22 +182,29 @@ class ProxyServer:
                 raise end
 
     def stop(self) -> None:
-        """Accept no more and give live connections the grace time; a second call cuts them.
+        """Accept no more clients and let live connections go on for ``grace`` seconds.
 
-        Cut connections are sent no more than what was under way, and reset behind that. After a
-        third call, or 10 seconds, ``run`` waits no longer for slow readers: what they have not
-        taken by the end of the program is lost. To be called in the loop's thread.
+        A second call cuts the connections: both sides get what is under way to them, and then a
+        reset. A third call, or 10 seconds after the cut, ends the wait for slow readers as well:
+        what those have not taken by the end of the program is lost. Must be called on the loop's
+        thread.
         """
         self._stops += 1
         self._changes.wake()
 
-    async def dial_for(
-        self, client: Client, address: Address, refusal: Refusal, prepare: Prepare
+    async def _dial(
+        self,
+        reserved: ReservedDescriptors,
+        counts_as: str,
+        address: Address,
+        refusal: Refusal,
+        prepare: Prepare,
     ) -> socket.socket:
-        """``Client.dial``.
+        """Connect for a client, as ``Client.dial`` says.
 
-        An attempt that meets a shortage is made again after a while.  Each has ``connect_timeout``,
-        and the last begins no later than that after the first.  Raises StarvedError then.
+        An attempt that meets a shortage is repeated after a while. Each attempt has
+        ``connect_timeout``, and the last begins no later than that after the first; StarvedError is
+        raised then.
         """
         loop = asyncio.get_running_loop()
         last_begins = loop.time() + self._connect_timeout
@@ -165,8 +219,8 @@ class ProxyServer:
                     address,
                     refusal=refusal,
                     prepare=make_ready,
-                    before_socket=lambda: client.spare.keep(_NEEDED_TO_JOIN),
-                    client=client.counts_as,
+                    before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
+                    client=counts_as,
                 )
             except TargetError:
                 raise
@@ -180,30 +234,32 @@ class ProxyServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while not self._stops:
-            spare = await self._room()
+            reserved = await self._room()
             try:
                 try:
                     sock, address = listener.accept()
                 except BlockingIOError:
-                    self._shortage.ends()  # for nobody is waiting
+                    self._shortage.ends()  # nobody is waiting
                     sock, address = await loop.sock_accept(listener)
             except OSError as error:
-                spare.keep(0)
+                reserved.keep(0)
                 await self._accept_failed(listener, error)
                 continue
             except BaseException:
-                spare.keep(0)
+                reserved.keep(0)
                 raise
             try:
-                self._accepted(sock, address, spare)
+                self._accepted(sock, address, reserved)
             except Exception:
                 logger.exception("an accepted client cannot be served")
-            # As long as clients are waiting sock_accept doesn't: let the others have their turn.
+            # sock_accept doesn't wait while clients are there: let other tasks run.
             await asyncio.sleep(0)
 
-    def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
+    def _accepted(
+        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors
+    ) -> None:
         with contextlib.ExitStack() as unless_served:
-            unless_served.callback(spare.keep, 0)
+            unless_served.callback(reserved.keep, 0)
             unless_served.callback(sock.close)
             place = self._occupancy.enter(address)
             if place is None:
@@ -215,23 +271,26 @@ class ProxyServer:
                 )
                 return
             unless_served.callback(self._occupancy.leave, place)
-            self._begin(sock, address, spare, place)
+            self._begin(sock, address, reserved, place)
             unless_served.pop_all()
 
-    def _begin(self, sock: socket.socket, address: SocketAddress, spare: Spare, place: str) -> None:
+    def _begin(
+        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors, place: str
+    ) -> None:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(self, sock, address, handshake, spare)
+        client = Client(sock, address, handshake, partial(self._dial, reserved, place))
         logger.debug("%s: accepted", client.name)
-        task = asyncio.get_running_loop().create_task(self._serve(client))
+        task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
         self._clients[task] = client
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: reserved.keep(0))
         task.add_done_callback(lambda _: self._occupancy.leave(place))
+        task.add_done_callback(self._ended)
 
-    async def _room(self) -> Spare:
-        """Wait until there is all that one more connection needs, and take it.
+    async def _room(self) -> ReservedDescriptors:
+        """Wait until everything that one more connection needs is free, and reserve it.
 
-        Clients that had only a part of it could wait for each other's for ever.
+        Clients that had only a part of it could wait for each other's part for ever.
         """
         while True:
             if len(self._clients) >= self._limits.connections:
@@ -239,59 +298,55 @@ class ProxyServer:
                 await self._changes.wait()
                 continue
             try:
-                return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
+                return ReservedDescriptors(_NEEDED_TO_DIAL, _TO_SPARE)
             except OSError as error:
                 await self._shortage.wait_after(error)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno in SHORTAGES:
             await self._shortage.wait_after(error)
-        elif not _listens(listener):
-            reason = f"{_own_name(listener)} accepts no clients any more: {why(error)}"
+        elif not listens(listener):
+            reason = f"{own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
         elif error.errno in _OF_ONE_CLIENT:
-            await asyncio.sleep(0)  # let the others have their turn
+            await asyncio.sleep(0)  # let other tasks run
         else:
             logger.error("cannot accept: %s", why(error))
             await asyncio.sleep(_pausing.RETRY_AFTER)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
-        client.spare.keep(0)
         if not task.cancelled() and task.exception():
-            logger.error("%s: failed", client.name, exc_info=task.exception())
+            logger.error("%s: failed", client, exc_info=task.exception())
         self._changes.wake()
 
     # One connection
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: Client, reserved: ReservedDescriptors) -> None:
         with contextlib.closing(client.socket):
             try:
                 with self._hangups.watch(client.handshake):
                     target, initial = await self._open_target(client)
                 with contextlib.closing(target):
                     client.target = target
-                    target_name = _peer_name(target)
-                    outcome = await self._join(client, target, initial)
+                    target_name = peer_name(target)
+                    outcome = await self._join(client, target, initial, reserved)
             except OSError as error:
-                failed = fields("failed", client=client.name, error=str(error))
-                logger.warning("%s: %s", client.name, error, extra=failed)
+                report_failure(client, error)
                 return
-        logger.info(
-            "%s -> %s: %s",
-            client.name,
-            target_name,
-            _describe(outcome),
-            extra=fields("connection", client=client.name, target=target_name, **_facts(outcome)),
-        )
+        report_end(client, target_name, outcome, _describe(outcome))
 
     async def _join(
-        self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
+        self,
+        client: Client,
+        target: socket.socket,
+        initial: tuple[bytes, bytes],
+        reserved: ReservedDescriptors,
     ) -> RelayOutcome:
         tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
-        client.spare.keep(0)
-        # What is to be passed on is ``initial``: this would only be kept until the client goes.
+        reserved.keep(0)
+        # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
         client.handshake.received = bytearray()
         while client.relay is None:
             if self._cutting:  # ``open_target`` can have missed that it was cancelled
@@ -333,7 +388,7 @@ class ProxyServer:
             await self._changes.wait()
 
     def _cut(self) -> None:
-        """End all. What clients and targets were sent is delivered before they are reset."""
+        """End all connections; their sides are reset after what they were sent was delivered."""
         self._cutting = True
         for task, client in list(self._clients.items()):
             if client.relay is None or client.target is None:
@@ -342,22 +397,8 @@ class ProxyServer:
                 client.relay.cut_soon()
 
 
-def say_listening(listeners: Iterable[socket.socket]) -> None:
-    for listener in listeners:
-        where = show(listener.getsockname())
-        logger.info("listening on %s", where, extra=fields("listening", address=where))
-
-
-def _listens(listener: socket.socket) -> bool:
-    """Whether clients can ever be accepted from it; True as well where the system doesn't say."""
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError as error:
-        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
-
-
 def _start_workers() -> None:
-    """Start the engine's workers: later they would take the descriptors of accepted clients."""
+    """Start the engine's workers now; later they would take descriptors of accepted clients."""
     for _ in range(os.cpu_count() or 1):
         current().flows(1)
 
@@ -366,7 +407,7 @@ def _describe(outcome: RelayOutcome) -> str:
     up, down = outcome.left_to_right, outcome.right_to_left
     reason = outcome.reason.value
     if outcome.error is not None:
-        reason += f" ({_failed_side(outcome)}: {why(outcome.error)})"
+        reason += f" ({failed_side(outcome)}: {why(outcome.error)})"
     movers = dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))
     return (
         f"{up.bytes} bytes up, {down.bytes} bytes down, {reason}, {outcome.seconds:.3f} s, "
@@ -377,40 +418,3 @@ def _describe(outcome: RelayOutcome) -> str:
 def _undelivered(up: int | None, down: int | None) -> str:
     parts = [f"{count} {way}" for count, way in ((up, "up"), (down, "down")) if count]
     return f"; may not have arrived: {', '.join(parts)}" if parts else ""
-
-
-def _facts(outcome: RelayOutcome) -> dict[str, object]:
-    """The same as a program reads it."""
-    up, down = outcome.left_to_right, outcome.right_to_left
-    return {
-        "bytes_up": up.bytes,
-        "bytes_down": down.bytes,
-        **({"undelivered_up": up.undelivered} if up.undelivered else {}),
-        **({"undelivered_down": down.undelivered} if down.undelivered else {}),
-        "reason": outcome.reason.value,
-        "error": None if outcome.error is None else why(outcome.error),
-        "failed": None if outcome.error is None else _failed_side(outcome),
-        "seconds": round(outcome.seconds, 6),
-        "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
-    }
-
-
-def _failed_side(outcome: RelayOutcome) -> str:
-    """Whose connection it was, where there is an error."""
-    up = outcome.left_to_right
-    upwards = up.reason is outcome.reason and up.error is outcome.error
-    return "client" if upwards == (outcome.reason is Reason.SOURCE_ERROR) else "target"
-
-
-def _own_name(sock: socket.socket) -> str:
-    try:
-        return show(sock.getsockname())
-    except OSError:  # it is closed
-        return "a listening socket"
-
-
-def _peer_name(sock: socket.socket) -> str:
-    try:
-        return show(sock.getpeername())
-    except OSError:  # it has reset meanwhile
-        return show(None)

@@ -86,11 +86,11 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
             request = await client.handshake.read(RequestReader(connection).feed)
             if passwords is not None:
                 with client.handshake.during("while verifying its password"):
-                    await client.handshake.in_time(
+                    client.user = await client.handshake.in_time(
                         _authenticate(request, passwords, client.counts_as),
                         "the password was not verified",
                     )
-            address = _target(request)
+            address = client.requested = _target(request)
             refused = chosen.rejects_name(*address)
             if refused is not None:
                 raise RefusedTargetError(address, refused)
@@ -175,7 +175,8 @@ def _refuse_body(request: h11.Request) -> None:
             raise RequestError(400, "a CONNECT request with a body")
 
 
-async def _authenticate(request: h11.Request, passwords: Passwords, client: str) -> None:
+async def _authenticate(request: h11.Request, passwords: Passwords, client: str) -> str:
+    """Return the user, whose password was right."""
     credentials = [value for name, value in request.headers if name == b"proxy-authorization"]
     if len(credentials) != 1:
         raise RequestError(407, "no user and password" if not credentials else "two passwords")
@@ -186,6 +187,7 @@ async def _authenticate(request: h11.Request, passwords: Passwords, client: str)
         raise RequestError(407, "credentials that can't be read") from None
     if scheme.lower() != b"basic" or not await passwords.verify(user, password, client):
         raise RequestError(407, f"wrong password, or no such user: {user!r}")
+    return user
 
 
 def _target(request: h11.Request) -> Address:

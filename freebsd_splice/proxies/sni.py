@@ -39,10 +39,11 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         hello = await _read_hello(client)
+        client.server_name = hello.server_name
         addresses = routes.find(hello)
         if addresses is None:
             await client.handshake.refuse(_UNRECOGNIZED_NAME)
-            raise HandshakeError(errno.EACCES, f"no route for {_describe(hello)}")
+            raise HandshakeError(errno.EACCES, f"no route for {_described(hello)}")
         targets = known.setdefault(addresses, Targets(addresses, retry_after))
         try:
             target = await targets.dial(client)
@@ -62,11 +63,12 @@ async def _read_hello(client: Client) -> ClientHello:
         raise HandshakeError(errno.EPROTO, f"client did not begin TLS: {error}") from None
 
 
-def _describe(hello: ClientHello) -> str:
-    name = "a client without a server name" if hello.server_name is None else hello.server_name
+def _described(hello: ClientHello) -> str:
+    """Return what no route is for, without the server name, which the log names anyway."""
+    name = "a client without a server name" if hello.server_name is None else "this server name"
     if not hello.protocols:
         return name
-    # Any bytes are a protocol's name.
+    # A protocol's name can have any bytes.
     named = ", ".join(ascii(protocol) for protocol in hello.protocols[:_MOST_NAMED])
     others = len(hello.protocols) - _MOST_NAMED
     return f"{name} with {named} and {others} more" if others > 0 else f"{name} with {named}"

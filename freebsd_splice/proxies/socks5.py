@@ -52,8 +52,9 @@ def socks5_connect(*, rules: Rules | None = None, passwords: Passwords | None = 
         handshake = client.handshake
         await _agree_on_method(handshake, NO_AUTHENTICATION if passwords is None else CREDENTIALS)
         if passwords is not None:
-            await _authenticate(handshake, passwords, client.counts_as)
+            client.user = await _authenticate(handshake, passwords, client.counts_as)
         request, _ = await _read(handshake, read_request)
+        client.requested = request.address
         try:
             target = await _connect(client, request, chosen)
         except TargetError as error:
@@ -78,7 +79,8 @@ async def _agree_on_method(handshake: Handshake, method: int) -> None:
     await handshake.send(method_reply(method))
 
 
-async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> None:
+async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> str:
+    """Return the user, whose password was right."""
     user, password, _ = await _read(handshake, read_credentials)
     with handshake.during("while verifying its password"):
         verifying = passwords.verify(user, password, client)
@@ -87,6 +89,7 @@ async def _authenticate(handshake: Handshake, passwords: Passwords, client: str)
         await handshake.refuse(credentials_reply(False))
         raise HandshakeError(errno.EACCES, f"wrong password, or no such user: {user!r}")
     await handshake.send(credentials_reply(True))
+    return user
 
 
 async def _connect(client: Client, request: Request, rules: Rules) -> socket.socket:

@@ -17,7 +17,13 @@ import pytest
 
 from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import SHORTAGES, Dialer, Spare, set_buffers, tune
+from freebsd_splice.proxies._connecting import (
+    SHORTAGES,
+    Dialer,
+    ReservedDescriptors,
+    set_buffers,
+    tune,
+)
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
@@ -428,7 +434,7 @@ def test_too_few_descriptors_are_no_fault_of_the_target(echo_server: Server) -> 
 
 
 def test_spare_descriptors_are_there_when_they_are_needed() -> None:
-    spare = Spare(2, 0)
+    spare = ReservedDescriptors(2, 0)
     with descriptors_left(0):
         with pytest.raises(OSError):
             os.dup(0)
@@ -439,11 +445,11 @@ def test_spare_descriptors_are_there_when_they_are_needed() -> None:
 
 def test_spare_descriptors_are_taken_all_or_none() -> None:
     with descriptors_left(5):
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
         with pytest.raises(OSError) as caught:
-            Spare(2, 4)
+            ReservedDescriptors(2, 4)
         assert caught.value.errno == errno.EMFILE
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
 
 
 def _look_ups() -> list[threading.Thread]:
@@ -461,9 +467,9 @@ def test_without_a_null_device_descriptors_are_spared_too(
 
     monkeypatch.setattr(os, "open", no_device)
     with descriptors_left(5):
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
         with pytest.raises(OSError) as caught:
-            Spare(2, 4)
+            ReservedDescriptors(2, 4)
         assert caught.value.errno == errno.EMFILE
 
 
@@ -475,7 +481,7 @@ def test_a_null_device_that_cannot_be_opened_is_a_shortage(
 
     monkeypatch.setattr(os, "open", short_of_files)
     with pytest.raises(OSError) as caught:
-        Spare(2, 3)
+        ReservedDescriptors(2, 3)
     assert caught.value.errno == errno.ENFILE
 
 

@@ -114,7 +114,8 @@ def test_curl_reaches_names_and_addresses(server: StartServer, socks5: StartProx
         proxy = f"{scheme}://127.0.0.1:{front.port}"
         run = curl(*version, "--proxy", proxy, f"http://{target}/")
         assert run.stdout == BODY, run.stderr
-    front.expect(rf"-> 127\.0\.0\.1:{four}: \d+ bytes up, \d+ bytes down, eof", 3)
+    name = r"( \(localhost:\d+\))?"
+    front.expect(rf"-> 127\.0\.0\.1:{four}{name}: \d+ bytes up, \d+ bytes down, eof", 3)
     front.expect(rf"-> \[::1\]:{six}: \d+ bytes up, \d+ bytes down, eof", 2)
     no_accidents(front)
 
@@ -379,7 +380,7 @@ def test_a_client_that_leaves_while_its_target_is_dialled(
                 elif how == "RST":
                     front.expect(f"WARNING {name}: .*(Connection reset by peer|Broken pipe)")
                 else:  # it may have closed one direction alone
-                    front.expect(f"INFO {name} -> 127.0.0.1:{port}: 0 bytes up, 0 bytes down")
+                    front.expect(f"INFO {name} -> 127.0.0.1:{port} .*: 0 bytes up, 0 bytes down")
             assert exchange(other, b"hello") == b"hello"
 
 
