@@ -17,6 +17,7 @@ from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
+from ..proxies._connecting import advice_for
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
@@ -77,7 +78,8 @@ def _complaint(error: OSError | ValueError) -> str:
     """In one line, with the name of the file that it is about, if there is one."""
     reason = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
-    return reason if file is None else f"{file}: {reason}"
+    advice = advice_for(error) if isinstance(error, OSError) else ""
+    return reason + advice if file is None else f"{file}: {reason}{advice}"
 
 
 def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 
@@ -175,8 +176,9 @@ class _Supervisor:
                 os.close(says)
                 raise
         except OSError as error:  # too many processes or descriptors, too little memory: may pass
-            cannot = fields("worker not started", worker=number, error=error.strerror)
-            logger.error("cannot start worker %d: %s", number, error.strerror, extra=cannot)
+            reason = reason_of(error)
+            cannot = fields("worker not started", worker=number, error=reason)
+            logger.error("cannot start worker %d: %s", number, reason, extra=cannot)
             self._missing.append(number)
             return
         self._pipes[number] = says

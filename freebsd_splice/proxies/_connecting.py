@@ -19,11 +19,19 @@ from ._resolving import Resolver
 MOST_ADDRESSES = 16
 _MOST_NAMED = 3
 
+_TOO_LATE = "no answer in time, see --connect-timeout"
+
 #: There is no way from the address that is to be connected from: ``--transparent``, for instance.
 NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 #: What says that the process or the system has run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+#: The process has too many open files, or the whole system has.
+_ADVICE = {
+    errno.EMFILE: "raise ulimit -n (systemd: LimitNOFILE)",
+    errno.ENFILE: "raise kern.maxfiles (Linux: fs.file-max)",
+}
 
 
 class PlainError(OSError):
@@ -34,8 +42,15 @@ class PlainError(OSError):
 
 
 def reason_of(error: OSError) -> str:
-    """The sentence of an error of ours, or the system's words."""
-    return str(error) if isinstance(error, PlainError) else why(error)
+    """Return the sentence of an error of ours, or the system's words and what to do about it."""
+    return str(error) if isinstance(error, PlainError) else f"{why(error)}{advice_for(error)}"
+
+
+def advice_for(error: OSError) -> str:
+    """Return what to do about a shortage of descriptors, to be added to the error's text."""
+    is_of_name_servers = isinstance(error, socket.gaierror)  # with numbers of their own
+    advice = None if is_of_name_servers else _ADVICE.get(error.errno or 0)
+    return "" if advice is None else f"; {advice}"
 
 
 class TargetError(PlainError):
@@ -56,7 +71,7 @@ class StarvedError(TargetError):
     """
 
     def __init__(self, address: Address, reason: str) -> None:
-        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}: {reason}, for too long")
+        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}, for too long: {reason}")
 
 
 #: Why nobody may connect to an address; None where one may.
@@ -158,7 +173,7 @@ class Dialer:
                 return await _connect(candidate, share, prepare)
             except asyncio.TimeoutError:
                 numbers.append(errno.ETIMEDOUT)
-                failures.append(f"{candidate}: no answer in time")
+                failures.append(f"{candidate}: {_TOO_LATE}")
             except OSError as error:
                 if error.errno in SHORTAGES:
                     raise
@@ -174,7 +189,7 @@ class Dialer:
         try:
             return await self._resolver.look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
-            number, reason = errno.ETIMEDOUT, "no answer in time"
+            number, reason = errno.ETIMEDOUT, _TOO_LATE
         except socket.gaierror as error:
             if error.errno == socket.EAI_MEMORY:
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error

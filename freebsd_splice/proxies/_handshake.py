@@ -136,12 +136,15 @@ class Handshake:
         try:
             return await asyncio.wait_for(waiting, max(0.0, left))
         except asyncio.TimeoutError:
-            raise HandshakeError(errno.ETIMEDOUT, f"{failure} in {self._seconds:g} s") from None
+            raise HandshakeError(
+                errno.ETIMEDOUT, f"{failure} in {self._seconds:g} s (--handshake-timeout)"
+            ) from None
 
     async def _receive(self) -> bytes:
         if self._count >= self.largest:
             raise HandshakeError(
-                errno.EMSGSIZE, f"the handshake is longer than {self.largest} bytes"
+                errno.EMSGSIZE,
+                f"the handshake is longer than {self.largest} bytes (--handshake-size)",
             )
         loop = asyncio.get_running_loop()
         size = min(_PIECE, self.largest - self._count)

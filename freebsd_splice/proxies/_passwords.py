@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._platform.threads import start as start_thread
+from ._connecting import reason_of
 from ._fair_executor import FairExecutor
 
 logger = logging.getLogger("freebsd_splice.proxies")
@@ -106,7 +107,7 @@ class Passwords:
         except OSError as error:
             # Perhaps for lack of descriptors: it is tried again each time.
             if self._state is not None:
-                self._warn(f"{self._path}: {error.strerror}")
+                self._warn(f"{self._path}: {reason_of(error)}")
             self._state = None
             return
         except ValueError as error:

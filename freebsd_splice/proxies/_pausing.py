@@ -6,9 +6,8 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from .._errors import why
-from ._connecting import SHORTAGES
-from ._log import logger
+from ._connecting import SHORTAGES, reason_of
+from ._log import fields, logger
 
 #: Seconds after which a shortage is looked at again although no connection of ours has ended.
 RETRY_AFTER = 1.0
@@ -57,20 +56,22 @@ class Shortage:
         """
         if error.errno not in SHORTAGES:
             raise error
-        self.begins(why(error))
+        self.begins(reason_of(error))
         await self._changes.wait(min(RETRY_AFTER, seconds))
 
     def begins(self, reason: str) -> None:
         """Log, for the first that is missing, that accepting pauses."""
         if not self._is_short:
             self._is_short = True
-            logger.warning("%s: accepting pauses at %d connections", reason, self._live())
+            live = self._live()
+            paused = fields("accepting paused", connections=live, reason=reason)
+            logger.warning("accepting pauses at %d connections: %s", live, reason, extra=paused)
 
     def ends(self) -> None:
         """Log that accepting goes on: no client is waiting any more."""
         if self._is_short:
             self._is_short = False
-            logger.info("accepting has resumed")
+            logger.info("accepting has resumed", extra=fields("accepting resumed"))
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -31,6 +31,7 @@ from ._connecting import (
     ReservedDescriptors,
     StarvedError,
     TargetError,
+    reason_of,
     set_buffers,
     tune,
 )
@@ -227,7 +228,7 @@ class ProxyServer:
             except OSError as error:
                 await self._shortage.wait_after(error, last_begins - loop.time())
                 if loop.time() >= last_begins:
-                    raise StarvedError(address, why(error)) from error
+                    raise StarvedError(address, reason_of(error)) from error
 
     # Accepting
 
@@ -264,7 +265,7 @@ class ProxyServer:
             place = self._occupancy.enter(address)
             if place is None:
                 logger.warning(
-                    "%s: refused: the client already has %d connections",
+                    "%s: refused: the client already has %d connections (--max-per-client)",
                     show(address),
                     self._limits.per_client,
                     extra=fields("refused", client=show(address)),
@@ -294,7 +295,7 @@ class ProxyServer:
         """
         while True:
             if len(self._clients) >= self._limits.connections:
-                self._shortage.begins("connection limit reached")
+                self._shortage.begins("connection limit reached (--max-connections)")
                 await self._changes.wait()
                 continue
             try:

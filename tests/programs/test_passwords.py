@@ -365,7 +365,7 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_then(
         for _ in range(2):
             assert verify(passwords, "user", "old")
         [message] = caplog.messages
-        assert message.startswith(f"{path}: Too many open files; ")
+        assert message.startswith(f"{path}: Too many open files; raise ulimit -n ")
     assert not verify(passwords, "user", "old")
 
 

@@ -408,7 +408,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
         assert isinstance(failure, StarvedError)
         assert failure.errno == errno.ETIMEDOUT
         assert str(failure) == (
-            f"cannot connect to some.name:80: {os.strerror(errno.ENOMEM)}, for too long"
+            f"cannot connect to some.name:80, for too long: {os.strerror(errno.ENOMEM)}"
         )
         assert 2 <= len(tried) <= 7
 

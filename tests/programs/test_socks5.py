@@ -215,7 +215,7 @@ def test_targets_that_cannot_be_connected_to(
     assert refusal(front, request("127.0.0.1", refusing.getsockname()[1])) == REFUSED
     front.expect(r"WARNING .*: cannot connect to 127\.0\.0\.1:\d+ \(.*: Connection refused\)$")
     assert refusal(front, request("127.0.0.1", silent.getsockname()[1])) == HOST_UNREACHABLE
-    front.expect(r"WARNING .*: no answer in time\)$")
+    front.expect(r"WARNING .*: no answer in time, see --connect-timeout\)$")
     no_accidents(front)
 
 
@@ -295,7 +295,9 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert read_to_eof(slow) == (WELCOME if start.startswith(HELLO) else b"")
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(f"WARNING {name}: client did not complete the handshake in 0.5 s$")
+    front.expect(
+        f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$"
+    )
 
 
 def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
@@ -304,7 +306,9 @@ def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
         client.sendall(b"\x05\xff" + bytes(255))
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
-        front.expect(f"WARNING {name_of(client)}: the handshake is longer than 20 bytes$")
+        front.expect(
+            f"{name_of(client)}: the handshake is longer than 20 bytes .--handshake-size.$"
+        )
 
 
 @pytest.fixture
