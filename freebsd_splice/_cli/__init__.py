@@ -13,7 +13,15 @@ from .._diagnostics.info import report
 from .._diagnostics.selftest import SECONDS, TRANSFERS, selftest
 from .connect_socks5 import add_connect, add_socks5
 from .forward import add_forward
-from .options import CannotStartError, add_command, count, positive
+from .options import (
+    CannotStartError,
+    Parser,
+    UsageError,
+    add_command,
+    count,
+    positive,
+    usage_complaint,
+)
 from .password import add_password
 from .sni import add_sni
 from .stderr import complain
@@ -36,17 +44,26 @@ _INFO = "Say what this system offers and what the package makes of it."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, or 1 for what could not be done."""
+    """Run a command and return its exit status.
+
+    The status is 0, 1 for a command that could not do its work, or 2 for a wrong command line.
+
+    Raises:
+        SystemExit: argparse has found the command line wrong, or has shown a help text.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
+    except UsageError as error:
+        complain(usage_complaint(f"freebsd-splice {options.command}", error))
+        return 2
     except CannotStartError as error:
         complain(f"freebsd-splice: {error}")
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="freebsd-splice",
         description="Join TCP connections: in the kernel where it has SO_SPLICE, else here.",
         epilog="example:\n  %(prog)s forward 127.0.0.1:8080 backend.example:80",
@@ -123,5 +140,8 @@ def _selftest_as_asked(options: argparse.Namespace, seed: int) -> bool:
 
 
 def _run_info(options: argparse.Namespace) -> int:
-    print(report())
-    return 0
+    found = report()
+    print(found.text)
+    for error in found.errors:
+        complain(f"freebsd-splice: {error}")
+    return 1 if found.errors else 0

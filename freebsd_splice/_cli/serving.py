@@ -21,7 +21,7 @@ from ..proxies._connecting import advice_for
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
-from .options import CannotStartError, limits_of
+from .options import CannotStartError, UsageError, limits_of
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 
@@ -45,12 +45,11 @@ def serve(
     _start_log(options)
     _raise_descriptor_limit()
     try:
-        listen = parse_listen(options.listen)
         give_up = None if options.user is None else _giving_up(options.user)
         server = _make_server(options, make(options))
         backend()
         current()  # made here and now, for the errors of its environment variables
-        listeners = inherited_listeners(options.buffer_size) or _listen(options, listen)
+        listeners = inherited_listeners(options.buffer_size) or _listen(options, options.listen)
         listening(listeners[0])
         if give_up is not None:
             give_up()
@@ -136,8 +135,11 @@ def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
         from .privileges import User
 
-        return User.parse(user).become
-    raise ValueError("--user: not on Windows")
+        try:
+            return User.parse(user).become
+        except ValueError as error:
+            raise UsageError(error) from None
+    raise UsageError("--user: not on Windows")
 
 
 def _share_option() -> int | None:
@@ -145,7 +147,7 @@ def _share_option() -> int | None:
         from .workers import share_option
 
         return share_option()
-    raise ValueError("--workers: not on Windows")
+    raise UsageError("--workers: not on Windows")
 
 
 async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) -> None:

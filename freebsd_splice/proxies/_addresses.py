@@ -32,16 +32,32 @@ class Resolved(NamedTuple):
 
 
 def parse_listen(text: str) -> Address:
-    """``host:port``, ``[v6]:port``, or ``:port`` for every address of this machine.
+    """Return what is written as ``host:port``, ``[v6]:port``, ``:port`` or ``port``.
 
-    A port alone is one of 127.0.0.1.  Port 0 asks the system for a free one.  Raises ValueError,
-    whose message says what is wrong.
+    ``:port`` is every address of this machine, a port alone one of 127.0.0.1. Port 0 asks the
+    system for a free one.
+
+    Raises:
+        ValueError: the message says what is wrong.
     """
-    return _parse(f"127.0.0.1:{text}" if text.isdecimal() else text)
+    return _parse(_with_host(text))
 
 
 def parse_target(text: str) -> Address:
-    """``host:port`` or ``[v6]:port``.  Raises ValueError, whose message says what is wrong."""
+    """Return what is written as ``host:port``, ``[v6]:port``, or ``port`` for one of 127.0.0.1.
+
+    Raises:
+        ValueError: the message says what is wrong.
+    """
+    return parse_authority(_with_host(text))
+
+
+def parse_authority(text: str) -> Address:
+    """Return what is written as ``host:port`` or ``[v6]:port``, as clients write it.
+
+    Raises:
+        ValueError: the message says what is wrong.
+    """
     address = _parse(text)
     if not address.host:
         raise ValueError(f"{text!r} has no host to connect to: write host:port")
@@ -87,7 +103,13 @@ def _unmapped(resolved: Resolved) -> Resolved:
     return resolved if mapped is None else Resolved(socket.AF_INET, (str(mapped), port))
 
 
+def _with_host(text: str) -> str:
+    return f"127.0.0.1:{text}" if text.isdecimal() else text
+
+
 def _parse(text: str) -> Address:
+    if "://" in text:
+        raise ValueError(f"{text!r}: not a URL: write host:port")
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
@@ -19,8 +18,7 @@ from typing import NamedTuple
 from .._platform.threads import start as start_thread
 from ._connecting import reason_of
 from ._fair_executor import FairExecutor
-
-logger = logging.getLogger("freebsd_splice.proxies")
+from ._log import fields, logger
 
 #: How many right pairs of user and password are remembered.
 REMEMBERED = 1_024
@@ -42,7 +40,7 @@ def make_entry(user: str, password: str) -> str:
     Takes some 50 ms and 16 MiB.  Raises ValueError where a password file can hold no such user,
     and for an empty password.
     """
-    _check_user(user)
+    check_user(user)
     if not password:
         raise ValueError("the password is empty")
     salt = secrets.token_bytes(16)
@@ -67,6 +65,7 @@ class Passwords:
         #: Of the file as it was read; None where it could not be read the last time.
         self._state: tuple[int, ...] | None = _state(self._path)
         self._entries = _read(self._path)
+        self._warn_if_empty()
         self._nobody = _nobody(self._entries.values())
         self._key = secrets.token_bytes(32)
         # The thread alone writes to it.
@@ -115,12 +114,19 @@ class Passwords:
             entries = self._entries
         if entries is not self._entries:
             self._nobody = _nobody(entries.values())
-        self._state, self._entries = state, entries
+            self._entries = entries
+            self._warn_if_empty()
+        self._state = state
 
     def _start_thread(self, run: Callable[[], None]) -> None:
         """One for each hash, which takes a hundred times as long: there is one at a time."""
         # Waited for at the exit, where OpenSSL is taken down.
         self._thread = start_thread(run, "passwords", daemon=False)
+
+    def _warn_if_empty(self) -> None:
+        if not self._entries:
+            empty = fields("no users", file=str(self._path))
+            logger.warning("%s has no users: nobody can use the proxy", self._path, extra=empty)
 
     def _warn(self, complaint: str) -> None:
         logger.warning("%s; the passwords read before still hold", complaint)
@@ -221,7 +227,7 @@ def _read(path: Path) -> dict[str, _Entry]:
 
 def _parse(line: str) -> tuple[str, _Entry]:
     user, _, hashed = line.partition(":")
-    _check_user(user)
+    check_user(user)
     match = _SCRYPT.fullmatch(hashed)
     if not match:
         raise ValueError("the line must be user:$scrypt$ln=14,r=8,p=1$salt$hash")
@@ -234,13 +240,15 @@ def _parse(line: str) -> tuple[str, _Entry]:
     return user, _Entry(line, cost, salt, digest)
 
 
-def _check_user(user: str) -> None:
+def check_user(user: str) -> str:
+    """Return the user; raise ValueError where a password file can hold no such user."""
     if not user:
         raise ValueError("the name of the user is empty")
     if ":" in user or any(unicodedata.category(letter) == "Cc" for letter in user):
         raise ValueError(f"{user!r}: no colon and no control character can be in a user's name")
     if user != user.strip() or user.startswith("#"):
         raise ValueError(f"{user!r}: a user's name can't begin with # and has no space around it")
+    return user
 
 
 def _unpadded(data: bytes) -> str:

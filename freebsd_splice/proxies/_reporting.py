@@ -13,19 +13,10 @@ from ._log import fields, logger, quoted_unless_plain
 
 def report_end(client: Client, target_name: str, outcome: RelayOutcome, text: str) -> None:
     """Log a connection at its end; ``text`` is the outcome for people."""
-    logger.info(
-        "%s -> %s: %s",
-        client,
-        _with_requested(target_name, client),
-        text,
-        extra=fields(
-            "connection",
-            client=client.name,
-            target=target_name,
-            **_said(client),
-            **_facts(outcome),
-        ),
-    )
+    what = {**_said(client), **_facts(outcome)}
+    ended = fields("connection", client=client.name, target=target_name, **what)
+    name = _with_requested(target_name, client)
+    logger.info("%s -> %s: %s", client, name, text, extra=ended)
 
 
 def report_failure(client: Client, error: OSError) -> None:

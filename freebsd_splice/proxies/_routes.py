@@ -24,6 +24,8 @@ file.  A route for protocols that the client doesn't offer isn't there for this 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 import sys
@@ -33,6 +35,7 @@ from typing import Any, NamedTuple
 
 from ._addresses import Address, parse_target
 from ._client_hello import ClientHello
+from ._log import fields, logger
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
@@ -70,6 +73,11 @@ class Routes:
                     return route.targets
         return self._default
 
+    def targets(self) -> list[Address]:
+        """Return all targets of all routes, the default's included."""
+        routes = (route for same_name in self._routes.values() for route in same_name)
+        return [*(self._default or ()), *(target for route in routes for target in route.targets)]
+
 
 class _Route(NamedTuple):
     name: str
@@ -105,6 +113,7 @@ def _by_name(tables: Any) -> dict[str, list[_Route]]:
     for number, table in enumerate(tables, 1):
         try:
             route = _parse_route(table)
+            _warn_of_address(number, route.name)
             same_name = routes.setdefault(route.name, [])
             if any(other.protocols == route.protocols for other in same_name):
                 raise ValueError("another route has the same name and alpn")
@@ -115,6 +124,18 @@ def _by_name(tables: Any) -> dict[str, list[_Route]]:
     for same_name in routes.values():
         same_name.sort(key=lambda route: not route.protocols)
     return routes
+
+
+def _warn_of_address(number: int, name: str) -> None:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        logger.warning(
+            "route %d (%r) is for an address, but clients ask for host names alone (RFC 6066, 3): "
+            "one that connects to an address gets the default",
+            number,
+            name,
+            extra=fields("route for an address", route=number, name=name),
+        )
 
 
 def _parse_route(table: dict[str, Any]) -> _Route:

@@ -87,6 +87,8 @@ def parse_rule(text: str, allow: bool) -> Rule:
     brackets where ports follow: ``[2001:db8::/32]:443`` or ``[2001:db8::]/32:443``.  Raises
     ValueError, whose message says what is wrong.
     """
+    if "://" in text:
+        raise ValueError(f"{text!r}: not a URL: write host or host:port")
     what, ports_text = _split(text)
     ports = _ALL_PORTS if ports_text is None else _ports(text, ports_text)
     if what == "*":

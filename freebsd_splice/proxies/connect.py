@@ -18,7 +18,7 @@ from functools import partial
 
 import h11
 
-from ._addresses import Address, parse_target
+from ._addresses import Address, parse_authority
 from ._client import Client, OpenTarget
 from ._connecting import PlainError, RefusedTargetError, TargetError
 from ._handshake import HandshakeError
@@ -42,6 +42,14 @@ _HEADERS = {
     405: [("Allow", "CONNECT")],
     407: [("Proxy-Authenticate", 'Basic realm="freebsd-splice", charset="UTF-8"')],
 }
+
+#: What a client is told that asks for anything but a tunnel, as for an http:// URL.
+_ONLY_CONNECT = b"""\
+This proxy serves the method CONNECT alone: it opens tunnels, and fetches no http:// URLs itself.
+Ask for an https:// URL, or have your client open a tunnel for http:// too, as curl does:
+
+    curl --proxytunnel --proxy http://PROXY:PORT http://HOST/
+"""
 
 #: Blanks in a row: what h11 does with a header line is quadratic in them where the line is wrong.
 _MOST_BLANKS = 256
@@ -67,9 +75,11 @@ _OTHER_LINES = 2  # the request's, and the empty one
 class RequestError(PlainError):
     """A request that is answered with an HTTP ``status``; the text is for the log."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, body: bytes = b"") -> None:
         super().__init__(errno.EPROTO, cut(reason, MOST_OF_A_REASON))
         self.status = status
+        #: Text that tells the client's user what to do.
+        self.body = body
 
 
 def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = None) -> OpenTarget:
@@ -98,7 +108,8 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
         except OSError as error:
             status = _status(error)
             if status is not None:
-                await client.handshake.refuse(_refusal(connection, status))
+                body = error.body if isinstance(error, RequestError) else b""
+                await client.handshake.refuse(_refusal(connection, status, body))
             raise
         try:
             await client.handshake.send(_established(connection))
@@ -192,9 +203,11 @@ async def _authenticate(request: h11.Request, passwords: Passwords, client: str)
 
 def _target(request: h11.Request) -> Address:
     if request.method != b"CONNECT":
-        raise RequestError(405, f"the method {request.method.decode('ascii')}, not CONNECT")
+        reason = f"client asks for {request.method.decode('ascii')}: only CONNECT is served"
+        body = b"" if request.method == b"HEAD" else _ONLY_CONNECT  # an answer to HEAD has none
+        raise RequestError(405, reason, body)
     try:
-        return parse_target(request.target.decode("ascii"))
+        return parse_authority(request.target.decode("ascii"))
     except ValueError as error:
         raise RequestError(400, f"not a valid target: {error}") from None
 
@@ -212,14 +225,17 @@ def _status(error: OSError) -> int | None:
     return None
 
 
-def _refusal(connection: h11.Connection, status: int) -> bytes:
-    """Without a body: an answer to HEAD must have none."""
+def _refusal(connection: h11.Connection, status: int, body: bytes) -> bytes:
+    headers = [("Content-Length", str(len(body))), ("Connection", "close")]
+    if body:
+        headers.append(("Content-Type", "text/plain; charset=utf-8"))
     response = h11.Response(
         status_code=status,
         reason=_REASONS[status],
-        headers=[("Content-Length", "0"), ("Connection", "close"), *_HEADERS.get(status, [])],
+        headers=[*headers, *_HEADERS.get(status, [])],
     )
-    return b"".join(connection.send(event) or b"" for event in (response, h11.EndOfMessage()))
+    events = (response, h11.Data(data=body), h11.EndOfMessage())
+    return b"".join(connection.send(event) or b"" for event in events)
 
 
 def _established(connection: h11.Connection) -> bytes:

@@ -31,9 +31,7 @@ def test_a_client_with_too_many_connections_is_closed_at_once(
         with front.connect() as refused:
             assert refused.recv(1) == b""
             name = "{}:{}".format(*refused.getsockname())
-        front.expect(
-            rf"{name}: refused: the client already has 2 connections .--max-per-client.$"
-        )
+        front.expect(rf"{name}: refused: the client already has 2 connections .--max-per-client.$")
         for client in clients:
             assert exchange(client, b"still here") == b"still here"
 

@@ -277,9 +277,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
         assert greeting(front, context, "one.example") == "one.example"
         with contextlib.suppress(ConnectionResetError):
             assert read_to_eof(slow) == b""
-        front.expect(
-            f"{name_of(slow)}: client did not complete .* in 0.5 s .--handshake-timeout.$"
-        )
+        front.expect(f"{name_of(slow)}: client did not complete .* in 0.5 s .--handshake-timeout.$")
 
 
 def test_a_hello_that_is_too_large_is_refused(server: StartServer, sni: StartSni) -> None:

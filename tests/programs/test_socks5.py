@@ -295,9 +295,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert read_to_eof(slow) == (WELCOME if start.startswith(HELLO) else b"")
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(
-        f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$"
-    )
+    front.expect(f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$")
 
 
 def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
