@@ -74,7 +74,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _make(options: argparse.Namespace) -> OpenTarget:
     if options.transparent:
         if options.user is not None:
-            raise UsageError("--transparent takes root's privileges, which --user gives up")
+            raise UsageError("--transparent needs root's privileges, which --user gives up")
         why_not = why_not_transparent()
         if why_not is not None:
             raise ValueError(f"--transparent: {why_not}")

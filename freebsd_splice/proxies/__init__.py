@@ -1,9 +1,13 @@
-"""Proxies built on ``Relay``: what ``python -m freebsd_splice`` runs.
+"""Proxies built on ``Relay``; ``python -m freebsd_splice`` runs them as programs.
 
-What any proxy needs (accepting, connecting, limits, stopping, the log) is ``ProxyServer``.  What
-makes it one proxy or another is a function that opens a client's target: ``socks5_connect``,
-``by_server_name``, ``connect.http_connect`` (which takes h11: ``freebsd-splice[proxy]``), or one of
-your own.  ``forwarder`` makes a TCP forwarder.
+``ProxyServer`` does what any proxy needs: accepting, connecting, limits, stopping, the log. A
+function that opens a client's target makes it one proxy or another: ``socks5_connect``,
+``by_server_name``, ``connect.http_connect`` (which needs h11: ``freebsd-splice[proxy]``), or one of
+your own (``OpenTarget``). ``forwarder`` makes a TCP forwarder::
+
+    server = ProxyServer(socks5_connect(), idle_timeout=300)
+    server.listen(Address("127.0.0.1", 1080))
+    asyncio.run(server.run())          # until server.stop()
 """
 
 from __future__ import annotations
