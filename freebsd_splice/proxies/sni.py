@@ -1,6 +1,6 @@
-"""The TLS proxy: joins each client to a target by the name that it asks for, and reads no more.
+"""The TLS proxy, which joins each client to a target by the server name that it asks for.
 
-TLS goes through it from end to end: it has no key and no certificate.  ::
+TLS goes through the proxy from end to end: it has no key and no certificate. Example::
 
     server = ProxyServer(by_server_name(Routes.load("/etc/proxy.toml")))
     server.listen(Address("", 443))
@@ -20,20 +20,31 @@ from ._handshake import HandshakeError
 from ._routes import Routes
 from ._targets import RETRY_AFTER, Targets
 
-#: Alerts (RFC 8446, 6.2), as fatal ones, in records of TLS 1.2 as any client reads them.
+#: Fatal alerts (RFC 8446, 6.2), in records of TLS 1.2, which all clients can read.
 _DECODE_ERROR, _INTERNAL_ERROR, _UNRECOGNIZED_NAME = (
     bytes((21, 3, 3, 0, 2, 2, alert)) for alert in (50, 80, 112)
 )
 
-#: How many of a client's protocols are in the log.
+#: How many of a client's protocols the log names.
 _MOST_NAMED = 4
 
 
 def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenTarget:
-    """What a ``ProxyServer`` needs to send each client to the target of its server name.
+    """Return the function that makes a ``ProxyServer`` join TLS clients by server name.
 
-    Of several targets each client gets the next; one that can't be connected to is skipped for
-    ``retry_after`` seconds.
+    The proxy reads the ClientHello and nothing more, and passes it on as it came. A client without
+    a route gets the alert ``unrecognized_name``. The log names the server name.
+
+    Args:
+        routes: the targets for each server name. Of several targets each client gets the next.
+        retry_after: seconds for which a target that can't be connected to is skipped, where there
+            are others.
+
+    Example::
+
+        server = ProxyServer(by_server_name(Routes.load("/etc/sni.toml")))
+        server.listen(Address("", 443))
+        asyncio.run(server.run())          # until server.stop()
     """
     known: dict[tuple[Address, ...], Targets] = {}
 

@@ -250,9 +250,9 @@ def test_what_is_not_tls_is_refused_and_logged(server: StartServer, sni: StartSn
     front = sni(default=server(reached.append))
     with nothing_kept(front):
         for data, reason in (
-            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "no TLS handshake record"),
-            (b"\x80\x2e\x01\x00\x02", "no TLS handshake record"),  # SSL 2
-            (b"\x16\x02\x00", "no version of TLS"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "not a TLS handshake record"),
+            (b"\x80\x2e\x01\x00\x02", "not a TLS handshake record"),  # SSL 2
+            (b"\x16\x02\x00", "not a version of TLS"),
             (b"\x16\x03\x01\xff\xff", "a record that is too large"),
             (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "the first message is not a ClientHello"),
             (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", "a hello cut short"),
