@@ -27,12 +27,12 @@ from .sni import add_sni
 from .stderr import complain
 
 _SELFTEST = """\
-Find out whether the package keeps its promises on this machine, with the backend in use: play the
-table of facts about SO_SPLICE, and a few hundred short transfers in each of which something goes
-wrong.  It takes half a minute at most, fewer of them being played on a slow machine, and uses
-loopback alone.  A terminal shows meanwhile how far it is.
+Find out whether the package keeps its promises on this machine, with the backend in use: check the
+table of facts about SO_SPLICE, and make a few hundred short transfers in each of which something
+goes wrong.  That takes half a minute at most, with fewer transfers on a slow machine, and uses
+loopback alone.  On a terminal a counter shows the progress.
 
-The exit status is 0 if all was as it should be, else 1.
+The exit status is 0 if everything was as it should be, else 1.
 """
 
 _SELFTEST_EXAMPLE = """\
@@ -40,7 +40,11 @@ example:
   FREEBSD_SPLICE_BACKEND=kernel %(prog)s
 """
 
-_INFO = "Say what this system offers and what the package makes of it."
+_INFO = """\
+Say what this system offers and what the package makes of it.
+
+The exit status is 1 if an environment variable has a wrong value, or demands what isn't there.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,18 +97,21 @@ def _add_selftest(commands: Any) -> None:
         "--transfers",
         type=count,
         metavar="N",
-        help=f"how many, however long they take (default: {TRANSFERS}, or as many as there is time "
-        "for)",
+        help=f"how many transfers, however long they take (default: {TRANSFERS}, or as many as "
+        "there is time for)",
     )
     parser.add_argument(
         "--seconds",
         type=positive,
         metavar="SECONDS",
-        help=f"begin nothing more after that long (default: {SECONDS:g}; with --transfers no such "
+        help=f"begin nothing more after that time (default: {SECONDS:g}; with --transfers no such "
         "limit)",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of the first transfer (default: another each time)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the first transfer's seed (default: another each time)",
     )
     parser.set_defaults(run=_run_selftest)
 

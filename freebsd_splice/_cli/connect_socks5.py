@@ -27,12 +27,12 @@ it as well (.example.org: for those alone), an IPv4 network or address, or an IP
 PORTS is 443 or 8000-8999.  Rules are tried in their order, and the first that decides wins.
 
 Loopback, private, link-local and other addresses that are not global are refused unless a rule
-that names their network allows them: what a name stands for is its owner's choice.  It is the
-address that is connected to which counts.
+that names their network allows them.  The address that is connected to counts, as the owner of a
+name chooses what it stands for.
 """
 
 _CONNECT = f"""\
-An HTTP proxy for CONNECT: what https clients use.
+An HTTP proxy for CONNECT, as https clients use it.
 
 LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
 
@@ -45,7 +45,7 @@ examples:
   %(prog)s --allow example.org:443 --deny '*' 127.0.0.1:3128
   curl --proxy http://127.0.0.1:3128 https://www.example.org/
 
-It takes h11: pip install "freebsd-splice[proxy]".
+It needs h11: pip install "freebsd-splice[proxy]".
 """
 
 _SOCKS5 = f"""\
@@ -91,7 +91,7 @@ def _http_connect(**options: Any) -> OpenTarget:
         from ..proxies.connect import http_connect
     except ImportError as error:
         raise CannotStartError(
-            f'connect takes h11: pip install "freebsd-splice[proxy]" ({error})'
+            f'connect needs h11: pip install "freebsd-splice[proxy]" ({error})'
         ) from error
     return http_connect(**options)
 
@@ -108,7 +108,7 @@ def _add_choice(
             type=parsed_by(partial(parse_rule, allow=allow)),
             default=[],
             metavar="RULE",
-            help=f"{option[2:]} what it is for, unless an earlier rule decides",
+            help=f"{option[2:]} what the rule is for, unless an earlier rule decides",
         )
     parser.add_argument(
         "--passwords",

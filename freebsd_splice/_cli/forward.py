@@ -35,7 +35,8 @@ examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
 
-SIGINT or SIGTERM ends it: live connections have the grace time to end; a second signal cuts them.
+SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal
+cuts them.
 """
 
 

@@ -57,14 +57,14 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=10.0,
         metavar="SECONDS",
-        help="for the name of the target and all its addresses together (default: 10)",
+        help="for looking the target up and trying all its addresses (default: 10)",
     )
     parser.add_argument(
         "--idle-timeout",
         type=seconds,
         default=3600.0,
         metavar="SECONDS",
-        help="end a connection when no byte has moved either way for so long; 0: never "
+        help="end a connection when no byte has moved either way for that time; 0: never "
         "(default: 3600)",
     )
     parser.add_argument(
@@ -72,7 +72,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.connections,
         metavar="N",
-        help="live connections, while there are so many further clients wait "
+        help="live connections; while there are that many, further clients wait "
         f"(default: {limits.connections}; for each worker)",
     )
     parser.add_argument(
@@ -80,7 +80,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.per_client,
         metavar="N",
-        help="live connections of one IPv4 address or IPv6 /64, further ones are closed "
+        help="live connections of one IPv4 address or IPv6 /64; further ones are closed "
         f"(default: {limits.per_client}; for each worker)",
     )
     parser.add_argument(
@@ -94,20 +94,20 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         "--no-keepalive",
         dest="keepalive",
         action="store_false",
-        help="don't have the system look for peers that have vanished",
+        help="leave SO_KEEPALIVE off: the system doesn't look for peers that have vanished",
     )
     parser.add_argument(
         "--buffer-size",
         type=count,
         metavar="BYTES",
-        help="of each socket's two buffers (default: the system's choice)",
+        help="size of each socket's two buffers (default: the system's choice)",
     )
     parser.add_argument(
         "--backlog",
         type=count,
         default=1024,
         metavar="N",
-        help="clients that may wait to be accepted, if the system allows so many (default: 1024)",
+        help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
     parser.add_argument(
         "--workers",
@@ -155,7 +155,7 @@ def add_handshake(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=limits.handshake_timeout,
         metavar="SECONDS",
-        help=f"for a client to say what it wants (default: {limits.handshake_timeout:g})",
+        help=f"time for a client to say what it wants (default: {limits.handshake_timeout:g})",
     )
     parser.add_argument(
         "--handshake-size",

@@ -12,8 +12,8 @@ from .options import CannotStartError, add_command, parsed_by
 
 _DESCRIPTION = """\
 Print a line for the password file of "connect" and "socks5", with the password hashed by scrypt.
-The password is asked for, twice, or is the first line of the standard input where that is no
-terminal.
+The password is asked for twice. Where the standard input is not a terminal, its first line is the
+password.
 """
 
 _EXAMPLE = """\

@@ -26,8 +26,8 @@ from ._log import MOST_OF_A_REASON, cut
 from ._passwords import Passwords
 from ._rules import Rules
 
-#: The reason phrases that clients are told. The exact reason is for the log alone, as it can name what
-#: is behind the proxy.
+#: The reason phrases that clients are told. The exact reason is for the log alone, as it can name
+#: what is behind the proxy.
 _REASONS = {
     400: b"Bad Request",
     403: b"Forbidden",

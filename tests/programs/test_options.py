@@ -131,7 +131,7 @@ def test_without_h11_connect_says_what_to_install(proxy: StartProxy) -> None:
     assert run.end() == 1
     (line,) = run.lines
     assert line.startswith(
-        'freebsd-splice: connect takes h11: pip install "freebsd-splice[proxy]" ('
+        'freebsd-splice: connect needs h11: pip install "freebsd-splice[proxy]" ('
     )
 
 
