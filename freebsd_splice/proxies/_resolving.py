@@ -56,11 +56,12 @@ class Resolver:
 def _look_up(address: Address) -> list[Resolved]:
     """Look a name up, in a thread; raise OSError (EMFILE, ENFILE) where descriptors were short.
 
-    The C library says then that there is no such name: it can't read its files or ask a server.
+    The C library says then that there is no such name, or EBUSY as an error of the system (glibc):
+    it can't read its files or ask a server.
     """
     try:
         return look_up(address)
-    except socket.gaierror:
+    except OSError:
         _check_descriptors()
         raise
 

@@ -242,11 +242,19 @@ def test_a_look_up_that_lacks_memory_is_a_shortage(slow_names: SlowNames) -> Non
     assert not isinstance(caught.value, TargetError)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError(errno.EBUSY, "Device or resource busy"),  # glibc's, at times
+    ],
+    ids=lambda error: error.strerror,
+)
 def test_a_name_unknown_for_lack_of_descriptors_is_a_shortage(
-    slow_names: SlowNames,
+    error: OSError, slow_names: SlowNames
 ) -> None:
     """The C library can't read its files then, and says that there is no such name."""
-    slow_names.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    slow_names.error = error
     slow_names.answer.set()
 
     async def dial() -> None:
