@@ -29,8 +29,8 @@ from .stderr import complain
 _SELFTEST = """\
 Find out whether the package keeps its promises on this machine, with the backend in use: check the
 table of facts about SO_SPLICE, and make a few hundred short transfers in each of which something
-goes wrong.  That takes half a minute at most, with fewer transfers on a slow machine, and uses
-loopback alone.  On a terminal a counter shows the progress.
+goes wrong. That takes half a minute at most, with fewer transfers on a slow machine, and uses
+loopback alone. On a terminal a counter shows the progress.
 
 The exit status is 0 if everything was as it should be, else 1.
 """

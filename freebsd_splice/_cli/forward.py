@@ -24,9 +24,9 @@ _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.
 
 LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1;
-all addresses of a name are listened on, and port 0 takes a free one.  TARGET is host:port,
+all addresses of a name are listened on, and port 0 takes a free one. TARGET is host:port,
 [v6]:port, or a port of 127.0.0.1; the addresses of a name are tried in turn, anew for each
-connection.  Of several targets each connection gets the next; one that can't be connected to is
+connection. Of several targets each connection gets the next; one that can't be connected to is
 skipped for a while.
 """
 
