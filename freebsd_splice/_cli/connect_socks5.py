@@ -22,7 +22,7 @@ from .options import (
 from .serving import Listeners, serve
 
 _RULES = """\
-RULE is WHAT or WHAT:PORTS.  WHAT is * for everything, a host name, which stands for all names below
+RULE is WHAT or WHAT:PORTS. WHAT is * for everything, a host name, which stands for all names below
 it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
 PORTS is 443 or 8000-8999. Rules are tried in their order, and the first that decides wins.
 

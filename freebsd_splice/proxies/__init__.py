@@ -12,15 +12,16 @@ your own (``OpenTarget``). ``forwarder`` makes a TCP forwarder::
 
 from __future__ import annotations
 
-from ._addresses import Address
+from ._addresses import Address, Resolved, SocketAddress
 from ._client import Client, OpenTarget
-from ._connecting import RefusedTargetError, TargetError
+from ._client_hello import ClientHello
+from ._connecting import Prepare, Refusal, RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
 from ._listening import ListenError
 from ._passwords import Passwords
-from ._routes import Routes
-from ._rules import Rules, parse_rule
+from ._routes import Routes, RoutesError
+from ._rules import Rule, Rules, parse_rule
 from ._server import ProxyServer
 from .forward import forwarder
 from .sni import by_server_name
@@ -29,16 +30,23 @@ from .socks5 import socks5_connect
 __all__ = [
     "Address",
     "Client",
+    "ClientHello",
     "Handshake",
     "HandshakeError",
     "Limits",
     "ListenError",
     "OpenTarget",
     "Passwords",
+    "Prepare",
     "ProxyServer",
+    "Refusal",
     "RefusedTargetError",
+    "Resolved",
     "Routes",
+    "RoutesError",
+    "Rule",
     "Rules",
+    "SocketAddress",
     "TargetError",
     "by_server_name",
     "forwarder",

@@ -67,7 +67,7 @@ class Rule(NamedTuple):
     text: str
     allow: bool
     ports: range
-    network: _Network | None
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
     suffix: str
     itself: bool
 
@@ -80,7 +80,7 @@ class Rule(NamedTuple):
             return not self.suffix
         return f".{name}".endswith(self.suffix) if self.itself else name.endswith(self.suffix)
 
-    def covers_address(self, address: _Address) -> bool:
+    def covers_address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         """Return whether the rule is for a network that has this address."""
         return self.network is not None and address in self.network
 

@@ -147,6 +147,9 @@ class ProxyServer:
         """Accept clients from these sockets as well, which listen already.
 
         They are made non-blocking, and ``run`` closes them at its end.
+
+        Args:
+            listeners: listening TCP sockets.
         """
         for listener in listeners:
             listener.setblocking(False)
