@@ -35,7 +35,7 @@ def _numeric(target: Address) -> list[Resolved]:
     flags = 0 if target.host.lower() == "localhost" else socket.AI_NUMERICHOST
     try:
         return look_up(target, flags)
-    except (socket.gaierror, UnicodeError):
+    except (OSError, UnicodeError):  # clients will meet it as well
         return []
 
 
@@ -51,9 +51,9 @@ def _is_reached_by(own: Resolved, target: Resolved) -> bool:
 
 def _is_of_this_machine(resolved: Resolved) -> bool:
     """Return whether a socket can be bound to the address, on any port."""
-    with socket.socket(resolved.family, socket.SOCK_STREAM) as probe:
-        try:
+    try:
+        with socket.socket(resolved.family, socket.SOCK_STREAM) as probe:
             probe.bind((resolved.address[0], 0, *resolved.address[2:]))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True

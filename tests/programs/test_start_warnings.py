@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -92,6 +93,16 @@ def test_no_name_server_is_asked_at_the_start(
 
     monkeypatch.setattr(socket, "getaddrinfo", numeric_alone)
     assert not warned("127.0.0.1", "backend.example")
+
+
+def test_a_target_that_cannot_be_looked_at_holds_up_no_start(
+    monkeypatch: pytest.MonkeyPatch, warned: Callable[..., list[str]]
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert not warned("127.0.0.1", "localhost")
 
 
 @pytest.mark.parametrize("text", ["", "# nobody yet\n\n"])
