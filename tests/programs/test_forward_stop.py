@@ -217,7 +217,7 @@ def test_wrong_usage_is_status_2(options: list[str], program: StartProgram) -> N
     [[], ["forwards"], ["forward"], ["sni"], ["password"], ["password", "a:b"]],
     ids=str,
 )
-def test_a_wrong_command_line_is_one_line_that_says_where_the_help_is(
+def test_a_wrong_command_line_is_one_line_with_the_help(
     arguments: list[str], program: StartProgram
 ) -> None:
     run = program(*MAIN, *arguments)

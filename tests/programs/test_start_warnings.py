@@ -25,6 +25,7 @@ def test_a_forward_to_itself(forwarder: StartForwarder) -> None:
     front.expect(
         rf"WARNING the target localhost:{port} is this proxy itself \(127\.0\.0\.1:{port}\)"
     )
+    assert front.port == port
     assert front.stop() == 0
 
 
@@ -33,6 +34,7 @@ def test_a_route_to_the_proxy_itself(proxy: StartProxy, tmp_path: Path) -> None:
     (tmp_path / "routes.toml").write_text(f'default = "{port}"')
     front = proxy("sni", str(tmp_path / "routes.toml"), str(port))
     front.expect(rf"WARNING the target 127\.0\.0\.1:{port} is this proxy itself")
+    assert front.port == port
     assert front.stop() == 0
 
 

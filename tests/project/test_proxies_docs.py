@@ -74,7 +74,7 @@ def test_each_limit_is_described() -> None:
     assert described(Limits, "Attributes") == {each.name for each in dataclasses.fields(Limits)}
 
 
-def test_each_attribute_of_a_client_and_its_handshake_is_described() -> None:
+def test_each_attribute_of_a_client_is_described() -> None:
     async def main() -> None:
         with socket.socket() as sock:
             handshake = Handshake(sock, 1.0, 1)
