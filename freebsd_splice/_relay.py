@@ -390,14 +390,14 @@ def describe(outcome: RelayOutcome, ways: tuple[str, str], sides: tuple[str, str
     moved = ", ".join(f"{direction.bytes} bytes {way}" for direction, way in named)
     failure = ""
     if outcome.error is not None:
-        failure = f" ({sides[_failed_side(outcome)]}: {why(outcome.error)})"
+        failure = f" ({sides[failed_side(outcome)]}: {why(outcome.error)})"
     movers = " and ".join(dict.fromkeys(f"{each.backend}/{each.mover}" for each in directions))
     line = f"{moved}, {outcome.reason.value}{failure}, {outcome.seconds:.3f} s, {movers}"
     missing = [f"{each.undelivered} {way}" for each, way in named if each.undelivered]
     return f"{line}; may not have arrived: {', '.join(missing)}" if missing else line
 
 
-def _failed_side(outcome: RelayOutcome) -> int:
+def failed_side(outcome: RelayOutcome) -> int:
     """Return the number of the side whose connection failed, of an outcome with an error."""
     first = outcome.left_to_right
     decisive = 0 if (first.reason, first.error) == (outcome.reason, outcome.error) else 1

@@ -13,18 +13,26 @@ from .._diagnostics.info import report
 from .._diagnostics.selftest import SECONDS, TRANSFERS, selftest
 from .connect_socks5 import add_connect, add_socks5
 from .forward import add_forward
-from .options import CannotStartError, add_command, count, positive
+from .options import (
+    CannotStartError,
+    Parser,
+    UsageError,
+    add_command,
+    count,
+    positive,
+    usage_complaint,
+)
 from .password import add_password
 from .sni import add_sni
 from .stderr import complain
 
 _SELFTEST = """\
-Find out whether the package keeps its promises on this machine, with the backend in use: play the
-table of facts about SO_SPLICE, and a few hundred short transfers in each of which something goes
-wrong.  It takes half a minute at most, fewer of them being played on a slow machine, and uses
-loopback alone.  A terminal shows meanwhile how far it is.
+Find out whether the package keeps its promises on this machine, with the backend in use: check the
+table of facts about SO_SPLICE, and make a few hundred short transfers in each of which something
+goes wrong. That takes half a minute at most, with fewer transfers on a slow machine, and uses
+loopback alone. On a terminal a counter shows the progress.
 
-The exit status is 0 if all was as it should be, else 1.
+The exit status is 0 if everything was as it should be, else 1.
 """
 
 _SELFTEST_EXAMPLE = """\
@@ -32,21 +40,34 @@ example:
   FREEBSD_SPLICE_BACKEND=kernel %(prog)s
 """
 
-_INFO = "Say what this system offers and what the package makes of it."
+_INFO = """\
+Say what this system offers and what the package makes of it.
+
+The exit status is 1 if an environment variable has a wrong value, or demands what isn't there.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, or 1 for what could not be done."""
+    """Run a command and return its exit status.
+
+    The status is 0, 1 for a command that could not do its work, or 2 for a wrong command line.
+
+    Raises:
+        SystemExit: argparse has found the command line wrong, or has shown a help text.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
+    except UsageError as error:
+        complain(usage_complaint(f"freebsd-splice {options.command}", error))
+        return 2
     except CannotStartError as error:
         complain(f"freebsd-splice: {error}")
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="freebsd-splice",
         description="Join TCP connections: in the kernel where it has SO_SPLICE, else here.",
         epilog="example:\n  %(prog)s forward 127.0.0.1:8080 backend.example:80",
@@ -76,18 +97,21 @@ def _add_selftest(commands: Any) -> None:
         "--transfers",
         type=count,
         metavar="N",
-        help=f"how many, however long they take (default: {TRANSFERS}, or as many as there is time "
-        "for)",
+        help=f"how many transfers, however long they take (default: {TRANSFERS}, or as many as "
+        "there is time for)",
     )
     parser.add_argument(
         "--seconds",
         type=positive,
         metavar="SECONDS",
-        help=f"begin nothing more after that long (default: {SECONDS:g}; with --transfers no such "
+        help=f"begin nothing more after that time (default: {SECONDS:g}; with --transfers no such "
         "limit)",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of the first transfer (default: another each time)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the first transfer's seed (default: another each time)",
     )
     parser.set_defaults(run=_run_selftest)
 
@@ -123,5 +147,8 @@ def _selftest_as_asked(options: argparse.Namespace, seed: int) -> bool:
 
 
 def _run_info(options: argparse.Namespace) -> int:
-    print(report())
-    return 0
+    found = report()
+    print(found.text)
+    for error in found.errors:
+        complain(f"freebsd-splice: {error}")
+    return 1 if found.errors else 0

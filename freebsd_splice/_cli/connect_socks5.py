@@ -5,26 +5,34 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..proxies import OpenTarget, Passwords, Rules, parse_rule, socks5_connect
 from ..proxies._addresses import SocketAddress, show
 from ..proxies._log import logger
-from .options import CannotStartError, add_command, add_handshake, add_serving
+from .options import (
+    CannotStartError,
+    add_command,
+    add_handshake,
+    add_listen,
+    add_serving,
+    parsed_by,
+)
 from .serving import Listeners, serve
 
 _RULES = """\
-RULE is WHAT or WHAT:PORTS.  WHAT is * for everything, a host name, which stands for all names below
+RULE is WHAT or WHAT:PORTS. WHAT is * for everything, a host name, which stands for all names below
 it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
-PORTS is 443 or 8000-8999.  Rules are tried in their order, and the first that decides wins.
+PORTS is 443 or 8000-8999. Rules are tried in their order, and the first that decides wins.
 
 Loopback, private, link-local and other addresses that are not global are refused unless a rule
-that names their network allows them: what a name stands for is its owner's choice.  It is the
-address that is connected to which counts.
+that names their network allows them. The address that is connected to counts, as the owner of a
+name chooses what it stands for.
 """
 
 _CONNECT = f"""\
-An HTTP proxy for CONNECT: what https clients use.
+An HTTP proxy for CONNECT, as https clients use it.
 
 LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
 
@@ -37,7 +45,7 @@ examples:
   %(prog)s --allow example.org:443 --deny '*' 127.0.0.1:3128
   curl --proxy http://127.0.0.1:3128 https://www.example.org/
 
-It takes h11: pip install "freebsd-splice[proxy]".
+It needs h11: pip install "freebsd-splice[proxy]".
 """
 
 _SOCKS5 = f"""\
@@ -83,7 +91,7 @@ def _http_connect(**options: Any) -> OpenTarget:
         from ..proxies.connect import http_connect
     except ImportError as error:
         raise CannotStartError(
-            f'connect takes h11: pip install "freebsd-splice[proxy]" ({error})'
+            f'connect needs h11: pip install "freebsd-splice[proxy]" ({error})'
         ) from error
     return http_connect(**options)
 
@@ -91,22 +99,16 @@ def _http_connect(**options: Any) -> OpenTarget:
 def _add_choice(
     parser: argparse.ArgumentParser, listen: str, proxy: Callable[..., OpenTarget]
 ) -> None:
-    parser.add_argument(
-        "listen",
-        metavar="LISTEN",
-        nargs="?",
-        default=listen,
-        help=f"where to accept clients (default: {listen})",
-    )
+    add_listen(parser, listen)
     for option, allow in (("--allow", True), ("--deny", False)):
         parser.add_argument(
             option,
             dest="rules",
             action="append",
-            type=_AllowRule() if allow else _DenyRule(),
+            type=parsed_by(partial(parse_rule, allow=allow)),
             default=[],
             metavar="RULE",
-            help=f"{option[2:]} what it is for, unless an earlier rule decides",
+            help=f"{option[2:]} what the rule is for, unless an earlier rule decides",
         )
     parser.add_argument(
         "--passwords",
@@ -127,7 +129,7 @@ def _serve(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> int
         return proxy(rules=Rules(given.rules), passwords=known[0] if known else None)
 
     def refresh() -> None:
-        """Or a worker that can't read the file would know whom it named once."""
+        """Read the file for the next worker, which might not be allowed to."""
         for passwords in known:
             passwords.refresh()
 
@@ -139,25 +141,11 @@ def _serve(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> int
     )
 
 
-class _AllowRule:
-    """As an argparse type: its name is in the message."""
-
-    allow = True
-    __name__ = "RULE"
-
-    def __call__(self, text: str) -> object:
-        try:
-            return parse_rule(text, self.allow)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-
-class _DenyRule(_AllowRule):
-    allow = False
-
-
 def _warn_of_everybody(options: argparse.Namespace, listeners: Listeners) -> None:
-    """Judges by the sockets: LISTEN can be a name, or not be what is listened on (LISTEN_FDS)."""
+    """Warn of a proxy without passwords that others can reach.
+
+    The sockets decide: LISTEN can be a name, and isn't listened on where LISTEN_FDS is set.
+    """
     addresses = [listener.getsockname() for listener in listeners]
     reachable = " and ".join(show(address) for address in addresses if not _is_loopback(address))
     if reachable and options.passwords is None:

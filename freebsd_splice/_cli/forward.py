@@ -9,16 +9,25 @@ from ..proxies import OpenTarget
 from ..proxies._addresses import parse_target
 from ..proxies._transparent import why_not_transparent
 from ..proxies.forward import to_targets
-from .options import add_command, add_retry_after, add_serving
+from .loops import warn_of_loops
+from .options import (
+    UsageError,
+    add_command,
+    add_listen,
+    add_retry_after,
+    add_serving,
+    parsed_by,
+)
 from .serving import serve
 
 _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.
 
 LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1;
-all addresses of a name are listened on, and port 0 takes a free one.  TARGET is host:port or
-[v6]:port; the addresses of a name are tried in turn, anew for each connection.  Of several targets
-each connection gets the next; one that can't be connected to is skipped for a while.
+all addresses of a name are listened on, and port 0 takes a free one. TARGET is host:port,
+[v6]:port, or a port of 127.0.0.1; the addresses of a name are tried in turn, anew for each
+connection. Of several targets each connection gets the next; one that can't be connected to is
+skipped for a while.
 """
 
 _EXAMPLE = """\
@@ -26,7 +35,8 @@ examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
 
-SIGINT or SIGTERM ends it: live connections have the grace time to end; a second signal cuts them.
+SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal
+cuts them.
 """
 
 
@@ -38,8 +48,14 @@ def add_forward(commands: Any) -> None:
         description=_DESCRIPTION,
         example=_EXAMPLE,
     )
-    parser.add_argument("listen", metavar="LISTEN", help="where to accept clients")
-    parser.add_argument("target", metavar="TARGET", nargs="+", help="where to connect them to")
+    add_listen(parser)
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="+",
+        type=parsed_by(parse_target),
+        help="where to connect them to",
+    )
     add_retry_after(parser)
     parser.add_argument(
         "--transparent",
@@ -47,18 +63,24 @@ def add_forward(commands: Any) -> None:
         help="connect from the client's own address (FreeBSD, as root; see docs/forward.md)",
     )
     add_serving(parser)
-    parser.set_defaults(run=lambda options: serve(options, _make))
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    return serve(
+        options, _make, listening=lambda listeners: warn_of_loops(options.target, listeners)
+    )
 
 
 def _make(options: argparse.Namespace) -> OpenTarget:
     if options.transparent:
+        if options.user is not None:
+            raise UsageError("--transparent needs root's privileges, which --user gives up")
         why_not = why_not_transparent()
         if why_not is not None:
             raise ValueError(f"--transparent: {why_not}")
-        if options.user is not None:
-            raise ValueError("--transparent: it takes root's privileges, which --user gives up")
     return to_targets(
-        [parse_target(target) for target in options.target],
+        options.target,
         retry_after=options.retry_after,
         transparent=options.transparent,
     )

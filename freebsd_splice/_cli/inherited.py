@@ -1,4 +1,4 @@
-"""Listening sockets that whoever started this program has made: sd_listen_fds(3)."""
+"""Listening sockets that are passed on by the program that started this one: sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ _FIRST = 3
 
 
 def inherited_listeners(buffers: int | None) -> list[list[socket.socket]]:
-    """The sockets of LISTEN_FDS, as one set for all workers; [] where none are meant for us.
+    """Return the sockets of LISTEN_FDS, as one set for all workers.
 
-    ``buffers``, in bytes, is what the accepted ones begin with.  Raises OSError where one is no
-    listening socket.
+    The list is empty where none are passed on to this process.
+
+    Args:
+        buffers: the size, in bytes, that both buffers of accepted sockets begin with.
+
+    Raises:
+        OSError: one of the descriptors is not a listening TCP socket.
     """
-    # Of a program that passes its environment on to others, these are not for the others.
+    # Removed from the environment: programs that this one starts must not take them.
     meant_for = os.environ.pop("LISTEN_PID", "")
     number = os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -38,7 +43,7 @@ def _listener(descriptor: int) -> socket.socket:
     except OSError as error:
         raise OSError(error.errno, f"{which}: {error.strerror}") from error
     if listener.family not in (socket.AF_INET, socket.AF_INET6):
-        raise OSError(errno.EAFNOSUPPORT, f"{which} is no TCP socket")
+        raise OSError(errno.EAFNOSUPPORT, f"{which} is not a TCP socket")
     if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise OSError(errno.EINVAL, f"{which} does not listen")
     return listener

@@ -1,25 +1,44 @@
-"""Options and argument types that several commands share."""
+"""The parser, and the options and argument types that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from ..proxies import Limits
+from ..proxies._addresses import parse_listen
 
-#: What the system takes, as a backlog or the size of a buffer: a C int.
+Value = TypeVar("Value")
+
+#: The largest backlog or buffer size that the system takes, a C int.
 _LARGEST = 2**31 - 1
 
 
 class CannotStartError(Exception):
-    """What is wrong, in one line."""
+    """The command can't do its work; the text says why, in one line. The exit status is 1."""
+
+
+class UsageError(Exception):
+    """The command line is wrong; the text says how, in one line. The exit status is 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, which names the help too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{usage_complaint(self.prog, message)}\n")
+
+
+def usage_complaint(program: str, message: object) -> str:
+    return f'{program}: error: {message}; see "{program} --help"'
 
 
 def add_command(
     commands: Any, name: str, *, help: str, description: str, example: str
 ) -> argparse.ArgumentParser:
-    """A parser whose texts are shown as they are written."""
+    """Return the parser of a new command, whose texts are shown as they are written."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -31,21 +50,21 @@ def add_command(
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:
-    """What every proxy can be told."""
+    """Add the options of all proxies."""
     limits = Limits()
     parser.add_argument(
         "--connect-timeout",
         type=positive,
         default=10.0,
         metavar="SECONDS",
-        help="for the name of the target and all its addresses together (default: 10)",
+        help="for looking the target up and trying all its addresses (default: 10)",
     )
     parser.add_argument(
         "--idle-timeout",
         type=seconds,
         default=3600.0,
         metavar="SECONDS",
-        help="end a connection when no byte has moved either way for so long; 0: never "
+        help="end a connection when no byte has moved either way for that time; 0: never "
         "(default: 3600)",
     )
     parser.add_argument(
@@ -53,7 +72,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.connections,
         metavar="N",
-        help="live connections, while there are so many further clients wait "
+        help="live connections; while there are that many, further clients wait "
         f"(default: {limits.connections}; for each worker)",
     )
     parser.add_argument(
@@ -61,7 +80,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.per_client,
         metavar="N",
-        help="live connections of one IPv4 address or IPv6 /64, further ones are closed "
+        help="live connections of one IPv4 address or IPv6 /64; further ones are closed "
         f"(default: {limits.per_client}; for each worker)",
     )
     parser.add_argument(
@@ -75,20 +94,20 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         "--no-keepalive",
         dest="keepalive",
         action="store_false",
-        help="don't have the system look for peers that have vanished",
+        help="leave SO_KEEPALIVE off: the system doesn't look for peers that have vanished",
     )
     parser.add_argument(
         "--buffer-size",
         type=count,
         metavar="BYTES",
-        help="of each socket's two buffers (default: the system's choice)",
+        help="size of each socket's two buffers (default: the system's choice)",
     )
     parser.add_argument(
         "--backlog",
         type=count,
         default=1024,
         metavar="N",
-        help="clients that may wait to be accepted, if the system allows so many (default: 1024)",
+        help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
     parser.add_argument(
         "--workers",
@@ -116,15 +135,27 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_listen(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the argument LISTEN, optional where there is a default."""
+    parser.add_argument(
+        "listen",
+        metavar="LISTEN",
+        nargs=None if default is None else "?",
+        type=parsed_by(parse_listen),
+        default=default,
+        help="where to accept clients" + ("" if default is None else f" (default: {default})"),
+    )
+
+
 def add_handshake(parser: argparse.ArgumentParser) -> None:
-    """What a proxy can be told that clients first say something to."""
+    """Add the options of proxies to which clients first say what they want."""
     limits = Limits()
     parser.add_argument(
         "--handshake-timeout",
         type=positive,
         default=limits.handshake_timeout,
         metavar="SECONDS",
-        help=f"for a client to say what it wants (default: {limits.handshake_timeout:g})",
+        help=f"time for a client to say what it wants (default: {limits.handshake_timeout:g})",
     )
     parser.add_argument(
         "--handshake-size",
@@ -156,10 +187,25 @@ def limits_of(options: argparse.Namespace) -> Limits:
     )
 
 
+def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return ``parse`` as an argparse type; the text of its ValueError is what users see."""
+
+    def convert(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
 def seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return number
 
 
@@ -171,7 +217,10 @@ def positive(text: str) -> float:
 
 
 def count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError("it must be at least 1")
     if number > _LARGEST:

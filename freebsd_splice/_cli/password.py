@@ -7,13 +7,13 @@ import getpass
 import sys
 from typing import Any
 
-from ..proxies._passwords import make_entry
-from .options import CannotStartError, add_command
+from ..proxies._passwords import check_user, make_entry
+from .options import CannotStartError, add_command, parsed_by
 
 _DESCRIPTION = """\
 Print a line for the password file of "connect" and "socks5", with the password hashed by scrypt.
-The password is asked for, twice, or is the first line of the standard input where that is no
-terminal.
+The password is asked for twice. Where the standard input is not a terminal, its first line is the
+password.
 """
 
 _EXAMPLE = """\
@@ -30,7 +30,9 @@ def add_password(commands: Any) -> None:
         description=_DESCRIPTION,
         example=_EXAMPLE,
     )
-    parser.add_argument("user", metavar="USER", help="the name, without a colon")
+    parser.add_argument(
+        "user", metavar="USER", type=parsed_by(check_user), help="the name, without a colon"
+    )
     parser.set_defaults(run=_print_entry)
 
 
@@ -49,5 +51,5 @@ def _ask() -> str:
         return sys.stdin.readline().rstrip("\r\n")
     password = getpass.getpass()
     if getpass.getpass("Again: ") != password:
-        raise ValueError("these are two different passwords")
+        raise ValueError("the passwords do not match")
     return password

@@ -1,4 +1,4 @@
-"""Giving up root's privileges once what takes them is done."""
+"""Giving up root's privileges once they are no longer needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 assert sys.platform != "win32"
 
-_os: Any = os  # not all systems have all of it, and a type checker knows that
+_os: Any = os  # type checkers know that not all systems have all of its functions
 
 
 class User(NamedTuple):
-    """Who to go on as."""
+    """The user and the group to go on as."""
 
     name: str
     number: int
@@ -23,7 +23,11 @@ class User(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> User:
-        """``user``, or ``user:group``.  ValueError: there is no such user or group."""
+        """Return what is written as ``user`` or ``user:group``.
+
+        Raises:
+            ValueError: the user or the group does not exist.
+        """
         name, colon, group = text.partition(":")
         try:
             entry = pwd.getpwnam(name)
@@ -36,7 +40,11 @@ class User(NamedTuple):
         return cls(name, entry.pw_uid, number)
 
     def become(self) -> None:
-        """For good.  Raises PermissionError where this process may not, or where it isn't."""
+        """Become the user for good.
+
+        Raises:
+            PermissionError: this process may not, or could still become root again.
+        """
         if _is_all_of(self.number, self.group):
             self._check_for_good()
             return
@@ -50,7 +58,7 @@ class User(NamedTuple):
         self._check_for_good()
 
     def _check_for_good(self) -> None:
-        """Capabilities, for instance, may let it become root again."""
+        """Check that the process can't become root again, as with capabilities that are left."""
         if self.number == 0:
             return
         try:
@@ -63,14 +71,17 @@ class User(NamedTuple):
 
 
 def _is_all_of(user: int, group: int) -> bool:
-    """The saved ones as well, where the system tells them: a process may take them again."""
+    """Return whether the process has this user and group alone.
+
+    Saved ones count too, where the system tells them: a process may take those again.
+    """
     if hasattr(_os, "getresuid"):
         return bool(_os.getresuid() == 3 * (user,) and _os.getresgid() == 3 * (group,))
     return (_os.getuid(), _os.geteuid(), _os.getgid(), _os.getegid()) == (user, user, group, group)
 
 
 def _set_all_to(user: int, group: int) -> None:
-    """``setuid`` leaves some where it is not root that calls it."""
+    """Set the real, effective and saved ones; ``setuid`` alone sets them all for root only."""
     if hasattr(_os, "setresuid"):
         _os.setresgid(group, group, group)
         _os.setresuid(user, user, user)

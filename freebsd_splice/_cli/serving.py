@@ -1,4 +1,4 @@
-"""Running a proxy as a program: its log, its sockets, its user, its workers, its signals."""
+"""Running a proxy as a program: log, sockets, user, workers and signals."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
-from ..proxies._listening import listen_on
+from ..proxies._connecting import advice_for
+from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
-from ..proxies._server import say_listening
 from .inherited import inherited_listeners
-from .options import CannotStartError, limits_of
+from .options import CannotStartError, UsageError, limits_of
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 
-#: The function that opens targets, made of the options; OSError and ValueError end the program.
+#: Makes the function that opens targets from the options; OSError and ValueError end the program.
 Make = Callable[[argparse.Namespace], OpenTarget]
 
 Listeners = Sequence[socket.socket]
@@ -37,20 +37,26 @@ def serve(
     listening: Callable[[Listeners], object] = lambda listeners: None,
     before_fork: Callable[[], object] = lambda: None,
 ) -> int:
-    """Serve until SIGINT or SIGTERM; gives the exit status.  Raises CannotStartError.
+    """Serve until SIGINT or SIGTERM, and return the exit status.
 
-    ``listening`` is told what is listened on, before anybody is served.  ``before_fork`` is called
-    before each start of a worker, of one that replaces another as well.
+    Args:
+        options: the command line's.
+        make: makes the function that opens targets.
+        listening: is given the listening sockets before anybody is served.
+        before_fork: is called before each start of a worker, also of one that replaces another.
+
+    Raises:
+        CannotStartError: the proxy can't start, or a listening socket listens no more.
+        UsageError: the command line is wrong.
     """
     _start_log(options)
     _raise_descriptor_limit()
     try:
-        listen = parse_listen(options.listen)
         give_up = None if options.user is None else _giving_up(options.user)
         server = _make_server(options, make(options))
         backend()
-        current()  # made here and now, for the errors of its environment variables
-        listeners = inherited_listeners(options.buffer_size) or _listen(options, listen)
+        current()  # made now, so that errors of its environment variables end the program
+        listeners = inherited_listeners(options.buffer_size) or _listen(options, options.listen)
         listening(listeners[0])
         if give_up is not None:
             give_up()
@@ -75,19 +81,20 @@ def serve(
 
 
 def _complaint(error: OSError | ValueError) -> str:
-    """In one line, with the name of the file that it is about, if there is one."""
+    """Return the error in one line, with the name of the file that it is about, if any."""
     reason = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
-    return reason if file is None else f"{file}: {reason}"
+    advice = advice_for(error) if isinstance(error, OSError) else ""
+    return reason + advice if file is None else f"{file}: {reason}{advice}"
 
 
 def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:
     own = listeners[number % len(listeners)]
-    # A port is listened on until nobody holds a socket of it: a worker has its own alone, and the
-    # parent, which holds all for the workers to come, lets go of them when it is told to stop.
+    # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
+    # parent keeps all, for workers to come, and closes them when it is told to stop.
     _close(others for others in listeners if others is not own)
     asyncio.run(_run(server, own, parent))
-    shutdown()  # a worker ends without what an interpreter does at its end
+    shutdown()  # a worker ends without the interpreter's own end
 
 
 def _close(listeners: Iterable[Listeners]) -> None:
@@ -108,11 +115,14 @@ def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyS
 
 
 def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.socket]]:
-    """The listening sockets of each worker, or one set for all where the system can't share."""
+    """Return the listening sockets of each worker, or one set for all of them.
+
+    One set serves where the system doesn't deal a port's clients out among several sockets.
+    """
     share = _share_option() if options.workers > 1 else None
     if share is not None and address.port:
-        # Another program's sockets of that port would share it as well, and get half the clients.
-        # Bound alone: a client that came just now would be reset.
+        # Sockets of another program would share the port as well, and get half the clients: bind
+        # it without sharing first. It doesn't listen, as a client that came now would be reset.
         _close([listen_on(address, None)])
     made = [listen_on(address, options.backlog, share=share, buffers=options.buffer_size)]
     for _ in range(options.workers - 1 if share is not None else 0):
@@ -135,8 +145,11 @@ def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
         from .privileges import User
 
-        return User.parse(user).become
-    raise ValueError("--user: not on Windows")
+        try:
+            return User.parse(user).become
+        except ValueError as error:
+            raise UsageError(error) from None
+    raise UsageError("--user: not on Windows")
 
 
 def _share_option() -> int | None:
@@ -144,14 +157,14 @@ def _share_option() -> int | None:
         from .workers import share_option
 
         return share_option()
-    raise ValueError("--workers: not on Windows")
+    raise UsageError("--workers: not on Windows")
 
 
 async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) -> None:
-    """Serve until a signal, or until ``parent`` can be read: that is the parent's end."""
+    """Serve until a signal, or until the pipe ``parent`` says to stop or is closed."""
     if parent is None:
         _obey_signals(server)
-        say_listening(listeners)  # only now: a signal that comes in answer finds its handler
+        say_listening(listeners)  # after the handlers: somebody may answer this with a signal
     elif sys.platform != "win32":
         from .workers import obey
 
@@ -170,7 +183,7 @@ def _obey_signals(server: ProxyServer) -> None:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda *_, call=call: loop.call_soon_threadsafe(call))
     if sys.platform != "win32":
-        # Whoever has started it may have had them blocked, and that is inherited.
+        # A supervisor may have started the program with these blocked, which is inherited.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, calls)
 
 
@@ -184,7 +197,7 @@ def _start_log(options: argparse.Namespace) -> None:
         handler.setFormatter(TextFormatter(f"%(asctime)s{worker} %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("freebsd_splice").setLevel(options.log_level.upper())
-    # What Python itself prints, in the middle of the loop's work, is logged in place of that.
+    # Log what Python itself would print in the middle of the loop's work.
     logging.captureWarnings(True)
     sys.unraisablehook = _log_unraisable
 
@@ -199,13 +212,13 @@ def _log_unraisable(unraisable: Any) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: the usual limits are made for programs with a few."""
+    """Raise the soft limit of descriptors to the hard one; usual limits are too low for proxies."""
     if sys.platform == "win32":
         return
     import resource
 
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
-        most = max(limit, 10240)  # what macOS means by it (setrlimit(2), OPEN_MAX)
+        most = max(limit, 10240)  # the most that macOS allows then (setrlimit(2), OPEN_MAX)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""The signals that mean something to a proxy."""
+"""The signals that a proxy handles."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 
 from ..proxies._log import fields, logger
 
-#: The first stops it, and a second one cuts.  SIGINT also where the program was started with SIGINT
-#: ignored, as a shell starts what it doesn't wait for: whoever sends it to a server means it, and
-#: nginx and HAProxy's master obey it as well.
+#: The first of these signals stops the proxy, a second one cuts. SIGINT works also where the
+#: program was started with SIGINT ignored, as a shell starts a background command: a sender of
+#: SIGINT means it, and nginx and HAProxy's master obey it as well.
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
-#: What others load their configuration again by, or open their log.  Left alone they would end the
-#: program on the spot, with all its connections.
+#: Signals by which other servers load their configuration again or reopen their log. Without a
+#: handler they would end the program at once, with all its connections.
 WITHOUT_EFFECT = tuple(
     getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )

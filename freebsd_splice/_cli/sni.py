@@ -6,12 +6,13 @@ import argparse
 from typing import Any
 
 from ..proxies import OpenTarget, Routes, by_server_name
-from .options import add_command, add_handshake, add_retry_after, add_serving
+from .loops import warn_of_loops
+from .options import add_command, add_handshake, add_listen, add_retry_after, add_serving
 from .serving import serve
 
 _DESCRIPTION = """\
 Join TLS connections to targets by the server name that clients ask for, and by ALPN where a route
-says so.  TLS goes through it from end to end: it needs no key and no certificate.
+says so. TLS goes through the proxy from end to end: it needs no key and no certificate.
 
 ROUTES is a TOML file; LISTEN is host:port, [v6]:port, :port for every address of this machine, or a
 port of 127.0.0.1.
@@ -30,7 +31,7 @@ example:
   alpn = ["h2"]                                     # optional
   target = ["10.0.0.6:443", "10.0.0.7:443"]         # each connection gets the next
 
-On Python 3.10 it takes tomli: pip install "freebsd-splice[proxy]".
+On Python 3.10 it needs tomli: pip install "freebsd-splice[proxy]".
 """
 
 
@@ -43,18 +44,20 @@ def add_sni(commands: Any) -> None:
         example=_EXAMPLE,
     )
     parser.add_argument("routes", metavar="ROUTES", help="the TOML file")
-    parser.add_argument(
-        "listen",
-        metavar="LISTEN",
-        nargs="?",
-        default="127.0.0.1:8443",
-        help="where to accept clients (default: 127.0.0.1:8443)",
-    )
+    add_listen(parser, "127.0.0.1:8443")
     add_retry_after(parser)
     add_handshake(parser)
     add_serving(parser)
-    parser.set_defaults(run=lambda options: serve(options, _make))
+    parser.set_defaults(run=_serve)
 
 
-def _make(options: argparse.Namespace) -> OpenTarget:
-    return by_server_name(Routes.load(options.routes), retry_after=options.retry_after)
+def _serve(options: argparse.Namespace) -> int:
+    known: list[Routes] = []
+
+    def make(given: argparse.Namespace) -> OpenTarget:
+        known.append(Routes.load(given.routes))
+        return by_server_name(known[0], retry_after=given.retry_after)
+
+    return serve(
+        options, make, listening=lambda listeners: warn_of_loops(known[0].targets(), listeners)
+    )

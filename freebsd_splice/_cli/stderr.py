@@ -1,4 +1,4 @@
-"""Standard error, written to by a thread: nobody who logs waits for whoever reads the log."""
+"""Standard error, written to by a thread: code that logs doesn't wait for the log's reader."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MOST_WAITING = 4 << 20
 #: Characters that are written by one call, unless a line is longer.
 MOST_AT_ONCE = 1 << 15
 
-#: Seconds in which lines are gathered behind one that was written at once.
+#: For how many seconds lines are gathered after one that was written at once.
 GATHER_SECONDS = 0.01
 
-#: How long the end of the program may wait, in all, for its last lines to be written.
+#: For how many seconds, in all, the end of the program waits until its last lines are written.
 FLUSH_SECONDS = 1.0
 
 
 class StderrHandler(logging.Handler):
-    """Formats records where they are logged, and has them written by the thread."""
+    """Formats records where they are logged; a thread writes them."""
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class StderrHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception:
-            # The standard library's own way is to print the traceback, and to wait for that.
+            # The standard library would print the traceback, and wait until that is written.
             about = logger.makeRecord(
                 logger.name,
                 logging.ERROR,
@@ -76,31 +76,31 @@ class StderrHandler(logging.Handler):
 class Lines:
     """Lines on their way to a descriptor.
 
-    Those for which there is no more room are dropped, and so are those that can't be written; how
-    many is said in their place, as soon as something can be written.
+    Lines that find no room, and lines that can't be written, are dropped. As soon as something can
+    be written again, a line in their place says how many they were.
     """
 
     def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
         self._descriptor = descriptor
         self._encoding = encoding
-        #: The line that says so.
+        #: Makes the line that says how many were dropped.
         self.say_lost: Callable[[int], str] = lambda count: f"{count} lines were dropped"
         self._begin()
         in_forked_child(self._begin)
 
     def _begin(self) -> None:
-        """Also in a forked child: it has no such thread, and its parent writes what waits."""
-        # What is put needs no lock: the garbage collector can run anywhere, the thread's own code
-        # included, and call finalizers that log.
+        """Begin without lines and thread, also in a forked child: the parent writes what waits."""
+        # ``put`` takes no lock: the garbage collector can run anywhere, in the thread's own code as
+        # well, and call finalizers that log.
         self._queue: queue.SimpleQueue[str | _Dropped | threading.Event] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._given = 0  # characters, by whoever logs
+        self._given = 0  # characters that were put
         self._full = False
         self._dropping: _Dropped | None = None  # the last in the queue, if lines are dropped now
         self._ends_by: float | None = None
-        # The thread's own: characters taken, lines lost since one could be written, those dropped
-        # that were last heard of, and whether a line was cut off.
+        # Used by the thread alone: characters taken, lines lost since one could be written, the
+        # dropped lines that were counted last, and whether a line was cut off.
         self._taken = 0
         self._lost = 0
         self._heard_of: _Dropped | None = None
@@ -108,9 +108,9 @@ class Lines:
         self._torn = False
 
     def put(self, line: str) -> None:
-        """Have it written.  Never waits."""
-        # Once it was full it is left alone until half is written, lest every other line be one
-        # that says how many were dropped.
+        """Have the thread write a line. Never waits."""
+        # Once the queue was full, lines are dropped until half of it is written: otherwise every
+        # other line would be one that says how many were dropped.
         most = MOST_WAITING // 2 if self._full else MOST_WAITING
         self._full = self._given - self._taken > most
         if self._full:
@@ -121,13 +121,13 @@ class Lines:
             self._queue.put(line)
         if self._thread is None and self._starting.acquire(blocking=False):
             try:
-                with contextlib.suppress(RuntimeError):  # the next line tries it again
+                with contextlib.suppress(RuntimeError):  # the next line tries again
                     self._thread = start_thread(self._run, "standard error")
             finally:
                 self._starting.release()
 
     def flush(self) -> None:
-        """At the end of the program: wait until all is written, for FLUSH_SECONDS in all."""
+        """Wait at the program's end until all lines are written, for FLUSH_SECONDS in all."""
         if self._ends_by is None:
             self._ends_by = time.monotonic() + FLUSH_SECONDS
         written = threading.Event()
@@ -158,7 +158,7 @@ class Lines:
             self._taken += sum(map(len, lines))
             return
         if isinstance(item, _Dropped):
-            self._dropping = None  # further ones come behind what is in the queue by now
+            self._dropping = None  # lines dropped from now on come after what is in the queue
         self._deliver(item)
         if isinstance(item, threading.Event):
             item.set()
@@ -179,7 +179,7 @@ class Lines:
 
     def _deliver(self, item: list[str] | _Dropped | threading.Event) -> None:
         if self._heard_of is not None:
-            self._lost += self._heard_of.heard()  # a line that was dropped at that very moment
+            self._lost += self._heard_of.heard()  # lines that were dropped at that very moment
         if isinstance(item, _Dropped):
             self._heard_of = item
             self._lost += item.heard()
@@ -205,10 +205,10 @@ class Lines:
         while data:
             try:
                 written = os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever shares it has made it non-blocking
+            except BlockingIOError:  # another process that shares it has made it non-blocking
                 select.select((), (self._descriptor,), (), 1.0)
                 continue
-            except OSError:  # its reader has gone, the disk is full: later lines may be written
+            except OSError:  # the reader has gone, the disk is full: later lines may be written
                 written = whole - len(data)
                 return sum(end <= written for end in accumulate(map(len, texts)))
             data = data[written:]
@@ -217,14 +217,14 @@ class Lines:
 
 
 class _Dropped:
-    """Stands in the queue for lines that are not there."""
+    """Stands in the queue for lines that were dropped."""
 
     def __init__(self) -> None:
-        self.lines: list[None] = []  # one each: to append takes no lock
+        self.lines: list[None] = []  # one item for each line: append needs no lock
         self._heard = 0
 
     def heard(self) -> int:
-        """How many more there are than the last time."""
+        """Return how many more lines there are than at the last call."""
         count = len(self.lines)
         more, self._heard = count - self._heard, count
         return more
@@ -234,7 +234,7 @@ _lines: Lines | None = None
 
 
 def stderr_lines() -> Lines | None:
-    """Those of this process; None where it has no standard error of the system's."""
+    """Return this process's ``Lines``; None where it has no standard error."""
     global _lines
     if _lines is None and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -243,7 +243,7 @@ def stderr_lines() -> Lines | None:
 
 
 def complain(line: str) -> None:
-    """Say why the program ends, behind what was logged before."""
+    """Print why the program ends, after what was logged before."""
     lines = stderr_lines()
     if lines is None:
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Several processes for one proxy, and one that looks after them."""
+"""Several worker processes for one proxy, and their parent, which supervises them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 
 assert sys.platform != "win32"  # which has no fork(2)
 
-#: Serves as the worker of that number, and hears of the parent from that descriptor.
+#: Serves as the worker of a number, and reads from a descriptor what the parent says.
 Work = Callable[[int, int], object]
 
-#: What the parent waits for.
+#: The signals that the parent waits for.
 _WATCHED = frozenset({*STOPPING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
 
-#: What it writes to each worker at each signal that stops.  Workers themselves have all of these
-#: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and with
-#: the parent's word that would be two, which cuts connections.
+#: What the parent writes to each worker at each signal that stops. Workers themselves have these
+#: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
+#: together with the parent's message those would be two, which cut connections.
 _STOP = b"!"
 
-#: A worker that has died sooner than that is started again only then, seconds after its start.
+#: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
 
-#: The shortest time that SIGALRM is asked for, in seconds: 0 would be never.
+#: The shortest time that the timer is set to, in seconds; 0 would switch it off.
 _SHORTEST_WAIT = 0.001
 
 _FREEBSD_SO_REUSEPORT_LB = 0x00010000
 
 
 def share_option() -> int | None:
-    """What has the system deal out a port's clients among several sockets; None: it can't.
+    """Return the option that makes the system deal a port's clients out among several sockets.
 
-    SO_REUSEPORT_LB on FreeBSD, SO_REUSEPORT on Linux.  Elsewhere the latter gives all clients to
-    the socket that came last, and workers accept from one socket instead.
+    That is SO_REUSEPORT_LB on FreeBSD and SO_REUSEPORT on Linux. Elsewhere it is None: there
+    SO_REUSEPORT gives all clients to the last socket, and workers accept from one socket instead.
     """
     if sys.platform.startswith("freebsd"):
         return int(getattr(socket, "SO_REUSEPORT_LB", _FREEBSD_SO_REUSEPORT_LB))
@@ -58,22 +59,28 @@ def supervise(
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run so many workers until they have ended; one that dies before a signal is replaced.
+    """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
-    At each SIGINT or SIGTERM they are told to stop.  ``ready`` is called once that is so,
-    ``stopping`` at every such signal, before they hear of it, and ``before_fork`` before each
-    worker's start, as it begins with what this process knows.
+    At each SIGINT or SIGTERM the workers are told to stop.
+
+    Args:
+        count: how many workers.
+        work: is called in each worker.
+        ready: is called once the signals are handled.
+        stopping: is called at each such signal, before the workers are told.
+        before_fork: is called before each worker's start; the worker begins with what this process
+            has in memory.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     for number in _WATCHED:
-        # A signal that is ignored, as SIGCHLD is by default, is discarded, blocked or not.
+        # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
     _Supervisor(count, work, stopping, before_fork).run()
 
 
 def obey(parent: int, stop: Callable[[], object]) -> None:
-    """In a worker's loop: ``stop`` whenever the parent says so, and once it has ended."""
+    """Call ``stop``, in a worker's loop, whenever the parent says so, and once it has ended."""
     loop = asyncio.get_running_loop()
     stopped = False
 
@@ -84,7 +91,7 @@ def obey(parent: int, stop: Callable[[], object]) -> None:
             stop()
         if not said:
             loop.remove_reader(parent)
-            if not stopped:  # a second time would cut what is live
+            if not stopped:  # a second call would cut live connections
                 stop()
         stopped = True
 
@@ -106,7 +113,7 @@ class _Supervisor:
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
         self._stopping = False
-        #: By the worker's number; that they are closed is how a worker knows of this one's end.
+        #: By the worker's number. Their closing tells the workers that the parent has ended.
         self._pipes: dict[int, int] = {}
 
     def run(self) -> None:
@@ -126,7 +133,8 @@ class _Supervisor:
         self._missing.clear()
         self._tell_stopping()
         for pipe in self._pipes.values():
-            with contextlib.suppress(OSError):  # it has just ended, or has not read the last 65,536
+            # The worker has just ended, or has not read the last 65,536 messages.
+            with contextlib.suppress(OSError):
                 os.write(pipe, _STOP)
 
     def _reap(self) -> None:
@@ -134,7 +142,7 @@ class _Supervisor:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
-            # Others' children become ours where we were exec'ed by their parent, or are process 1.
+            # A program that was exec'ed by another one, or is process 1, has other children too.
             number = self._live.pop(process, None)
             if number is None:
                 continue
@@ -151,7 +159,7 @@ class _Supervisor:
                 self._missing.append(number)
 
     def _start_missing(self) -> None:
-        """Those whose time has come; for the others SIGALRM comes."""
+        """Start the workers whose time has come, and set a timer for the others."""
         now = time.monotonic()
         for number in [number for number in self._missing if self._due(number) <= now]:
             self._missing.remove(number)
@@ -174,9 +182,10 @@ class _Supervisor:
                 os.close(hears)
                 os.close(says)
                 raise
-        except OSError as error:  # too many processes or descriptors, too little memory: may pass
-            cannot = fields("worker not started", worker=number, error=error.strerror)
-            logger.error("cannot start worker %d: %s", number, error.strerror, extra=cannot)
+        except OSError as error:  # processes, descriptors or memory are short, which may pass
+            reason = reason_of(error)
+            cannot = fields("worker not started", worker=number, error=reason)
+            logger.error("cannot start worker %d: %s", number, reason, extra=cannot)
             self._missing.append(number)
             return
         self._pipes[number] = says
@@ -190,8 +199,8 @@ class _Supervisor:
         status = 1
         try:
             for says in self._pipes.values():
-                os.close(says)  # or the others' workers would not hear of the parent's end
-            # What the parent waits for stays blocked here: it is for the parent alone.
+                os.close(says)  # else the other workers would not notice the parent's end
+            # The signals that the parent waits for stay blocked here: they are for it alone.
             self._work(number, hears)
             status = 0
         except BaseException:
@@ -199,5 +208,5 @@ class _Supervisor:
             logger.exception("worker %d has failed", number, extra=failed)
         finally:
             with contextlib.suppress(Exception):
-                logging.shutdown()  # what is logged is on its way
-            os._exit(status)  # what is registered to run at the end is the parent's
+                logging.shutdown()  # write the last lines of the log
+            os._exit(status)  # without the parent's exit handlers

@@ -1,1 +1,1 @@
-"""What a user runs to find out whether it works here."""
+"""``info`` and ``selftest``, which users run to find out whether the package works here."""

@@ -4,39 +4,53 @@ from __future__ import annotations
 
 import importlib
 import mmap
-import os
 import platform
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import __version__
-from .._backend import COPY, OS_SPLICE, backend
+from .._backend import COPY, MOVER, OS_SPLICE, backend, forced_mover
 from .._platform import raw_splice
 from .._platform.backlog import backlog_limit
 from .._platform.pollers import kinds
 from .._platform.system import PIPE_BYTES, SystemPlatform
 
 
-def report() -> str:
-    """All of it as text: a name and what is to say about it on each line."""
+class Report(NamedTuple):
+    """What ``freebsd-splice info`` prints.
+
+    Attributes:
+        text: a name and what is known about it on each line.
+        errors: why splices can't be made here; empty where they can.
+    """
+
+    text: str
+    errors: list[str]
+
+
+def report() -> Report:
+    """Return what this system offers and what the package makes of it."""
     system = platform.uname()
+    errors: list[str] = []
     facts = {
         "freebsd-splice": f"{__version__} on {platform.python_implementation()} "
         f"{platform.python_version()}",
         "system": f"{system.system} {system.release} {system.machine}",
         "kernel": system.version,
         "SO_SPLICE": raw_splice.missing() or "available",
-        "backend": _backend(),
+        "backend": _or_error(_backend, errors),
         "struct splice": _layout(),
         "workers": f"{SystemPlatform().cpus()}, one for each CPU",
-        "movers": _movers(),
+        "movers": _or_error(_movers, errors),
         "readiness": f"{kinds()[0]} (of {', '.join(kinds())})",
         "descriptors": _descriptors(),
         "backlog": _backlog(),
         "pipes": _pipes(),
     }
-    return "\n".join(_line(name, text) for name, text in facts.items() if text)
+    return Report("\n".join(_line(name, text) for name, text in facts.items() if text), errors)
 
 
 def _line(name: str, text: str) -> str:
@@ -45,11 +59,17 @@ def _line(name: str, text: str) -> str:
     )
 
 
-def _backend() -> str:
+def _or_error(find: Callable[[], str], errors: list[str]) -> str:
+    """Return what ``find`` finds, or its error, which is added to ``errors``."""
     try:
-        chosen = backend()
+        return find()
     except (OSError, ValueError) as error:
-        return f"none: {getattr(error, 'strerror', None) or error}"
+        errors.append(str(getattr(error, "strerror", None) or error))
+        return f"none: {errors[-1]}"
+
+
+def _backend() -> str:
+    chosen = backend()
     return f"{chosen.name}: {chosen.reason}"
 
 
@@ -67,9 +87,10 @@ def _layout() -> str:
 
 
 def _movers() -> str:
-    movers = [OS_SPLICE, COPY] if SystemPlatform().can_splice() else [COPY]
-    forced = os.environ.get("FREEBSD_SPLICE_MOVER")
-    return ", then ".join(movers) + (f"; FREEBSD_SPLICE_MOVER={forced}" if forced else "")
+    forced = forced_mover()
+    if forced is not None:
+        return f"{forced}: {MOVER}={forced}"
+    return ", then ".join([OS_SPLICE, COPY] if SystemPlatform().can_splice() else [COPY])
 
 
 def _descriptors() -> str:
@@ -90,7 +111,10 @@ def _backlog() -> str:
 
 
 def _pipes() -> str:
-    """Linux's limits of what os.splice goes through (F31)."""
+    """Return Linux's limits for pipes, through which os.splice moves bytes.
+
+    All pipes of a user share one limit; past it they are smaller (F31).
+    """
     limits = Path("/proc/sys/fs")
     try:
         size = int((limits / "pipe-max-size").read_text())

@@ -1,4 +1,4 @@
-"""``freebsd-splice selftest``: does it hold on this machine, in plain words."""
+"""``freebsd-splice selftest``: whether the package keeps its promises on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .._backend import backend
 from . import facts
 from .transfers import Plan, TransferError, hostilities, play
 
-#: How many transfers, and seconds for all together, unless the user asks for others.
+#: How many transfers are made, and the seconds for everything, unless the user asks for others.
 TRANSFERS, SECONDS = 300, 30.0
-#: The facts' part of that time.  They have to wait for things that don't happen.
+#: The facts' share of that time. They have to wait for things that don't happen.
 FACTS_SHARE = 2 / 3
 
 
@@ -28,10 +28,17 @@ def selftest(
     seconds: float | None = SECONDS,
     terminal: TextIO | None = None,
 ) -> bool:
-    """Play the facts table and that many hostile transfers; whether all was as it should be.
+    """Check the facts and make hostile transfers; return whether everything was as it should be.
 
-    Once ``seconds`` have passed nothing more is begun; None: all is played.  Where ``terminal`` is
-    one, it shows meanwhile how far it is.
+    Args:
+        transfers: how many transfers.
+        first_seed: the seed of the first transfer; the next has the next number.
+        say: is called with each line of the report.
+        seconds: once they have passed, nothing more is begun; None: no such limit.
+        terminal: shows the progress, where it is a terminal.
+
+    Raises:
+        OSError, ValueError: there is no backend to test.
     """
     chosen = backend()
     say(f"Backend: {chosen.name} ({chosen.reason}).")
@@ -50,7 +57,7 @@ def selftest(
 
 
 class _Counter:
-    """A line that is written over and over, on a terminal; in pipes and files nothing."""
+    """A line on a terminal that is overwritten; in pipes and files it doesn't appear."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream if stream is not None and stream.isatty() else None
@@ -63,7 +70,7 @@ class _Counter:
             self._width = len(text)
 
     def clear(self) -> None:
-        """Before anything else is written there."""
+        """Remove the line; call it before anything else is written there."""
         if self._width:
             self("")
             self("")
@@ -72,7 +79,7 @@ class _Counter:
 def _run_facts(
     kernel: bool, say: Callable[[str], object], until: float, show: _Counter
 ) -> Counter[str]:
-    """On the kernel all that can be seen of it; in userspace what the thin functions promise."""
+    """Check the facts: on the kernel all of them, in userspace what the thin functions promise."""
     stopped = ""
 
     def goes_on(number: int, of: int) -> bool:
@@ -80,14 +87,14 @@ def _run_facts(
         show(f"fact {number} of {of}")
         if time.monotonic() < until:
             return True
-        stopped = f", looked at {number - 1} of {of} in the time allowed"
+        stopped = f", {number - 1} of {of} checked in the time allowed"
         return False
 
     lines: list[str] = []
     counts = facts.run_facts(lines.append, facts.KernelRig if kernel else EmulationRig, goes_on)
     show.clear()
     shown = False
-    for line in lines:  # a fact that holds needs no line here
+    for line in lines:  # only facts that differ are shown
         shown = line.startswith("differs") or (shown and line.startswith(" "))
         if shown:
             say(line)
@@ -96,10 +103,10 @@ def _run_facts(
 
 
 class EmulationRig(facts.KernelRig):
-    """This machine's sockets, and the thin functions in place of the kernel's call.
+    """Real sockets of this machine, with the thin functions in place of the kernel's call.
 
-    Events and poll(2) can't be as they are in a kernel (F33); what the calls say and what becomes
-    of the bytes is the same.
+    The answers of the calls and the fate of the bytes are the same as with the kernel. Events and
+    poll(2) differ: in userspace the readiness of a spliced socket can't be hidden (F33).
     """
 
     system, release = "FreeBSD", (15, 1)
@@ -130,7 +137,7 @@ def _play_transfers(
     until: float,
     show: _Counter,
 ) -> int:
-    """How many went wrong.  One is played however late it is."""
+    """Make the transfers, at least one; return how many went wrong."""
     failures: list[str] = []
     played: Counter[str] = Counter()
     began = time.monotonic()

@@ -1,6 +1,6 @@
 """Hostile transfers: short, random, over loopback TCP, each with one thing that goes wrong.
 
-Each is made from a seed alone, so that one that failed can be played again.
+Each follows from a seed alone, so that a transfer that failed can be repeated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .._relay import Relay
 from .._splice import Outcome, Splice
 from .facts import SLOWNESS
 
-#: Seconds after which a transfer that isn't over hangs.
+#: Seconds after which a transfer that isn't over counts as hanging.
 PATIENCE = 20.0 * SLOWNESS
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -28,7 +28,7 @@ class TransferError(Exception):
 
 
 class Plan:
-    """What one transfer is to be; all of it follows from the seed."""
+    """The size, the pace and the fault of one transfer; all of it follows from the seed."""
 
     def __init__(self, seed: int, hostilities: list[str]) -> None:
         chance = random.Random(seed)
@@ -47,12 +47,19 @@ class Plan:
 
 
 def hostilities(kernel: bool) -> list[str]:
-    """What can go wrong; on the kernel, somebody else can end its splice besides."""
+    """Return the names of what can go wrong.
+
+    On the kernel, somebody else can end the splice as well.
+    """
     return list(_PLAYS) if kernel else [name for name in _PLAYS if name != "unspliced"]
 
 
 def play(plan: Plan) -> Outcome:
-    """Make the transfer; TransferError says what was wrong with it."""
+    """Make the transfer and return its outcome.
+
+    Raises:
+        TransferError: a promise was not kept; the text says which.
+    """
     with contextlib.ExitStack() as stack:
         source, sender = _pair(stack, plan.small_buffers)
         drain, receiver = _pair(stack, plan.small_buffers)
@@ -107,11 +114,11 @@ class _Transfer:
         return splice.wait()
 
     def receive_all(self, count: int) -> None:
-        """Everything that the drain has taken."""
+        """Receive everything that the drain has taken."""
         self.go_on(lambda: len(self.received) >= count, self.sent)
 
     def left(self, count: int) -> bytes:
-        """The bytes still at the source, of which there are so many."""
+        """Read the ``count`` bytes that are still at the source."""
         left = bytearray()
         while len(left) < count:
             self.check_time()
@@ -122,14 +129,14 @@ class _Transfer:
     def check_time(self) -> None:
         if time.monotonic() > self._deadline:
             raise TransferError(
-                f"it hangs after {self.sent} bytes sent and {len(self.received)} received"
+                f"no end after {self.sent} bytes sent and {len(self.received)} received"
             )
 
     def whole(self, outcome: Outcome, reason: Reason, count: int) -> Outcome:
-        """It ended so, with so many bytes, and all of them have arrived."""
+        """Check the reason and the count, and that all those bytes have arrived."""
         if (outcome.reason, outcome.bytes) != (reason, count):
             raise TransferError(
-                f"it ended by {outcome.reason.value} after {outcome.bytes} bytes ({outcome.error}),"
+                f"ended by {outcome.reason.value} after {outcome.bytes} bytes ({outcome.error}),"
                 f" not by {reason.value} after {count}"
             )
         self.receive_all(count)
@@ -139,12 +146,12 @@ class _Transfer:
         return outcome
 
     def kept(self, outcome: Outcome) -> Outcome:
-        """What the drain has not taken is where it should be: nothing is lost, nothing doubled."""
+        """Check that what the drain has not taken is still there: nothing lost, nothing doubled."""
         self.receive_all(outcome.bytes)
-        rest = self.sent - outcome.bytes - len(outcome.unsent)
-        if rest < 0:
+        remaining = self.sent - outcome.bytes - len(outcome.unsent)
+        if remaining < 0:
             raise TransferError(f"{outcome.bytes} bytes counted, but {self.sent} sent")
-        if self.received + outcome.unsent + self.left(rest) != self.plan.data[: self.sent]:
+        if self.received + outcome.unsent + self.left(remaining) != self.plan.data[: self.sent]:
             raise TransferError("bytes received, unsent and left are not the bytes sent")
         return outcome
 
@@ -158,7 +165,7 @@ class _Transfer:
 
 
 def _eof(transfer: _Transfer) -> Outcome:
-    """A FIN at once behind the last byte, before most of them have been moved."""
+    """A FIN right after the last byte, before most of the bytes have been moved."""
     splice = transfer.splice()
     size = len(transfer.plan.data)
     transfer.go_on(lambda: transfer.sent == size)
@@ -212,7 +219,7 @@ def _cancelled(transfer: _Transfer) -> Outcome:
 
 
 def _initial(transfer: _Transfer) -> Outcome:
-    """The first bytes were read before, as a proxy reads a request."""
+    """The first bytes were read before the splice, as a proxy reads a request."""
     size = len(transfer.plan.data)
     ahead = transfer.plan.data[: transfer.plan.moment]
     if transfer.sent > len(ahead):
@@ -232,7 +239,7 @@ def _unspliced(transfer: _Transfer) -> Outcome:
 
     splice = transfer.splice()
     transfer.go_on(lambda: splice.bytes >= transfer.plan.moment // 2)
-    with contextlib.suppress(OSError):  # in the very moment between two splices of this one's
+    with contextlib.suppress(OSError):  # the moment may be between two of the kernel's splices
         end_splice(transfer.source.fileno())
         outcome = transfer.finish(splice)
         if outcome.reason is not Reason.UNSPLICED:
@@ -242,7 +249,7 @@ def _unspliced(transfer: _Transfer) -> Outcome:
 
 
 def _half_closed(transfer: _Transfer) -> Outcome:
-    """A relay: request, FIN, and only then the answer, which is the request once more."""
+    """A relay with a request, a FIN, and only then the answer, which is the request again."""
     size = len(transfer.plan.data)
     relay = Relay(transfer.source, transfer.drain)
     transfer.go_on(lambda: transfer.sent == size)
@@ -272,7 +279,7 @@ def _half_closed(transfer: _Transfer) -> Outcome:
 
 
 _PLAYS: dict[str, Callable[[_Transfer], Outcome]] = {
-    "FIN behind the last byte": _eof,
+    "FIN after the last byte": _eof,
     "limit": _limit,
     "reset by the sender": _sender_resets,
     "reset by the receiver": _receiver_resets,
@@ -284,7 +291,7 @@ _PLAYS: dict[str, Callable[[_Transfer], Outcome]] = {
 
 
 def _pair(stack: contextlib.ExitStack, small: bool) -> tuple[socket.socket, socket.socket]:
-    """Our end and the far end of a new connection, both non-blocking."""
+    """Return our end and the far end of a new connection, both non-blocking."""
     with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
         if small:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)

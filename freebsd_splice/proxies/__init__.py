@@ -1,23 +1,29 @@
-"""Proxies built on ``Relay``: what ``python -m freebsd_splice`` runs.
+"""Proxies built on ``Relay``; ``python -m freebsd_splice`` runs them as programs.
 
-What any proxy needs (accepting, connecting, limits, stopping, the log) is ``ProxyServer``.  What
-makes it one proxy or another is a function that opens a client's target: ``socks5_connect``,
-``by_server_name``, ``connect.http_connect`` (which takes h11: ``freebsd-splice[proxy]``), or one of
-your own.  ``forwarder`` makes a TCP forwarder.
+``ProxyServer`` does what any proxy needs: accepting, connecting, limits, stopping, the log. A
+function that opens a client's target makes it one proxy or another: ``socks5_connect``,
+``by_server_name``, ``connect.http_connect`` (which needs h11: ``freebsd-splice[proxy]``), or one of
+your own (``OpenTarget``). ``forwarder`` makes a TCP forwarder::
+
+    server = ProxyServer(socks5_connect(), idle_timeout=300)
+    server.listen(Address("127.0.0.1", 1080))
+    asyncio.run(server.run())          # until server.stop()
 """
 
 from __future__ import annotations
 
 from .._public import set_public_module
-from ._addresses import Address
-from ._connecting import RefusedTargetError, TargetError
+from ._addresses import Address, Resolved, SocketAddress
+from ._client import Client, OpenTarget
+from ._client_hello import ClientHello
+from ._connecting import Prepare, Refusal, RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
 from ._listening import ListenError
 from ._passwords import Passwords
-from ._routes import Routes
-from ._rules import Rules, parse_rule
-from ._server import Client, OpenTarget, ProxyServer
+from ._routes import Routes, RoutesError
+from ._rules import Rule, Rules, parse_rule
+from ._server import ProxyServer
 from .forward import forwarder
 from .sni import by_server_name
 from .socks5 import socks5_connect
@@ -25,16 +31,23 @@ from .socks5 import socks5_connect
 __all__ = [
     "Address",
     "Client",
+    "ClientHello",
     "Handshake",
     "HandshakeError",
     "Limits",
     "ListenError",
     "OpenTarget",
     "Passwords",
+    "Prepare",
     "ProxyServer",
+    "Refusal",
     "RefusedTargetError",
+    "Resolved",
     "Routes",
+    "RoutesError",
+    "Rule",
     "Rules",
+    "SocketAddress",
     "TargetError",
     "by_server_name",
     "forwarder",

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from ._addresses import SocketAddress
-from ._connecting import Spare
+from ._connecting import ReservedDescriptors
 
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
@@ -23,14 +23,14 @@ class Accepting:
     def __init__(
         self,
         listener: socket.socket,
-        spare: Spare,
+        reserved: ReservedDescriptors,
         *,
-        room: Callable[[], Spare | None],
-        accepted: Callable[[socket.socket, SocketAddress, Spare], object],
+        room: Callable[[], ReservedDescriptors | None],
+        accepted: Callable[[socket.socket, SocketAddress, ReservedDescriptors], object],
         nobody_waits: Callable[[], object],
     ) -> None:
         self._listener = listener
-        self._spare: Spare | None = spare  # for the next client
+        self._reserved: ReservedDescriptors | None = reserved  # for the next client
         self._room = room
         self._accepted = accepted  # doesn't raise
         self._nobody_waits = nobody_waits
@@ -47,8 +47,8 @@ class Accepting:
             return self._over.result()
         finally:
             self._over.cancel()  # a call that is still to come accepts nobody
-            if self._spare is not None:
-                self._spare.keep(0)
+            if self._reserved is not None:
+                self._reserved.keep(0)
 
     async def _wait(self) -> None:
         descriptor = self._listener.fileno()
@@ -93,13 +93,13 @@ class Accepting:
             await asyncio.sleep(0)  # where clients are waiting, sock_accept doesn't
 
     def _has_room(self) -> bool:
-        if self._spare is None:
-            self._spare = self._room()
-        if self._spare is None:
+        if self._reserved is None:
+            self._reserved = self._room()
+        if self._reserved is None:
             self._over.set_result(None)
-        return self._spare is not None
+        return self._reserved is not None
 
     def _give(self, sock: socket.socket, address: SocketAddress) -> None:
-        spare, self._spare = self._spare, None
-        assert spare is not None
-        self._accepted(sock, address, spare)
+        reserved, self._reserved = self._reserved, None
+        assert reserved is not None
+        self._accepted(sock, address, reserved)

@@ -6,14 +6,28 @@ import ipaddress
 import socket
 from typing import Any, NamedTuple
 
-#: What ``socket.bind`` and ``socket.connect`` take: (host, port) and, for IPv6, two numbers more.
+#: An address as ``socket.bind`` and ``socket.connect`` take it: (host, port), and two more numbers
+#: for IPv6.
 SocketAddress = tuple[Any, ...]
 
 
 class Address(NamedTuple):
-    """A host and a port, as written: nothing has been looked up yet."""
+    """A host and a port, as they are written: no name has been looked up.
 
-    #: A name or a numeric address, without brackets; "" is every address of this machine.
+    ``str(address)`` is ``host:port``, with an IPv6 address in brackets.
+
+    Attributes:
+        host (str): a name or a numeric address, without brackets. "" stands for every address of
+            this machine, and can be listened on alone.
+        port (int): from 0 to 65535. Port 0 asks the system for a free one, and can be listened on
+            alone.
+
+    Example::
+
+        Address("www.example.org", 443)
+        Address("::1", 8080)
+    """
+
     host: str
     port: int
 
@@ -22,7 +36,14 @@ class Address(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """One of the addresses that a name stands for."""
+    """One of the addresses that a name stands for.
+
+    ``str(resolved)`` is ``192.0.2.7:80`` or ``[2001:db8::1]:80``.
+
+    Attributes:
+        family (int): ``socket.AF_INET`` or ``socket.AF_INET6``.
+        address: as ``socket.connect`` takes it: (host, port), and two more numbers for IPv6.
+    """
 
     family: int
     address: SocketAddress
@@ -32,16 +53,32 @@ class Resolved(NamedTuple):
 
 
 def parse_listen(text: str) -> Address:
-    """``host:port``, ``[v6]:port``, or ``:port`` for every address of this machine.
+    """Return what is written as ``host:port``, ``[v6]:port``, ``:port`` or ``port``.
 
-    A port alone is one of 127.0.0.1.  Port 0 asks the system for a free one.  Raises ValueError,
-    whose message says what is wrong.
+    ``:port`` is every address of this machine, a port alone one of 127.0.0.1. Port 0 asks the
+    system for a free one.
+
+    Raises:
+        ValueError: the message says what is wrong.
     """
-    return _parse(f"127.0.0.1:{text}" if text.isdecimal() else text)
+    return _parse(_with_host(text))
 
 
 def parse_target(text: str) -> Address:
-    """``host:port`` or ``[v6]:port``.  Raises ValueError, whose message says what is wrong."""
+    """Return what is written as ``host:port``, ``[v6]:port``, or ``port`` for one of 127.0.0.1.
+
+    Raises:
+        ValueError: the message says what is wrong.
+    """
+    return parse_authority(_with_host(text))
+
+
+def parse_authority(text: str) -> Address:
+    """Return what is written as ``host:port`` or ``[v6]:port``, as clients write it.
+
+    Raises:
+        ValueError: the message says what is wrong.
+    """
     address = _parse(text)
     if not address.host:
         raise ValueError(f"{text!r} has no host to connect to: write host:port")
@@ -51,9 +88,10 @@ def parse_target(text: str) -> Address:
 
 
 def show(address: SocketAddress | None) -> str:
-    """``127.0.0.1:80`` or ``[fe80::1%eth0]:80``.
+    """Return the address as text: ``127.0.0.1:80`` or ``[fe80::1%eth0]:80``.
 
-    An address can be missing: some systems have none for a client that has reset already.
+    "unknown" stands for a missing address: some systems have none for a client that has reset its
+    connection already.
     """
     if not address:
         return "unknown"
@@ -65,13 +103,20 @@ def show(address: SocketAddress | None) -> str:
 
 
 def look_up(address: Address, flags: int = 0) -> list[Resolved]:
-    """All that it stands for, in the system's order (``getaddrinfo`` and its flags).
+    """Return all addresses that a name stands for, in the system's order.
 
-    An IPv4-mapped address (``::ffff:192.0.2.1``) is given as the IPv4 address that it is: FreeBSD
-    and OpenBSD connect no IPv6 socket to it, and no system binds one that is for IPv6 alone.
+    An IPv4-mapped address (``::ffff:192.0.2.1``) is returned as the IPv4 address that it is:
+    FreeBSD and OpenBSD connect no IPv6 socket to it, and no system binds an IPv6-only socket to it.
 
-    Blocks until the name servers have answered.  Raises socket.gaierror and, for what is not a
-    valid host name, UnicodeError.
+    Blocks until the name servers have answered.
+
+    Args:
+        address: the host and port.
+        flags: those of ``getaddrinfo``.
+
+    Raises:
+        socket.gaierror: the look-up failed.
+        UnicodeError: the host is not a valid host name.
     """
     found = socket.getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags
@@ -84,12 +129,18 @@ def _unmapped(resolved: Resolved) -> Resolved:
     host, port = resolved.address[:2]
     if ":" not in host:
         return resolved
-    # Not the IPv4-compatible ``::192.0.2.1``, nor what translators use: those are IPv6 addresses.
+    # IPv4-compatible addresses (``::192.0.2.1``) and those of translators are IPv6 addresses.
     mapped = ipaddress.IPv6Address(host).ipv4_mapped
     return resolved if mapped is None else Resolved(socket.AF_INET, (str(mapped), port))
 
 
+def _with_host(text: str) -> str:
+    return f"127.0.0.1:{text}" if text.isdecimal() else text
+
+
 def _parse(text: str) -> Address:
+    if "://" in text:
+        raise ValueError(f"{text!r}: not a URL: write host:port")
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:

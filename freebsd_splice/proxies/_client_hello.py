@@ -1,4 +1,4 @@
-"""Reads a TLS ClientHello, without a handshake: which name is wanted, and which protocols.
+"""Reads the server name and the protocols of a TLS ClientHello, without a handshake.
 
 The callbacks of ``ssl`` give the name but not the protocols (ALPN) that the client offers.
 """
@@ -24,24 +24,29 @@ _PROTOCOLS = 16
 
 
 class ClientHello(NamedTuple):
-    """What a client says in clear that a proxy can decide by."""
+    """The parts of a TLS ClientHello by which a proxy can decide; clients send them in clear.
 
-    #: In lower case, without a trailing dot; None where the client sends no name.  One that hides
-    #: the real one (encrypted_client_hello) has the name here that it shows to everybody.
+    Attributes:
+        server_name (str | None): the server name (SNI) in lower case, without a trailing dot; None
+            where the client sends none. A client that hides the real name (encrypted ClientHello)
+            has the name here that it shows to everybody.
+        protocols (tuple[str, ...]): the protocols (ALPN), the client's favourite first; () where it
+            offers none. Their names are bytes: each byte is one character here (latin-1), so that
+            different names stay different.
+    """
+
     server_name: str | None
-    #: ALPN, the client's favourite first; () where there is none.  Protocols are named by bytes:
-    #: each is one character here (latin-1), so that different names stay different.
     protocols: tuple[str, ...]
 
 
 class MalformedError(ValueError):
-    """What came is no ClientHello; the text says why, in a few words and without quoting it."""
+    """The bytes are not a ClientHello; the text says why, without quoting them."""
 
 
 class HelloReader:
     """Takes the first bytes of a connection, in pieces of any size, until the hello is complete.
 
-    What it does for all the pieces together is in proportion to their bytes.
+    Its work for all pieces together is in proportion to their bytes.
     """
 
     def __init__(self, largest: int = Limits.handshake_bytes) -> None:
@@ -52,10 +57,14 @@ class HelloReader:
         self._message = bytearray()
 
     def feed(self, data: bytes) -> ClientHello | None:
-        """The hello once all of it has been fed, with anything behind it; None: more is needed.
+        """Return the hello once all of it has been fed; None: more bytes are needed.
 
-        Raises MalformedError at the first byte that no hello can have there; what is inside the
-        hello is looked at when it is complete.  Not to be called again after either.
+        Any bytes may follow the hello. Must not be called again after it has returned the hello or
+        raised.
+
+        Raises:
+            MalformedError: a byte came that no hello can have in that place. The inside of the
+                hello is checked when it is complete.
         """
         position = 0
         while position < len(data):
@@ -74,9 +83,9 @@ class HelloReader:
         header = self._record_header
         header += part
         if header[0] != _HANDSHAKE_RECORD:
-            raise MalformedError("no TLS handshake record")
+            raise MalformedError("not a TLS handshake record")
         if len(header) > 1 and header[1] != _MAJOR_VERSION:
-            raise MalformedError("no version of TLS")
+            raise MalformedError("not a version of TLS")
         length = _least(header[3:], 2)
         if length > _LARGEST_FRAGMENT:
             raise MalformedError("a record that is too large")
@@ -95,7 +104,7 @@ class HelloReader:
             raise MalformedError("a hello that is too large")
 
     def _announced(self) -> int:
-        """How long the message is, at least, with its header."""
+        """Return the least length that the message can have, with its header."""
         return _MESSAGE_HEADER + _least(self._message[1:_MESSAGE_HEADER], 3)
 
 
@@ -119,11 +128,11 @@ class _Fields:
         return taken
 
     def number(self, size: int) -> int:
-        """A number of ``size`` bytes."""
+        """Take a number of ``size`` bytes."""
         return int.from_bytes(self.take(size), "big")
 
     def counted(self, size: int) -> bytes:
-        """Bytes behind their count, which has ``size`` bytes."""
+        """Take a count of ``size`` bytes and then that many bytes."""
         return self.take(self.number(size))
 
     def end(self) -> None:
@@ -133,7 +142,7 @@ class _Fields:
 
 
 def _least(part: bytes | bytearray, size: int) -> int:
-    """The least that a number of ``size`` bytes can be of which ``part`` has come."""
+    """Return the least value of a number of ``size`` bytes that begins with ``part``."""
     return int.from_bytes(part.ljust(size, b"\0"), "big")
 
 
@@ -193,7 +202,7 @@ def _parse_protocols(data: bytes) -> tuple[str, ...]:
 
 
 def _only_list(data: bytes, structure: str) -> _Fields:
-    """The list that is all of an extension."""
+    """Return the list that an extension consists of."""
     extension = _Fields(data, structure)
     content = extension.counted(2)
     extension.end()

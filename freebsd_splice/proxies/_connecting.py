@@ -19,16 +19,25 @@ from ._resolving import Resolver
 if sys.platform != "win32":
     import resource
 
-#: Addresses of a name that are considered, and those of them that a message names: how many there
-#: are is the choice of whoever owns the name, which can be a client.
+#: How many addresses of a name are considered, and how many of them a message names. The owner of
+#: the name, who can be a client, chooses how many there are.
 MOST_ADDRESSES = 16
 _MOST_NAMED = 3
 
-#: There is no way from the address that is to be connected from: ``--transparent``, for instance.
+_TOO_LATE = "no answer in time, see --connect-timeout"
+
+#: Errnos that are about the address that is connected from (as with ``--transparent``): they say
+#: nothing about the target.
 NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
-#: What says that the process or the system has run out of something that others may give back.
+#: Errnos of the process or the system having run out of something that others may give back.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+#: The process has too many open files, or the whole system has.
+_ADVICE = {
+    errno.EMFILE: "raise ulimit -n (systemd: LimitNOFILE)",
+    errno.ENFILE: "raise kern.maxfiles (Linux: fs.file-max)",
+}
 
 
 #: Windows' usual loop.
@@ -39,48 +48,60 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class PlainError(OSError):
-    """An OSError whose text is a sentence for the log."""
+    """An OSError whose text is its ``strerror`` alone, a sentence for the log."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def reason_of(error: OSError) -> str:
-    """The sentence of an error of ours, or the system's words."""
-    return str(error) if isinstance(error, PlainError) else why(error)
+    """Return the sentence of an error of ours, or the system's words and what to do about it."""
+    return str(error) if isinstance(error, PlainError) else f"{why(error)}{advice_for(error)}"
+
+
+def advice_for(error: OSError) -> str:
+    """Return what to do about a shortage of descriptors, to be added to the error's text."""
+    is_of_name_servers = isinstance(error, socket.gaierror)  # with numbers of their own
+    advice = None if is_of_name_servers else _ADVICE.get(error.errno or 0)
+    return "" if advice is None else f"; {advice}"
 
 
 class TargetError(PlainError):
-    """No connection to the target could be made; ``errno`` and the text say why."""
+    """No connection to the target could be made; ``errno`` and the text say why.
+
+    ``errno`` is EHOSTUNREACH where the name can't be looked up, EINVAL where it is not a valid host
+    name, ETIMEDOUT where no answer came within the connect timeout, and else the errno of the last
+    attempt (ECONNREFUSED, ...).
+    """
 
 
 class RefusedTargetError(TargetError):
-    """Nobody may connect to the target: ``errno`` is EACCES."""
+    """The rules let nobody connect to the target; ``errno`` is EACCES."""
 
     def __init__(self, address: Address, reason: str) -> None:
         super().__init__(errno.EACCES, f"{address} is refused: {reason}")
 
 
 class StarvedError(TargetError):
-    """For too long there was too little of what a connection takes: ``errno`` is ETIMEDOUT.
+    """Descriptors, memory or threads were short for too long; ``errno`` is ETIMEDOUT.
 
-    No target is to blame for it.
+    That is not the target's fault: it doesn't count as dead.
     """
 
     def __init__(self, address: Address, reason: str) -> None:
-        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}: {reason}, for too long")
+        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}, for too long: {reason}")
 
 
-#: Why nobody may connect to an address; None where one may.
+#: A function that says why nobody may connect to an address, or returns None.
 Refusal = Callable[[Resolved], str | None]
 
-#: Makes a socket ready for its ``connect``.
+#: A function that makes a socket ready for its ``connect`` to an address.
 Prepare = Callable[[socket.socket, Resolved], object]
 
 
 def tune(sock: socket.socket, keepalive: bool) -> None:
-    """Send at once what there is, and let the system find out about peers that have vanished."""
-    # Some systems take no option for a client that has reset already; its relay will report it.
+    """Turn TCP_NODELAY on, and SO_KEEPALIVE as ``keepalive`` says."""
+    # Some systems take no option for a client that has reset already; its relay will report that.
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
@@ -99,24 +120,31 @@ def as_usual(listener: socket.socket) -> None:
 
 
 def set_buffers(sock: socket.socket, size: int | None) -> None:
-    """Both buffers, in bytes; None leaves them to the system.
+    """Set the size of both buffers, in bytes; None leaves them to the system.
 
-    Before the connection is made, as a window is agreed on then, and never during a splice (F26).
-    Raises OSError with EINVAL where the system has no such buffers.
+    Call it before the connection is made, as a window is agreed on then, and never during a splice:
+    a smaller SO_SNDBUF destroys bytes under way (F26).
+
+    Raises:
+        PlainError: (EINVAL) the system refuses that size.
     """
     if size is not None:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-        except OSError as error:  # FreeBSD's ENOBUFS, and no shortage that passes
+        except OSError as error:  # ENOBUFS on FreeBSD, which isn't a shortage that passes
             raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {why(error)}") from error
 
 
-class Spare:
-    """Descriptors that are held in order to be there when they are needed."""
+class ReservedDescriptors:
+    """Descriptors that are held open so that they are free when they are needed."""
 
     def __init__(self, count: int, more: int) -> None:
-        """Hold ``count``, where there are ``more`` besides; else raise OSError, of SHORTAGES."""
+        """Hold ``count`` descriptors, provided that ``more`` are free besides.
+
+        Raises:
+            OSError: there are too few; the errno is one of SHORTAGES.
+        """
         self._held: list[int] = []
         try:
             self._held.append(_open_something())
@@ -132,7 +160,7 @@ class Spare:
         self.keep(count)
 
     def keep(self, count: int) -> None:
-        """Hold no more than ``count`` any more."""
+        """Close all but ``count`` of them."""
         while len(self._held) > count:
             os.close(self._held.pop())
 
@@ -150,7 +178,7 @@ def _open_something() -> int:
     except OSError as error:
         if error.errno in SHORTAGES:
             raise
-    # There is none, in a chroot without devices; nor does that pass.
+    # A chroot may have no devices, for good.
     reading, writing = os.pipe()
     os.close(writing)
     return reading
@@ -172,12 +200,19 @@ class Dialer:
         before_socket: Callable[[], object] = lambda: None,
         client: str = "",
     ) -> socket.socket:
-        """Connect to the first address of the name that answers, within ``timeout`` for it all.
+        """Connect to the first address of the name that answers, within ``timeout`` in all.
 
-        ``client`` is whose turn the look-up takes.  ``refusal`` is asked about each of its
-        addresses, and only those are tried that it has nothing against.  ``before_socket`` is
-        called when the first socket is about to be made.  Raises RefusedTargetError where no
-        address is left, TargetError, and OSError with one of SHORTAGES.
+        Args:
+            address: the host and port.
+            refusal: is asked about each address; those that it refuses are not tried.
+            prepare: is given each socket before it connects, and the address.
+            before_socket: is called when the first socket is about to be made.
+            client: whose turn the look-up takes.
+
+        Raises:
+            RefusedTargetError: all addresses were refused.
+            TargetError: no address could be connected to.
+            OSError: something is short; the errno is one of SHORTAGES.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
@@ -187,19 +222,19 @@ class Dialer:
         numbers = []
         before_socket()
         for position, candidate in enumerate(candidates):
-            # An address that doesn't answer leaves their share of the time to those after it.
+            # An address that doesn't answer leaves the next ones their share of the time.
             share = (deadline - loop.time()) / (len(candidates) - position)
             try:
                 return await _connect(candidate, share, prepare)
             except asyncio.TimeoutError:
                 numbers.append(errno.ETIMEDOUT)
-                failures.append(f"{candidate}: no answer in time")
+                failures.append(f"{candidate}: {_TOO_LATE}")
             except OSError as error:
                 if error.errno in SHORTAGES:
                     raise
                 numbers.append(error.errno or errno.EIO)
                 failures.append(f"{candidate}: {reason_of(error)}")
-        # What says something about the target, if anything does.
+        # Prefer an errno that says something about the target.
         telling = [number for number in numbers if number not in NO_WAY_FROM_HERE]
         raise TargetError(
             (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(failures)})"
@@ -209,11 +244,11 @@ class Dialer:
         try:
             return await self._resolver.look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
-            number, reason = errno.ETIMEDOUT, "no answer in time"
+            number, reason = errno.ETIMEDOUT, _TOO_LATE
         except socket.gaierror as error:
             if error.errno == socket.EAI_MEMORY:
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
-            # Its own numbers are no errnos, and on FreeBSD some of them look like one.
+            # The numbers of gaierror aren't errnos, but on FreeBSD some of them look like one.
             number, reason = errno.EHOSTUNREACH, why(error)
         except UnicodeError:
             number, reason = errno.EINVAL, "not a valid host name"
@@ -290,10 +325,10 @@ def _fail(future: asyncio.Future[None]) -> None:
 
 
 def _is_its_own_peer(sock: socket.socket, port: int) -> bool:
-    """Whether the two ends of the connection are one: everything sent would come back.
+    """Return whether the socket is connected to itself, so that everything sent would come back.
 
-    TCP connects a socket to itself (a simultaneous open) where nobody listens and the system chose
-    the very port that is connected to as the local one.
+    TCP does that (a simultaneous open) where nobody listens and the system chose the very port that
+    is connected to as the local one.
     """
     try:
         own = sock.getsockname()

@@ -1,4 +1,4 @@
-"""Work in threads that clients take turns at, for one event loop."""
+"""Work in threads for which clients take turns, for one event loop."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ Answer = TypeVar("Answer")
 
 
 class FairExecutor(Generic[Key, Answer]):
-    """Pieces of work: one for all who want the same at a time, a client's next after the others'.
+    """Does work in threads: the same work once for all who want it, and clients by turns.
 
-    However much one client wants, another waits for what is being done, and for one piece of each
-    client that came before.
+    However much one client wants, another waits only for the work under way, and for one piece of
+    work of each client that came before.
     """
 
     def __init__(
         self, most: int, share: int, start: Callable[[Callable[[], None]], object]
     ) -> None:
-        """Do so much at a time, and for one client no more than its share.
+        """Do ``most`` pieces of work at a time, and ``share`` of them at most for one client.
 
-        ``start`` has another thread call what it is given; RuntimeError: there is no thread.
+        ``start`` runs what it is given on another thread; it raises RuntimeError where no thread
+        can be started.
         """
         self._most = most
         self._share = share
         self._start_thread = start
         self._pending: dict[Key, _Piece[Key, Answer]] = {}
-        #: What hasn't begun, of each client that wants it: the first client has the next turn.
+        #: For each client, the work that hasn't begun; the first client has the next turn.
         self._queues: dict[str, dict[_Piece[Key, Answer], None]] = {}
         self._running: Counter[str] = Counter()
         self._closed = False
@@ -40,9 +41,13 @@ class FairExecutor(Generic[Key, Answer]):
     async def do(
         self, key: Key, client: str, work: Callable[[], Answer], seconds: float | None = None
     ) -> Answer:
-        """What ``work`` gives or raises, or that of the same key, if that isn't done yet.
+        """Return what ``work`` returns, or raise what it raises.
 
-        Raises asyncio.TimeoutError, and OSError (ENOMEM) where there is no thread for it.
+        Where work with the same key is still wanted or under way, its result is that of both.
+
+        Raises:
+            asyncio.TimeoutError: the result was not there within ``seconds``.
+            OSError: (ENOMEM) no thread could be started.
         """
         piece = self._pending.get(key)
         if piece is None:
@@ -56,12 +61,12 @@ class FairExecutor(Generic[Key, Answer]):
             return await asyncio.wait_for(asyncio.shield(piece.future), seconds)
         finally:
             piece.waiting -= 1
-            if not (piece.waiting or piece.begun):  # whoever wanted it has given up
+            if not (piece.waiting or piece.begun):  # everybody who wanted it has given up
                 self._leave_queues(piece)
                 del self._pending[key]
 
     def close(self) -> None:
-        """Begin no more, and cancel what waits for its turn.  From any thread."""
+        """Begin no more work, and cancel what waits for its turn. May be called on any thread."""
         self._closed = True
         for piece in list(self._pending.values()):
             if not piece.begun:
@@ -76,17 +81,17 @@ class FairExecutor(Generic[Key, Answer]):
             piece = next(iter(self._queues[client]))
             piece.begun = True
             self._leave_queues(piece)
-            if client in self._queues:  # it has more: after the others
+            if client in self._queues:  # the client's next work comes after the others'
                 self._queues[client] = self._queues.pop(client)
             self._running[client] += 1
             loop = asyncio.get_running_loop()
             try:
                 self._start_thread(partial(self._run, loop, piece, client))
-            except RuntimeError as error:  # no thread is to be had now
+            except RuntimeError as error:  # no thread can be started now
                 self._settle(piece, client, OSError(errno.ENOMEM, str(error)))
 
     def _next_client(self) -> str | None:
-        # No more than a few have their share and are passed over: all run no more than ``most``.
+        # Few clients can be passed over: those that have their share run ``most`` pieces in all.
         mays = (client for client in self._queues if self._running[client] < self._share)
         return next(mays, None)
 
@@ -132,8 +137,8 @@ class _Piece(Generic[Key, Answer]):
         self.work = work
         self.begun = False
         self.waiting = 0
-        #: In whose queues it is.
+        #: The clients in whose queues it is.
         self.clients: set[str] = set()
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        # Whoever asked may have given up by then: an error that nobody hears of is no news.
+        # Retrieve the error: those who asked may have given up, and asyncio would log it.
         self.future.add_done_callback(lambda done: done.cancelled() or done.exception())

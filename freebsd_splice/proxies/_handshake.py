@@ -1,4 +1,4 @@
-"""What a client says before its bytes are only passed on, within a time and a size."""
+"""The handshake: what a client says before its bytes are only passed on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ._log import MOST_OF_A_REASON, cut
 
 T = TypeVar("T")
 
+#: Bytes that are read at once.
 _PIECE = 4_096
 
-#: Bytes that are read of a refused client so that it gets its answer.
+#: Bytes that are read from a refused client so that it gets its answer.
 _MOST_AT_FAREWELL = 1 << 20
 
 #: Seconds that a refused client has to take its answer and close.
@@ -25,32 +26,68 @@ _FAREWELL_SECONDS = 2.0
 
 
 class HandshakeError(PlainError):
-    """The client's part of the handshake failed; the text says how."""
+    """The client's part of the handshake failed; the text says how.
+
+    ``errno`` is ETIMEDOUT where the client took too long, EMSGSIZE where it sent too much,
+    ECONNABORTED where it closed the connection, EACCES where it may not use the proxy, EPROTO where
+    it speaks another protocol, and else that of the call that failed.
+
+    A function for ``OpenTarget`` may raise it as well: ``HandshakeError(errno.EPROTO, "...")``. The
+    text is a line in the log.
+    """
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(number, cut(reason, MOST_OF_A_REASON))
 
 
 class Handshake:
-    """One client's, from the moment that it was accepted."""
+    """Reads and answers what one client says before its bytes are only passed on.
+
+    The time and the size are those of ``Limits``: ``handshake_timeout`` seconds from the accepting
+    on, and ``handshake_bytes``. All calls raise HandshakeError once the time is over. While the
+    client is neither read nor written (a password is verified, a target connected to), a client
+    that resets its connection ends ``open_target``.
+
+    Attributes:
+        largest (int): how many bytes the client may send during the handshake.
+        received (bytearray): what the client has sent and ``take`` has not taken. What is left
+            when ``open_target`` returns is lost, unless ``open_target`` returns it too.
+        stage (str | None): what is being done for the client, as the log puts it ("during the
+            handshake"); None while the client is read or written. ``during`` sets it.
+    """
 
     def __init__(self, sock: socket.socket, seconds: float, largest: int) -> None:
         self._socket = sock
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._seconds = seconds
-        #: What is being done for the client, as the log puts it; None while it is read or written.
         self.stage: str | None = "during the handshake"
-        #: The bytes that the client may send for it.
         self.largest = largest
-        #: All that has come and that ``take`` has not taken.
         self.received = bytearray()
         self._count = 0
 
     async def read(self, parse: Callable[[bytes], T | None]) -> T:
-        """Give ``parse`` each piece that comes, until it answers with something.
+        """Read from the client until ``parse`` has found what it looks for.
 
-        What has come before goes first, as one piece.  Raises HandshakeError at the end of the
-        time, of the size, or of what the client sends; and what ``parse`` raises.
+        Args:
+            parse: is called with each piece that arrives, first with what has been received before,
+                as one piece. It returns None where it needs more. Pieces can be cut anywhere;
+                ``received`` has all of them.
+
+        Returns:
+            What ``parse`` returned.
+
+        Raises:
+            HandshakeError: the time is over (ETIMEDOUT), the client has sent too much (EMSGSIZE) or
+                has closed the connection (ECONNABORTED), or reading failed. What ``parse`` raises
+                is passed on.
+
+        Example::
+
+            line = await client.handshake.read(
+                lambda piece: bytes(client.handshake.received)
+                if b"\\n" in client.handshake.received
+                else None
+            )
         """
         piece = bytes(self.received)
         with self.during(None):
@@ -63,13 +100,20 @@ class Handshake:
                 await _let_others_run()
 
     def take(self, count: int) -> bytes:
-        """The first bytes, which are understood and not to be passed on."""
+        """Remove the first ``count`` bytes of ``received``, and return them.
+
+        They are understood, and are not to be passed on to the target.
+        """
         taken = bytes(self.received[:count])
         del self.received[:count]
         return taken
 
     async def send(self, answer: bytes) -> None:
-        """Send it.  Raises HandshakeError where the client doesn't take it in time."""
+        """Send an answer to the client.
+
+        Raises:
+            HandshakeError: the client didn't take it in time, or sending failed.
+        """
         loop = asyncio.get_running_loop()
         with self.during(None):
             await self._call(
@@ -77,10 +121,11 @@ class Handshake:
             )
 
     async def refuse(self, answer: bytes) -> None:
-        """Send it as the last thing, and let the client read it.
+        """Send the last answer to the client, and wait until the client has closed.
 
-        Closing with bytes unread would reset the connection, and the answer could be lost.  So what
-        still comes is read, as long as it is not too much, and none of it kept.
+        A close with bytes unread would reset the connection, and the answer could be lost. So up to
+        1 MiB of what the client still sends is read, and thrown away. The client has 2 seconds.
+        Nothing is raised where that fails. ``open_target`` should raise an OSError after it.
         """
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + _FAREWELL_SECONDS
@@ -98,7 +143,7 @@ class Handshake:
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """The time until the end of this is not the client's."""
+        """Stop the handshake's clock within the ``with`` block."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
@@ -108,7 +153,7 @@ class Handshake:
 
     @contextlib.contextmanager
     def during(self, stage: str | None) -> Iterator[None]:
-        """The stage until the end of this."""
+        """Set ``stage`` within the ``with`` block, as in ``during("while looking up a route")``."""
         before, self.stage = self.stage, stage
         try:
             yield
@@ -116,32 +161,44 @@ class Handshake:
             self.stage = before
 
     def is_lost(self) -> bool:
-        """Whether the client has reset its connection, or the system has given it up.
+        """Return whether the client has reset its connection, or the system has given it up.
 
-        False as long as the client is read or written: that fails by itself, and what has arrived
-        comes first.  Takes no bytes, and no error that anybody else is to see.  A client that has
+        False as long as the client is read or written: those calls fail by themselves, after what
+        had arrived. Takes no bytes, and no error that another call should report. A client that has
         sent a FIN may still be waiting for its answer, and isn't lost.
         """
         if self.stage is None:
             return False
         try:
-            self._socket.getpeername()  # there is none any more, on every system
+            self._socket.getpeername()  # fails then on every system
         except OSError:
             return True
         return False
 
     async def in_time(self, waiting: Coroutine[object, object, T], failure: str) -> T:
-        """Wait for it, within what is left of the time; else HandshakeError, about ``failure``."""
+        """Wait for a coroutine within what is left of the handshake's time.
+
+        Args:
+            waiting: the coroutine, which is cancelled when the time is over.
+            failure: what did not happen, as in "the password was not verified"; the error's text
+                begins with it.
+
+        Raises:
+            HandshakeError: the time is over (ETIMEDOUT).
+        """
         left = self._deadline - asyncio.get_running_loop().time()
         try:
             return await asyncio.wait_for(waiting, max(0.0, left))
         except asyncio.TimeoutError:
-            raise HandshakeError(errno.ETIMEDOUT, f"{failure} in {self._seconds:g} s") from None
+            raise HandshakeError(
+                errno.ETIMEDOUT, f"{failure} in {self._seconds:g} s (--handshake-timeout)"
+            ) from None
 
     async def _receive(self) -> bytes:
         if self._count >= self.largest:
             raise HandshakeError(
-                errno.EMSGSIZE, f"the handshake is longer than {self.largest} bytes"
+                errno.EMSGSIZE,
+                f"the handshake is longer than {self.largest} bytes (--handshake-size)",
             )
         loop = asyncio.get_running_loop()
         size = min(_PIECE, self.largest - self._count)
@@ -164,5 +221,8 @@ class Handshake:
 
 
 async def _let_others_run() -> None:
-    """Neither sock_recv nor, since Python 3.12, wait_for does while bytes are there."""
+    """Let other tasks run.
+
+    While bytes are there, neither sock_recv nor, since Python 3.12, wait_for does that.
+    """
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Clients that hang up while something else than their bytes is awaited."""
+"""Clients that reset their connection while the proxy waits for something else."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ LOOK_EVERY = 0.25
 
 
 class HangupError(PlainError):
-    """The client's connection is gone; the text says what was being done for the client."""
+    """The client has reset its connection; the text says what was being done for the client."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(errno.ECONNRESET, f"client closed the connection {stage}")
 
 
 class Hangups:
-    """Looks at the connections that nobody reads or writes, for one event loop.
+    """Looks at the clients that nobody reads or writes, for one event loop.
 
-    Readiness is of no use for that: a client that has sent more bytes, or a FIN, and waits for the
-    answer is readable all the time.  So all watched clients are looked at together, now and then.
-    Whatever is over before the first look costs next to nothing.
+    Readiness doesn't help here: a client that has sent more bytes, or a FIN, and waits for the
+    answer is readable all the time. So all watched clients are looked at together, every LOOK_EVERY
+    seconds. A client that is watched for less than that costs next to nothing.
     """
 
     def __init__(self) -> None:
         self._watched: dict[asyncio.Task[Any], Handshake] = {}
-        #: What was being done for clients that are gone.
+        #: The stage of each client that was found gone.
         self._gone: dict[asyncio.Task[Any], str] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
     def watch(self, handshake: Handshake) -> Iterator[None]:
-        """Cancel the task's body of this once the client is gone; it raises HangupError then."""
+        """Cancel the ``with`` block once the client is gone, and raise HangupError from it."""
         task = asyncio.current_task()
         assert task is not None
         self._watched[task] = handshake

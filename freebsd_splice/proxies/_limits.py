@@ -1,4 +1,4 @@
-"""What one client may take of a proxy."""
+"""How much clients may take of a proxy."""
 
 from __future__ import annotations
 
@@ -11,30 +11,44 @@ from ._addresses import SocketAddress
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one ``ProxyServer``, which is one process: each worker has its own."""
+    """How much clients may take of one ``ProxyServer``; each worker process has its own limits.
 
-    #: Live connections.  While there are so many, the next clients wait in the system's queue
-    #: (each listening socket beyond the first may let one more in).
+    Attributes:
+        connections (int): live connections, 10,000 unless given (``--max-connections``). While
+            there are that many, further clients wait in the system's queue. Each listening socket
+            beyond the first may let one more in.
+        per_client (int): live connections of one client, 2,000 unless given
+            (``--max-per-client``). A client is an IPv4 address, or an IPv6 network of 64 bits,
+            which is what one subscriber has. Further connections are closed at once.
+        handshake_timeout (float): seconds from the accepting to the end of the handshake, 10 unless
+            given (``--handshake-timeout``).
+        handshake_bytes (int): bytes that a client may send during the handshake, 16,384 unless
+            given (``--handshake-size``). A ClientHello with post-quantum keys has some 1,800; a
+            request of HTTP or SOCKS is mostly shorter.
+
+    Example::
+
+        ProxyServer(open_target, limits=Limits(per_client=50, handshake_timeout=5))
+    """
+
     connections: int = 10_000
-    #: Live connections of one client: an IPv4 address, or an IPv6 network of 64 bits, which is
-    #: what one subscriber has.  Further ones are closed at once.
     per_client: int = 2_000
-    #: Seconds from the accepting to the end of what is said before bytes are only passed on.
     handshake_timeout: float = 10.0
-    #: Bytes that a client may send for that: a ClientHello with keys against quantum computers has
-    #: some 1,800, and a request of HTTP or SOCKS is shorter mostly.
     handshake_bytes: int = 16_384
 
 
 class Occupancy:
-    """How many live connections each client has."""
+    """Counts the live connections of each client."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._live: Counter[str] = Counter()
 
     def enter(self, address: SocketAddress) -> str | None:
-        """One more of that client's; gives what to ``leave`` with, None where it has too many."""
+        """Count one more connection, and return the name to ``leave`` with.
+
+        None: the client has too many already.
+        """
         client = client_of(address)
         if self._live[client] >= self._most and client:
             return None
@@ -44,11 +58,11 @@ class Occupancy:
     def leave(self, client: str) -> None:
         self._live[client] -= 1
         if not self._live[client]:
-            del self._live[client]  # or those who came once would be remembered for ever
+            del self._live[client]  # else clients that came once would be remembered for ever
 
 
 def client_of(address: SocketAddress) -> str:
-    """Who is counted as one; "" where the system doesn't say who it is."""
+    """Return the name that a client is counted under; "" where its address is unknown."""
     if not address:
         return ""
     if ":" not in address[0]:  # IPv4, in numbers as the system gives them

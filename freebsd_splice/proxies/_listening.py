@@ -5,33 +5,41 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 
 from .._errors import why
 from .._platform.backlog import backlog_limit
-from ._addresses import Address, Resolved, look_up
+from ._addresses import Address, Resolved, look_up, show
 from ._connecting import PlainError, reason_of, set_buffers
 from ._log import fields, logger
 
-#: How often a free port of one address is looked for that is free on the others as well.
+#: How many ports that are free on one address are tried on the other addresses.
 _PORT_ATTEMPTS = 20
 
 
 class ListenError(PlainError):
-    """No listening socket could be made; ``errno`` and the text say why."""
+    """An address could not be listened on, or a socket listens no more; ``errno`` says why.
+
+    ``errno`` is EHOSTUNREACH where the name can't be looked up, EINVAL where it is not a valid host
+    name, and else that of the call that failed (EADDRINUSE, EACCES, EADDRNOTAVAIL, ...).
+    """
 
 
 def listen_on(
     address: Address, backlog: int | None, *, share: int | None = None, buffers: int | None = None
 ) -> list[socket.socket]:
-    """A listening socket for each address of the name, with port 0 on one free port of them all.
+    """Return a listening socket for each address of a name.
 
-    ``backlog`` None: they are bound and listen to nobody.  ``share`` is the option (SO_REUSEPORT)
-    that lets several processes listen on one port, each with a socket of its own; ``buffers``, in
-    bytes, is what the accepted ones begin with.
+    Args:
+        address: the host and port; port 0 is one free port, the same on all addresses.
+        backlog: how many clients may wait to be accepted; None: bind the sockets alone.
+        share: the option (SO_REUSEPORT or the like) that lets several processes listen on one port,
+            each with a socket of its own.
+        buffers: the size, in bytes, that both buffers of accepted sockets begin with.
 
-    Raises ListenError.
+    Raises:
+        ListenError: the name can't be looked up, or an address can't be listened on.
     """
     made = partial(_listener, backlog=backlog, share=share, buffers=buffers)
     for attempt in range(_PORT_ATTEMPTS):
@@ -48,7 +56,7 @@ def listen_on(
     raise AssertionError("unreachable")
 
 
-@cache  # once for all addresses and workers: it is one setting of one system
+@cache  # log it once for all addresses and workers: the limit is one setting of the system
 def _say_if_cut(backlog: int) -> None:
     limit = backlog_limit()
     if limit is not None and backlog > limit.most:
@@ -77,8 +85,8 @@ def _listen_on(address: Address, made: Callable[[Resolved], socket.socket]) -> l
             try:
                 listeners.append(made(Resolved(candidate.family, where)))
             except OSError as error:
-                # The names of a machine can have addresses that it doesn't have (IPv6 disabled,
-                # above all): the others will do, if there are any.
+                # A machine's name can stand for addresses that the machine doesn't have, above all
+                # where IPv6 is disabled. One of the others is enough.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 absent = error
@@ -103,7 +111,7 @@ def _listener(
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if resolved.family == socket.AF_INET6:
-            # IPv4 has a socket of its own, on every system.
+            # IPv4 clients have a socket of their own, on every system.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if share is not None:
             listener.setsockopt(socket.SOL_SOCKET, share, 1)
@@ -116,3 +124,25 @@ def _listener(
         listener.close()
         raise
     return listener
+
+
+def say_listening(listeners: Iterable[socket.socket]) -> None:
+    """Log the address of each listening socket."""
+    for listener in listeners:
+        where = show(listener.getsockname())
+        logger.info("listening on %s", where, extra=fields("listening", address=where))
+
+
+def listens(listener: socket.socket) -> bool:
+    """Return whether the socket listens; True as well where the system doesn't say."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
+
+
+def own_name(sock: socket.socket) -> str:
+    try:
+        return show(sock.getsockname())
+    except OSError:  # the socket is closed
+        return "a listening socket"

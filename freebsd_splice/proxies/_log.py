@@ -1,4 +1,4 @@
-"""The log of a proxy: lines for people, with what a program would read in them beside."""
+"""The log of a proxy: lines for people, and the same events with fields for programs."""
 
 from __future__ import annotations
 
@@ -10,32 +10,45 @@ from typing import Any
 
 logger = logging.getLogger("freebsd_splice.proxies")
 
-#: Characters that a message may have, of which clients choose a part: a line can be read then, and
-#: a log of many has an end.
+#: The most characters of a message. Clients choose a part of many messages: with a limit, a line
+#: stays readable and the log's size stays in proportion to the number of its lines.
 _MOST_OF_A_MESSAGE = 2_000
 
-#: The same for the text of an error that quotes a client.
+#: The most characters of an error's text that quotes a client.
 MOST_OF_A_REASON = 500
 
-#: What begins another line, or is obeyed by a terminal.
+#: Characters that begin another line, or that a terminal obeys.
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINE_ENDS = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
+#: Names that can't be mistaken for another part of a line.
+_PLAIN = re.compile(r"[\w.@:\[\]%*+-]+")
+
 
 def fields(event: str, **more: object) -> dict[str, dict[str, object]]:
-    """``extra`` of a record: what happened, and with what, as ``JsonFormatter`` shows it."""
+    """Return the ``extra`` of a log record: the event and its fields, for ``JsonFormatter``."""
     return {"fields": {"event": event, **more}}
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning where it has more characters than that."""
+    """Return the text, cut where it has more than ``most`` characters."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
-class TextFormatter(logging.Formatter):
-    """A line for people; a traceback has more, but nothing in any of them is a control character.
+def quoted_unless_plain(text: str) -> str:
+    """Return a name for a line of the log, in quotes where it could be mistaken for more than one.
 
-    Whoever writes a message sees to what is in it; this is for what nobody has thought of.
+    Clients choose some names, and those could otherwise imitate the remainder of a line.
+    """
+    text = cut(text, MOST_OF_A_REASON)
+    return text if _PLAIN.fullmatch(text) else repr(text)
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a record as one line for people; only a traceback adds more lines.
+
+    No control character gets through, in the message or in the traceback. Those who log a message
+    take care of what they put into it; the formatter is for what nobody has thought of.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -51,7 +64,10 @@ def _escape(pattern: re.Pattern[str], text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object in a line: time (RFC 3339), level, pid, message, and the record's fields."""
+    """Formats a record as a JSON object in one line.
+
+    The object has the time (RFC 3339), the level, the pid, the message, and the record's fields.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

@@ -10,23 +10,23 @@ from .._platform.threads import start as start_thread
 from ._addresses import Address, Resolved, look_up
 from ._fair_executor import FairExecutor
 
-#: Look-ups under way at a time.  Clients choose the names, and those whose name servers don't
-#: answer keep a thread for as long as the system tries.
+#: How many look-ups are under way at a time. Clients choose the names, and a name whose servers
+#: don't answer keeps a thread for as long as the system tries.
 MOST_LOOK_UPS = 64
 
-#: Free descriptors with which a look-up that fails has not lacked any: it takes some four, and for
-#: each client that is accepted some eleven are taken for a moment.
-_ENOUGH = 20
-
-#: Of these, those of one client.
+#: How many of the look-ups under way may be one client's.
 MOST_OF_ONE_CLIENT = 8
+
+#: A failed look-up has not lacked descriptors where that many are free: it takes some four, and
+#: each client that is accepted takes some eleven for a moment.
+_ENOUGH = 20
 
 
 class Resolver:
-    """Looks names up in threads of its own: one for all who want the same name at a time.
+    """Looks names up in threads of its own: once for all who want the same name at a time.
 
     The loop's own ``getaddrinfo`` runs in threads that the end of the program waits for, however
-    long a name server that has gone away keeps them.  Nobody waits for these.
+    long a name server that doesn't answer keeps them. Nobody waits for the threads of this class.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,17 @@ class Resolver:
         )
 
     async def look_up(self, address: Address, seconds: float, client: str = "") -> list[Resolved]:
-        """All that it stands for.  ``client`` is whose turn it takes.
+        """Return all addresses that a name stands for.
 
-        Raises asyncio.TimeoutError, OSError for lack of descriptors, and what
-        ``_addresses.look_up`` raises.
+        Args:
+            address: the host and port.
+            seconds: how long to wait.
+            client: whose turn the look-up takes.
+
+        Raises:
+            asyncio.TimeoutError: there was no answer within ``seconds``.
+            OSError: there were too few descriptors (EMFILE, ENFILE) or threads (ENOMEM).
+            socket.gaierror, UnicodeError: as ``_addresses.look_up``.
         """
         found = _numeric(address)
         if found:
@@ -58,19 +65,20 @@ def _numeric(address: Address) -> tuple[Resolved, ...]:
 
 
 def _look_up(address: Address) -> list[Resolved]:
-    """In a thread.  Raises OSError (EMFILE, ENFILE) where there were no descriptors to do it with.
+    """Look a name up, in a thread; raise OSError (EMFILE, ENFILE) where descriptors were short.
 
-    The C library says then that there is no such name: it can't read its files, or ask anybody.
+    The C library says then that there is no such name, or EBUSY as an error of the system (glibc):
+    it can't read its files or ask a server.
     """
     try:
         return look_up(address)
-    except socket.gaierror:
+    except OSError:
         _check_descriptors()
         raise
 
 
 def _check_descriptors() -> None:
-    """Whether so many are free that a look-up can't have lacked any while others took theirs."""
+    """Raise OSError unless so many descriptors are free that a look-up can't have lacked any."""
     held: list[int] = list(os.pipe())
     try:
         while len(held) < _ENOUGH:

@@ -1,8 +1,8 @@
-"""Which clients of the ``sni`` proxy go where: a TOML file, read once.
+"""The routes of the ``sni`` proxy, which say where each client goes: a TOML file, read once.
 
 ::
 
-    default = "127.0.0.1:8443"                  # optional: for whoever no route is for
+    default = "127.0.0.1:8443"                  # optional: for clients without a route
 
     [[route]]
     name = "www.example.org"
@@ -13,17 +13,19 @@
     alpn = ["h2"]                               # optional: if the client offers one of these
     target = ["10.0.0.6:443", "10.0.0.7:443"]
 
-A target, and the default, is one address (``host:port`` or ``[v6]:port``) or a list of them.
-Names are the same in upper and lower case, with and without a dot at the end, and as Unicode and
-as A-labels (``xn--…``, by Python's ``idna`` codec).
+A target, and the default, is one address (``host:port``, ``[v6]:port``, or a port of 127.0.0.1) or
+a list of them. Names are the same in upper and lower case, with and without a dot at the end, and
+as Unicode and as A-labels (``xn--…``, by Python's ``idna`` codec).
 
 A client gets the route with its own name, else the one with the longest wildcard; among those with
 the same name one for the protocols that it offers before one for any, and then the first in the
-file.  A route for protocols that the client doesn't offer isn't there for this client.
+file. A route for protocols that the client doesn't offer is skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 import sys
@@ -33,19 +35,47 @@ from typing import Any, NamedTuple
 
 from ._addresses import Address, parse_target
 from ._client_hello import ClientHello
+from ._log import fields, logger
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class RoutesError(ValueError):
-    """A file of routes that can't be used; the text names it, the route, and what is wrong."""
+    """A file of routes can't be used; the text names the file and the route, and says why."""
 
 
 class Routes:
-    """What the file says."""
+    """Where clients go, by the server name that they ask for and the protocols that they offer.
+
+    The routes are the tables ``[[route]]`` of a TOML file::
+
+        default = "127.0.0.1:8443"                  # optional: for clients without a route
+
+        [[route]]
+        name = "www.example.org"
+        target = "10.0.0.5:443"
+
+        [[route]]
+        name = "*.example.org"                      # any name below, by one or more labels
+        alpn = ["h2"]                               # optional: if the client offers one of these
+        target = ["10.0.0.6:443", "10.0.0.7:443"]
+
+    A client gets the route with its own name, else the one with the longest wildcard. Among those
+    with the same name, one for the protocols that it offers comes before one for any. A route for
+    an address is logged as a warning: clients ask for host names alone (RFC 6066, 3).
+
+    Args:
+        document: the parsed file, a dictionary with ``default`` and ``route``.
+
+    Raises:
+        ValueError: the document can't be used; the message says what is wrong.
+
+    Example::
+
+        ProxyServer(by_server_name(Routes.load("/etc/proxy.toml")))
+    """
 
     def __init__(self, document: dict[str, Any]) -> None:
-        """``document`` is the parsed file.  Raises ValueError, which says what is wrong."""
         _check_keys(document, required=set(), optional={"default", "route"})
         self._default = _parse_default(document["default"]) if "default" in document else None
         self._routes = _by_name(document.get("route", []))
@@ -54,7 +84,17 @@ class Routes:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Routes:
-        """Read the file.  Raises RoutesError and, where it can't be read, OSError."""
+        """Read a file of routes.
+
+        Needs tomli on Python 3.10: ``pip install "freebsd-splice[proxy]"``.
+
+        Args:
+            path: the TOML file.
+
+        Raises:
+            RoutesError: the file can't be used; the text names the file, and says why.
+            OSError: the file can't be read.
+        """
         parser = _toml_parser()
         with open(path, "rb") as file:
             try:
@@ -63,23 +103,32 @@ class Routes:
                 raise RoutesError(f"{os.fspath(path)}: {error}") from error
 
     def find(self, hello: ClientHello) -> tuple[Address, ...] | None:
-        """The targets for this client, one or more, in the file's order; None: it has none."""
+        """Return the targets for a client, in the file's order; None: there is no route for it.
+
+        Args:
+            hello: what the client asks for and offers.
+        """
         for name in _names_for(hello.server_name):
             for route in self._routes.get(name, []):
                 if not route.protocols or not route.protocols.isdisjoint(hello.protocols):
                     return route.targets
         return self._default
 
+    def targets(self) -> list[Address]:
+        """Return all targets of all routes, the default's included."""
+        routes = (route for same_name in self._routes.values() for route in same_name)
+        return [*(self._default or ()), *(target for route in routes for target in route.targets)]
+
 
 class _Route(NamedTuple):
     name: str
-    #: Empty for any.
+    #: Empty: the route is for any protocol.
     protocols: frozenset[str]
     targets: tuple[Address, ...]
 
 
 def _toml_parser() -> Any:
-    """``tomllib``, or what it was before it became Python's own."""
+    """Return ``tomllib``, or ``tomli``, which it was before Python 3.11."""
     try:
         return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ModuleNotFoundError as error:
@@ -88,7 +137,7 @@ def _toml_parser() -> Any:
 
 
 def _names_for(name: str | None) -> Iterator[str]:
-    """The names of routes that are for it, the best first."""
+    """Yield the names of routes that are for a server name, the best first."""
     if name is None:
         return
     yield name
@@ -105,6 +154,7 @@ def _by_name(tables: Any) -> dict[str, list[_Route]]:
     for number, table in enumerate(tables, 1):
         try:
             route = _parse_route(table)
+            _warn_of_address(number, route.name)
             same_name = routes.setdefault(route.name, [])
             if any(other.protocols == route.protocols for other in same_name):
                 raise ValueError("another route has the same name and alpn")
@@ -115,6 +165,18 @@ def _by_name(tables: Any) -> dict[str, list[_Route]]:
     for same_name in routes.values():
         same_name.sort(key=lambda route: not route.protocols)
     return routes
+
+
+def _warn_of_address(number: int, name: str) -> None:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        logger.warning(
+            "route %d (%r) is for an address, but clients ask for host names alone (RFC 6066, 3): "
+            "one that connects to an address gets the default",
+            number,
+            name,
+            extra=fields("route for an address", route=number, name=name),
+        )
 
 
 def _parse_route(table: dict[str, Any]) -> _Route:

@@ -1,7 +1,7 @@
-"""Which targets the clients of a proxy may reach: the rules, and what holds where none decides.
+"""Rules that say which targets the clients of a proxy may reach.
 
-A client that chooses its target chooses it for the proxy's machine: unless somebody says
-otherwise, it must not reach what only that machine and its neighbours can reach.
+A client that chooses its target chooses it for the proxy's machine. Unless a rule says otherwise,
+it must not reach what only that machine and its neighbours can reach.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _WAYS_TO_IPV4 = (
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4
 )
 
-#: All that can be global in IPv6.  The rest is link-local, site-local, multicast and the like, or
-#: of no use yet; some versions of ``ipaddress`` call most of it global.
+#: The networks of IPv6 that can be global. All others are link-local, site-local, multicast and the
+#: like, or not in use yet; some versions of ``ipaddress`` call most of them global.
 _GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96"))
 
-#: What is in there, or in IPv4, and not global, though some versions of ``ipaddress`` say so.
+#: Networks in those, and in IPv4, that aren't global, though some versions of ``ipaddress`` say so.
 _NOT_GLOBAL: tuple[_Network, ...] = (
     ipaddress.IPv4Network("192.0.0.0/24"),  # IETF protocol assignments
     ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays, abolished
@@ -44,49 +44,75 @@ _ALL_PORTS = range(65536)
 _LABEL = "(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
-#: The last part of what the system takes for an IPv4 address: 127.0.0.1, 127.1, 0x7f000001.
+#: The last label of names that the system takes for an IPv4 address: 127.0.0.1, 127.1, 0x7f000001.
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
 
-#: Letters that the standard library's IDNA writes otherwise than today's browsers.
+#: Letters that the standard library's IDNA encodes in another way than today's browsers.
 _AMBIGUOUS_LETTERS = frozenset("\u00df\u03c2\u200c\u200d")
 
 
 class Rule(NamedTuple):
-    """Whether some targets are allowed.  Made by ``parse_rule``."""
+    """A rule that allows or denies some targets. ``parse_rule`` makes it.
 
-    #: As written.
+    Attributes:
+        text (str): the rule as it was written.
+        allow (bool): True where the rule allows, False where it denies.
+        ports (range): the ports that it is for.
+        network: the ``ipaddress`` network that it is for; None where it is for names.
+        suffix (str): ``.example.org`` where it is for the names that end with that; "" where it is
+            for whatever a client asks for.
+        itself (bool): whether the name ``example.org`` itself counts as ending with ``suffix``.
+    """
+
     text: str
     allow: bool
     ports: range
-    #: The addresses it is for; None where it is for names.
-    network: _Network | None
-    #: ``.example.org`` for the names that end so; "" for whatever a client asks for.
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
     suffix: str
-    #: Whether ``example.org`` ends so, too.
     itself: bool
 
     def covers_name(self, name: str) -> bool:
-        """Whether it is for what the client asked for, whatever that resolves to."""
+        """Return whether the rule is for a name, whatever that resolves to."""
         if self.network is not None:
             return False
-        # The zone of a numeric address could end like a name.
+        # A numeric address with a zone could end like a name.
         if ":" in name:
             return not self.suffix
         return f".{name}".endswith(self.suffix) if self.itself else name.endswith(self.suffix)
 
-    def covers_address(self, address: _Address) -> bool:
-        """Whether it names a network that this address is in."""
+    def covers_address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Return whether the rule is for a network that has this address."""
         return self.network is not None and address in self.network
 
 
 def parse_rule(text: str, allow: bool) -> Rule:
-    """``WHAT`` or ``WHAT:PORTS``; the ports are ``443`` or ``8000-8999``.
+    """Return the rule that is written as ``WHAT`` or ``WHAT:PORTS``.
 
-    WHAT is ``*``; a host name, which stands for all names below it as well, or for those alone
-    where it begins with ``.`` or ``*.``; an address; or a network, ``10.0.0.0/8``.  IPv6 is in
-    brackets where ports follow: ``[2001:db8::/32]:443`` or ``[2001:db8::]/32:443``.  Raises
-    ValueError, whose message says what is wrong.
+    WHAT is one of these:
+
+    - ``*``: whatever a client asks for;
+    - ``example.org``: that name and all names below it;
+    - ``.example.org`` or ``*.example.org``: the names below it alone;
+    - ``192.0.2.7`` or ``10.0.0.0/8``: an address or a network;
+    - ``[2001:db8::1]`` or ``[2001:db8::/32]``: the same for IPv6; the brackets are needed where
+      ports follow.
+
+    PORTS is ``443`` or ``8000-8999``; without it the rule is for all ports.
+
+    Args:
+        text: the rule.
+        allow: True for a rule that allows, False for one that denies.
+
+    Raises:
+        ValueError: the message says what is wrong.
+
+    Example::
+
+        parse_rule("example.org:443", True)
+        parse_rule("10.0.0.0/8", allow=False)
     """
+    if "://" in text:
+        raise ValueError(f"{text!r}: not a URL: write host or host:port")
     what, ports_text = _split(text)
     ports = _ALL_PORTS if ports_text is None else _ports(text, ports_text)
     if what == "*":
@@ -105,27 +131,40 @@ def parse_rule(text: str, allow: bool) -> Rule:
 
 
 class Rules:
-    """Rules in their order: the first that decides wins.
+    """Rules in their order; the first rule that decides wins.
 
-    A rule that denies decides wherever it matches.  A rule that allows and names a network does as
-    well.  A rule that allows a name, or ``*``, decides for global addresses only: whoever owns a
-    name can point it at 127.0.0.1.  Where no rule decides, global addresses are allowed.
+    A rule that denies decides wherever it matches. A rule that allows and names a network decides
+    as well. A rule that allows a name, or ``*``, decides for global addresses only: the owner of a
+    name can point it at 127.0.0.1. Where no rule decides, global addresses are allowed, and all
+    others refused: loopback, private, link-local, multicast and the like.
 
-    Rules for names are for what the client asked for.  One who knows the address can do without
-    the name: only a rule for the network keeps everybody out of it.
+    Rules for names are about what the client asked for. A client that knows the address can do
+    without the name: only a rule for the network keeps everybody out of it.
 
-    No rule allows 0.0.0.0 and ``::``: systems connect them to the machine itself, and rules that
-    keep clients out of that speak of 127.0.0.0/8 and ``::1``.
+    No rule allows 0.0.0.0 and ``::``: systems connect them to the machine itself, while rules that
+    keep clients out of the machine name 127.0.0.0/8 and ``::1``.
+
+    Args:
+        rules: the rules, made by ``parse_rule``; none: all global addresses are allowed.
+
+    Example::
+
+        rules = Rules([parse_rule("example.org:443", True), parse_rule("*", False)])
+        ProxyServer(socks5_connect(rules=rules))
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self._rules = tuple(rules)
 
     def refusal(self, host: str, resolved: Resolved) -> str | None:
-        """Why a client that asked for ``host`` may not be connected to this address of it.
+        """Return why a client may not be connected to an address; None: it may.
 
-        None: it may.  An IPv6 address that stands for an IPv4 address is judged as that one; where
-        it is one of NAT64 or 6to4, it must be allowed both as that one and as itself.
+        An IPv6 address that is another spelling of an IPv4 address is judged as that one. An
+        address of NAT64 or 6to4 must be allowed both as the IPv4 address in it and as itself.
+
+        Args:
+            host: the host that the client asked for.
+            resolved: one of the addresses that the host stands for.
         """
         name = _plain_name(host)
         text, port = resolved.address[:2]
@@ -134,15 +173,19 @@ class Rules:
         return next(filter(None, reasons), None)
 
     def rejects_name(self, host: str, port: int) -> str | None:
-        """Why this is refused whatever it resolves to, so that nobody need look it up.
+        """Return why a host is refused whatever it resolves to, so that it needs no look-up.
 
-        None where the addresses have a say.
+        None: its addresses decide.
+
+        Args:
+            host: the host that the client asked for.
+            port: the port that the client asked for.
         """
         name = _plain_name(host)
         for rule in self._rules:
             if port not in rule.ports:
                 continue
-            # A denied network only refuses more.  An allowed one may hold the address.
+            # A denied network only refuses more. An allowed network may have the address.
             if rule.allow and (rule.network is not None or rule.covers_name(name)):
                 return None
             if not rule.allow and rule.covers_name(name):
@@ -171,7 +214,7 @@ def _denied(rule: Rule) -> str:
 
 
 def _judged_as(address: _Address) -> list[_Address]:
-    """The addresses that must all be allowed for this one to be."""
+    """Return the addresses that must all be allowed for this one to be allowed."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     for network in _SPELLINGS_OF_IPV4:
@@ -194,9 +237,9 @@ def _is_global(address: _Address) -> bool:
 
 
 def _plain_name(host: str) -> str:
-    """The name that is looked up: ``getaddrinfo`` encodes it in the same way.
+    """Return the name as it is looked up: ``getaddrinfo`` encodes it in the same way.
 
-    What cannot be encoded cannot be looked up, and stays as it is.
+    A name that can't be encoded can't be looked up, and is returned as it is.
     """
     with contextlib.suppress(UnicodeError):
         host = host.encode("idna").decode("ascii")
@@ -204,7 +247,7 @@ def _plain_name(host: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str | None]:
-    """WHAT, without brackets, and PORTS, if there are any."""
+    """Return WHAT, without brackets, and PORTS, None where there are none."""
     if not text.startswith("["):
         if text.count(":") > 1:
             return text, None
@@ -243,13 +286,13 @@ def _network(text: str, what: str) -> _Network:
         raise ValueError(f"{text!r}: the prefix length must be from 0 to {size}{hint}")
     network = ipaddress.ip_network(f"{start}/{length if slash else size}", strict=False)
     if network.network_address != address:
-        raise ValueError(f"{text!r}: the network of that size that it is in is {network}")
+        raise ValueError(f"{text!r}: not the start of a network of that size: write {network}")
     _check_spelling(text, network)
     return network
 
 
 def _check_spelling(text: str, network: _Network) -> None:
-    """A rule that is never asked, as its addresses are judged as IPv4, would be a trap."""
+    """Refuse a network whose addresses are judged as IPv4: its rule would never be asked."""
     if network.prefixlen >= 96:
         last = network.broadcast_address
         if last not in _judged_as(last):

@@ -1,8 +1,8 @@
-"""What every proxy needs: accept, join, limit, stop, and say what happened.
+"""The server that all proxies share: it accepts, joins, limits, stops, and logs.
 
-A proxy is a function that is given an accepted client and answers with the connection to join it
-to.  One asyncio loop accepts and connects; the bytes are moved by ``Relay`` alone, which needs no
-thread of its own for a connection.
+A proxy is a function that is given an accepted client and returns the connection to join it to.
+One asyncio loop accepts and connects. ``Relay`` alone moves the bytes; it needs no thread of its
+own for a connection.
 """
 
 from __future__ import annotations
@@ -10,121 +10,92 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
-from .. import Reason, Relay, RelayOutcome
+from .. import Relay
 from .._core.time_limits import check_seconds
 from .._errors import why
-from .._relay import LINGER, GivenRelay, describe
+from .._relay import LINGER, GivenRelay
 from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
+from . import _pausing
 from ._accepting import Accepting
 from ._addresses import Address, Resolved, SocketAddress, show
+from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
     Dialer,
     Prepare,
     Refusal,
-    Spare,
+    ReservedDescriptors,
     StarvedError,
     TargetError,
     as_usual,
+    reason_of,
     set_buffers,
     tune,
 )
 from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
-from ._listening import ListenError, listen_on
+from ._listening import ListenError, listen_on, listens, own_name, say_listening
 from ._log import fields, logger
+from ._pausing import Changes, Shortage
+from ._reporting import peer_name, report_end, report_failure
 
-#: What a connection needs besides its client: the target.
+#: Descriptors that a connection needs besides its client's: one for the target.
 _NEEDED_TO_DIAL = 1
 _NEEDED_TO_JOIN = 0
 
-#: Whether a socket that is accepted has TCP_NODELAY and SO_KEEPALIVE from its listener.
+#: Whether accepted sockets have TCP_NODELAY and SO_KEEPALIVE from their listener.
 ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
 
-#: How many more there must be when a client is accepted: for pipes, look-ups of names, files.
+#: Descriptors that must be free besides those when a client is accepted: for pipes, look-ups of
+#: names, and files.
 _TO_SPARE = 8
 
-#: What accept fails with where one client's connection has failed: the next may be there already.
-#: Linux passes errors of the network on that are pending on the new socket (accept(2)).
+#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
+#: passes errors of the network on that are pending on the new socket (accept(2)).
 _OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
 _OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
 _OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 _OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
-#: Seconds after which a shortage is looked at again although no connection of ours has ended.
-_RETRY_AFTER = 1.0
-
-
-class Client:
-    """An accepted client, as a proxy's ``open_target`` is given it."""
-
-    def __init__(
-        self,
-        server: ProxyServer,
-        sock: socket.socket,
-        address: SocketAddress,
-        handshake: Handshake,
-        spare: Spare,
-        counts_as: str,
-    ) -> None:
-        #: Non-blocking; the server closes it.
-        self.socket = sock
-        self.address = address
-        #: Its address, as the log shows it.
-        self.name = show(address)
-        #: Who it counts as, for limits and turns: an IPv4 address or an IPv6 network.
-        self.counts_as = counts_as
-        #: For what it says before its bytes are only passed on.
-        self.handshake = handshake
-        self.target: socket.socket | None = None
-        #: The last that was dialled for it: nobody else has that one.
-        self.dialled: socket.socket | None = None
-        self.relay: Relay | None = None
-        self.spare = spare
-        self._server = server
-
-    async def dial(
-        self,
-        address: Address,
-        *,
-        refusal: Refusal = lambda resolved: None,
-        prepare: Prepare = lambda sock, resolved: None,
-    ) -> socket.socket:
-        """Connect to the first address of the name that answers, within ``connect_timeout``.
-
-        ``refusal`` says of each address why nobody may connect to it, or None; ``prepare`` is given
-        each socket before it connects.  While there are too few descriptors, it waits for some: the
-        whole never takes more than twice ``connect_timeout``.  Raises TargetError;
-        RefusedTargetError where all addresses are refused.
-        """
-        with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            self.dialled = await self._server.dial_for(self, address, refusal, prepare)
-            return self.dialled
-
-
-#: Connect to where this client wants to go.  The second part is what has been read already and
-#: must go first: (from the client, from the target).  An OSError is logged, the client closed.
-OpenTarget = Callable[[Client], Awaitable[tuple[socket.socket, tuple[bytes, bytes]]]]
-
 
 class ProxyServer:
     """Accepts clients, joins each to the target that ``open_target`` opens, and logs every end.
 
-    ``connect_timeout`` (seconds) bounds a whole ``dial``: looking the name up and trying each of
-    its addresses; where it has to wait for descriptors, it may take twice that.  ``idle_timeout``
-    (seconds, None: none) is the relay's.  ``grace`` (seconds) is how long live connections may go
-    on after ``stop``.  ``keepalive`` asks the system to find out about peers that have vanished:
-    nothing else would while nothing is sent to them (F17).  ``buffer_size`` (bytes, None: the
-    system's choice) is that of each socket's buffers; ``limits`` says what clients may take.
+    The log is ``logging.getLogger("freebsd_splice.proxies")``: a line at level INFO for each
+    connection at its end, a WARNING for each client that could not be joined to a target.
+    ``Client`` says which names ``open_target`` can add to those lines.
+
+    Args:
+        open_target: the function that decides where a client goes: ``socks5_connect(...)``,
+            ``by_server_name(...)``, ``connect.http_connect(...)``, or one of your own (see
+            ``OpenTarget`` and ``Client``). ``forwarder`` makes a server with one of its own.
+        connect_timeout: seconds for one ``Client.dial``: for looking the name up and trying all its
+            addresses. A dial that has to wait for descriptors may take twice as long.
+        idle_timeout: seconds without a byte either way after which a connection is ended, as for
+            ``Relay``; None: never.
+        grace: seconds for which live connections may go on after ``stop``.
+        keepalive: have the system find peers that have vanished (SO_KEEPALIVE). While nothing is
+            sent to such a peer, nothing else finds it (F17: the kernel reports nothing by itself).
+        buffer_size: bytes of each socket's two buffers (SO_SNDBUF, SO_RCVBUF); None leaves them to
+            the system.
+        limits: how much clients may take; ``Limits()`` unless given.
+
+    A server belongs to one event loop. ``stop`` must be called on that loop's thread.
+
+    Example::
+
+        server = ProxyServer(socks5_connect(), idle_timeout=300)
+        server.listen(Address("127.0.0.1", 1080))
+        asyncio.run(server.run())          # until server.stop()
     """
 
     def __init__(
@@ -153,16 +124,29 @@ class ProxyServer:
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
         self._worker: LocalWorker | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
         self._stops = 0
         self._cutting = False
-        # Whether descriptors are short: from the first that are missing until nobody waits.
-        self._short = False
+        self._changes = Changes()
+        self._shortage = Shortage(self._changes, lambda: len(self._clients))
 
     def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
-        """Listen on every address that the name stands for; with port 0 on one free port of all.
+        """Listen on every address that a name stands for.
 
-        Gives the addresses that it got.  Raises ListenError.
+        Addresses that this machine doesn't have are left out, as long as one is left. Sockets for
+        IPv6 take no IPv4 clients: those have sockets of their own.
+
+        Args:
+            address: the host and port; host "" is every address of this machine, port 0 one free
+                port, the same on all addresses.
+            backlog: how many clients may wait to be accepted. Where the system allows fewer, a
+                warning in the log says so.
+
+        Returns:
+            The addresses of the listening sockets.
+
+        Raises:
+            ListenError: the name can't be looked up, or an address can't be listened on (errno
+                EADDRINUSE, EACCES, ...).
         """
         opened = listen_on(address, backlog, buffers=self._buffer_size)
         say_listening(opened)
@@ -170,7 +154,13 @@ class ProxyServer:
         return [listener.getsockname() for listener in opened]
 
     def use(self, listeners: Iterable[socket.socket]) -> None:
-        """Listen on sockets that listen already; ``run`` closes them at its end."""
+        """Accept clients from these sockets as well, which listen already.
+
+        They are made non-blocking, and ``run`` closes them at its end.
+
+        Args:
+            listeners: listening TCP sockets.
+        """
         for listener in listeners:
             listener.setblocking(False)
             if ACCEPTED_ARE_TUNED:
@@ -179,7 +169,13 @@ class ProxyServer:
             self._listeners.append(listener)
 
     async def run(self) -> None:
-        """Serve until ``stop``, then until the last connection has ended."""
+        """Serve until ``stop`` is called, then until the last connection has ended.
+
+        Cancelling the task that runs it cuts all connections.
+
+        Raises:
+            ListenError: a listening socket listens no more.
+        """
         _start_workers()
         loop = asyncio.get_running_loop()
         self._worker = current().local_worker()
@@ -187,10 +183,10 @@ class ProxyServer:
             loop.add_reader(self._worker.fileno(), self._move)
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
-            task.add_done_callback(lambda _: self._wake())
+            task.add_done_callback(lambda _: self._changes.wake())
         try:
             while not self._stops and not any(task.done() for task in accepting):
-                await self._change()
+                await self._changes.wait()
         except asyncio.CancelledError:
             self._stops = 2
             raise
@@ -209,28 +205,35 @@ class ProxyServer:
                 raise end
 
     def _move(self) -> None:
-        """The worker's flows, in the loop's thread."""
+        """Let the flows of the loop's own worker move, on the loop's thread."""
         worker = self._worker
         if worker is not None and not worker.is_closed and worker.turn():
             asyncio.get_running_loop().call_soon(self._move)
 
     def stop(self) -> None:
-        """Accept no more and give live connections the grace time; a second call cuts them.
+        """Accept no more clients and let live connections go on for ``grace`` seconds.
 
-        Cut connections are sent no more than what was under way, and reset behind that. After a
-        third call, or 10 seconds, ``run`` waits no longer for slow readers: what they have not
-        taken by the end of the program is lost. To be called in the loop's thread.
+        A second call cuts the connections: both sides get what is under way to them, and then a
+        reset. A third call, or 10 seconds after the cut, ends the wait for slow readers as well:
+        what those have not taken by the end of the program is lost. Must be called on the loop's
+        thread.
         """
         self._stops += 1
-        self._wake()
+        self._changes.wake()
 
-    async def dial_for(
-        self, client: Client, address: Address, refusal: Refusal, prepare: Prepare
+    async def _dial(
+        self,
+        reserved: ReservedDescriptors,
+        counts_as: str,
+        address: Address,
+        refusal: Refusal,
+        prepare: Prepare,
     ) -> socket.socket:
-        """``Client.dial``.
+        """Connect for a client, as ``Client.dial`` says.
 
-        An attempt that meets a shortage is made again after a while.  Each has ``connect_timeout``,
-        and the last begins no later than that after the first.  Raises StarvedError then.
+        An attempt that meets a shortage is repeated after a while. Each attempt has
+        ``connect_timeout``, and the last begins no later than that after the first; StarvedError is
+        raised then.
         """
         loop = asyncio.get_running_loop()
         last_begins = loop.time() + self._connect_timeout
@@ -245,15 +248,15 @@ class ProxyServer:
                     address,
                     refusal=refusal,
                     prepare=make_ready,
-                    before_socket=lambda: client.spare.keep(_NEEDED_TO_JOIN),
-                    client=client.counts_as,
+                    before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
+                    client=counts_as,
                 )
             except TargetError:
                 raise
             except OSError as error:
-                await self._shortage(error, last_begins - loop.time())
+                await self._shortage.wait_after(error, last_begins - loop.time())
                 if loop.time() >= last_begins:
-                    raise StarvedError(address, why(error)) from error
+                    raise StarvedError(address, reason_of(error)) from error
 
     # Accepting
 
@@ -264,21 +267,23 @@ class ProxyServer:
                 await self._room(),
                 room=self._room_now,
                 accepted=self._accepted,
-                nobody_waits=self._say_enough,
+                nobody_waits=self._shortage.ends,
             )
             error = await accepting.run()
             if error is not None:
                 await self._accept_failed(listener, error)
 
-    def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
+    def _accepted(
+        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors
+    ) -> None:
         place = None
         try:
             place = self._occupancy.enter(address)
             if place is not None:
-                self._begin(sock, address, spare, place)
+                self._begin(sock, address, reserved, place)
                 return
             logger.warning(
-                "%s: refused: the client already has %d connections",
+                "%s: refused: the client already has %d connections (--max-per-client)",
                 show(address),
                 self._limits.per_client,
                 extra=fields("refused", client=show(address)),
@@ -288,85 +293,73 @@ class ProxyServer:
         if place is not None:
             self._occupancy.leave(place)
         sock.close()
-        spare.keep(0)
+        reserved.keep(0)
 
-    def _begin(self, sock: socket.socket, address: SocketAddress, spare: Spare, place: str) -> None:
+    def _begin(
+        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors, place: str
+    ) -> None:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(self, sock, address, handshake, spare, place)
+        client = Client(sock, address, handshake, partial(self._dial, reserved, place), place)
         logger.debug("%s: accepted", client.name)
-        task = asyncio.get_running_loop().create_task(self._serve(client))
+        task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
         self._clients[task] = client
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, reserved))
 
-    async def _room(self) -> Spare:
-        """Wait until there is all that one more connection needs, and take it.
+    async def _room(self) -> ReservedDescriptors:
+        """Wait until everything that one more connection needs is free, and reserve it.
 
-        Clients that had only a part of it could wait for each other's for ever.
+        Clients that had only a part of it could wait for each other's part for ever.
         """
         while True:
             try:
-                spare = self._room_now()
+                reserved = self._room_now()
             except OSError as error:
-                await self._shortage(error)
+                await self._shortage.wait_after(error)
                 continue
-            if spare is not None:
-                return spare
-            await self._change()
+            if reserved is not None:
+                return reserved
+            await self._changes.wait()
 
-    def _room_now(self) -> Spare | None:
-        """None where there are as many clients as there may be; OSError for lack of descriptors."""
+    def _room_now(self) -> ReservedDescriptors | None:
+        """Reserve what one more connection needs.
+
+        Returns:
+            None where there are as many clients as there may be.
+
+        Raises:
+            OSError: there are too few descriptors.
+        """
         if self._stops:
             return None
         if len(self._clients) >= self._limits.connections:
-            self._say_short("connection limit reached")
+            self._shortage.begins("connection limit reached (--max-connections)")
             return None
-        return Spare(_NEEDED_TO_DIAL, _TO_SPARE)
+        return ReservedDescriptors(_NEEDED_TO_DIAL, _TO_SPARE)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno in SHORTAGES:
-            await self._shortage(error)
-        elif not _listens(listener):
-            reason = f"{_own_name(listener)} accepts no clients any more: {why(error)}"
+            await self._shortage.wait_after(error)
+        elif not listens(listener):
+            reason = f"{own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
         elif error.errno in _OF_ONE_CLIENT:
-            await asyncio.sleep(0)  # let the others have their turn
+            await asyncio.sleep(0)  # let other tasks run
         else:
             logger.error("cannot accept: %s", why(error))
-            await asyncio.sleep(_RETRY_AFTER)
+            await asyncio.sleep(_pausing.RETRY_AFTER)
 
-    async def _shortage(self, error: OSError, seconds: float = math.inf) -> None:
-        """Wait for descriptors: until a connection has ended, or a while: others can free some.
-
-        ``seconds`` at most.  Raises ``error`` where waiting doesn't help.
-        """
-        if error.errno not in SHORTAGES:
-            raise error
-        self._say_short(why(error))
-        await self._change(min(_RETRY_AFTER, seconds))
-
-    def _say_short(self, reason: str) -> None:
-        if not self._short:
-            self._short = True
-            live = len(self._clients)
-            logger.warning("%s: accepting pauses at %d connections", reason, live)
-
-    def _say_enough(self) -> None:
-        if self._short:
-            self._short = False
-            logger.info("accepting has resumed")
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, reserved: ReservedDescriptors, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
-        client.spare.keep(0)
+        reserved.keep(0)
         self._occupancy.leave(client.counts_as)
         if not task.cancelled() and task.exception():
-            logger.error("%s: failed", client.name, exc_info=task.exception())
-        self._wake()
+            logger.error("%s: failed", client, exc_info=task.exception())
+        self._changes.wake()
 
     # One connection
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: Client, reserved: ReservedDescriptors) -> None:
         with contextlib.ExitStack() as unless_joined:
             unless_joined.callback(client.socket.close)
             try:
@@ -374,30 +367,27 @@ class ProxyServer:
                     target, initial = await self._open_target(client)
                 unless_joined.callback(target.close)
                 client.target = target
-                target_name = _peer_name(target)
-                relay = await self._join(client, target, initial)
+                target_name = peer_name(target)
+                relay = await self._join(client, target, initial, reserved)
             except OSError as error:
-                failed = fields("failed", client=client.name, error=str(error))
-                logger.warning("%s: %s", client.name, error, extra=failed)
+                report_failure(client, error)
                 return
-            unless_joined.pop_all()  # they are the relay's
+            unless_joined.pop_all()  # the relay closes them
         outcome = await end_of(relay)
-        logger.info(
-            "%s -> %s: %s",
-            client.name,
-            target_name,
-            _describe(outcome),
-            extra=fields("connection", client=client.name, target=target_name, **_facts(outcome)),
-        )
+        report_end(client, target_name, outcome)
 
     async def _join(
-        self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
+        self,
+        client: Client,
+        target: socket.socket,
+        initial: tuple[bytes, bytes],
+        reserved: ReservedDescriptors,
     ) -> Relay:
         if not ACCEPTED_ARE_TUNED:
             tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
-        client.spare.keep(0)
-        # What is to be passed on is ``initial``: this would only be kept until the client goes.
+        reserved.keep(0)
+        # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
         client.handshake.received = bytearray()
         while client.relay is None:
             if self._cutting:  # ``open_target`` can have missed that it was cancelled
@@ -409,12 +399,12 @@ class ProxyServer:
                     client.handshake.during("while waiting for descriptors"),
                     self._hangups.watch(client.handshake),
                 ):
-                    await self._shortage(error)
+                    await self._shortage.wait_after(error)
         return client.relay
 
     def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
         idle, worker = self._idle_timeout, self._worker
-        if target is client.dialled:
+        if client.has_dialled(target):
             return GivenRelay(
                 client.socket, target, worker=worker, idle_timeout=idle, initial=initial
             )
@@ -427,21 +417,21 @@ class ProxyServer:
         deadline = loop.time() + self._grace
         logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)
         while self._clients and self._stops < 2 and loop.time() < deadline:
-            await self._change(deadline - loop.time())
+            await self._changes.wait(deadline - loop.time())
         if self._clients:
             logger.warning("cutting %d connections", len(self._clients))
             self._cut()
             deadline = loop.time() + LINGER
             while self._clients and self._stops < 3 and loop.time() < deadline:
-                await self._change(deadline - loop.time())
+                await self._changes.wait(deadline - loop.time())
         for client in self._clients.values():
             if client.relay is not None:
                 client.relay.end_soon()
         while self._clients:
-            await self._change()
+            await self._changes.wait()
 
     def _cut(self) -> None:
-        """End all. What clients and targets were sent is delivered before they are reset."""
+        """End all connections; their sides are reset after what they were sent was delivered."""
         self._cutting = True
         for task, client in list(self._clients.items()):
             if client.relay is None or client.target is None:
@@ -449,87 +439,8 @@ class ProxyServer:
             else:
                 client.relay.cut_soon()
 
-    # Waiting for something to change
-
-    async def _change(self, seconds: float | None = None) -> None:
-        """Wait until a connection has ended, ``stop`` was called, or ``seconds`` have passed."""
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(waiting)
-        timer = None if seconds is None else loop.call_later(seconds, _set, waiting)
-        try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
-            if timer is not None:
-                timer.cancel()
-
-    def _wake(self) -> None:
-        for waiting in self._waiting:
-            _set(waiting)
-
-
-def say_listening(listeners: Iterable[socket.socket]) -> None:
-    for listener in listeners:
-        where = show(listener.getsockname())
-        logger.info("listening on %s", where, extra=fields("listening", address=where))
-
-
-def _listens(listener: socket.socket) -> bool:
-    """Whether clients can ever be accepted from it; True as well where the system doesn't say."""
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError as error:
-        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
-
 
 def _start_workers() -> None:
-    """Start the engine's workers: later they would take the descriptors of accepted clients."""
+    """Start the engine's workers now; later they would take descriptors of accepted clients."""
     for _ in range(os.cpu_count() or 1):
         current().flows(1)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _describe(outcome: RelayOutcome) -> str:
-    return describe(outcome, ("up", "down"), ("client", "target"))
-
-
-def _facts(outcome: RelayOutcome) -> dict[str, object]:
-    """The same as a program reads it."""
-    up, down = outcome.left_to_right, outcome.right_to_left
-    return {
-        "bytes_up": up.bytes,
-        "bytes_down": down.bytes,
-        **({"undelivered_up": up.undelivered} if up.undelivered else {}),
-        **({"undelivered_down": down.undelivered} if down.undelivered else {}),
-        "reason": outcome.reason.value,
-        "error": None if outcome.error is None else why(outcome.error),
-        "failed": None if outcome.error is None else _failed_side(outcome),
-        "seconds": round(outcome.seconds, 6),
-        "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
-    }
-
-
-def _failed_side(outcome: RelayOutcome) -> str:
-    """Whose connection it was, where there is an error."""
-    up = outcome.left_to_right
-    upwards = up.reason is outcome.reason and up.error is outcome.error
-    return "client" if upwards == (outcome.reason is Reason.SOURCE_ERROR) else "target"
-
-
-def _own_name(sock: socket.socket) -> str:
-    try:
-        return show(sock.getsockname())
-    except OSError:  # it is closed
-        return "a listening socket"
-
-
-def _peer_name(sock: socket.socket) -> str:
-    try:
-        return show(sock.getpeername())
-    except OSError:  # it has reset meanwhile
-        return show(None)

@@ -1,8 +1,8 @@
 """The messages of SOCKS 5 (RFC 1928) and its user names and passwords (RFC 1929), as bytes.
 
-Each ``read_`` function takes what has arrived so far and hands back what it says and how many bytes
-that took, or None where more must arrive.  It raises MalformedError at the first byte that no
-client would send.
+Each ``read_`` function takes the bytes that have arrived so far. It returns what they say and how
+many bytes that took, or None where more must arrive. It raises MalformedError at the first byte
+that no client would send.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ._addresses import Address, SocketAddress
 
-#: Methods: what a client offers, and the server chooses.
+#: Methods of authentication: a client offers some, and the server chooses one.
 NO_AUTHENTICATION = 0
 CREDENTIALS = 2
 NO_ACCEPTABLE_METHOD = 0xFF
@@ -31,7 +31,7 @@ _IPV4, _NAME, _IPV6 = 1, 3, 4
 
 
 class Reply(IntEnum):
-    """What became of a request."""
+    """The code in the answer to a request."""
 
     SUCCEEDED = 0
     GENERAL_FAILURE = 1
@@ -45,9 +45,9 @@ class Reply(IntEnum):
 
 
 class MalformedError(ValueError):
-    """This is no such message.
+    """The bytes are not such a message.
 
-    ``reply`` is what a client is to be told; None where the protocol has no word for it.
+    ``reply`` is the code that the client is answered with; None where the protocol has none.
     """
 
     def __init__(self, message: str, reply: Reply | None = None) -> None:
@@ -56,15 +56,15 @@ class MalformedError(ValueError):
 
 
 class Request(NamedTuple):
-    """What a client asks for."""
+    """A client's request."""
 
-    #: CONNECT, or whatever the client has sent.
+    #: CONNECT, or any other number that the client has sent.
     command: int
     address: Address
 
 
 def read_greeting(data: bytes) -> tuple[frozenset[int], int] | None:
-    """The methods that the client offers."""
+    """Read the methods that the client offers."""
     _check_version(data)
     if len(data) < 2:
         return None
@@ -75,7 +75,7 @@ def read_greeting(data: bytes) -> tuple[frozenset[int], int] | None:
 
 
 def read_credentials(data: bytes) -> tuple[str, str, int] | None:
-    """The user and the password: either can be empty, and the user can have any character."""
+    """Read the user and the password; either can be empty, and have any characters."""
     if data and data[0] != _CREDENTIALS_VERSION:
         raise MalformedError(f"version {data[0]} of user name and password, not 1")
     user = _counted_text(data, 1)
@@ -86,7 +86,7 @@ def read_credentials(data: bytes) -> tuple[str, str, int] | None:
 
 
 def read_request(data: bytes) -> tuple[Request, int] | None:
-    """The command and its target: a name is as the client wrote it, in printable ASCII."""
+    """Read the command and its target; a name is as the client wrote it, in printable ASCII."""
     _check_version(data)
     if len(data) > 2 and data[2]:
         raise MalformedError("the reserved byte is not 0", Reply.GENERAL_FAILURE)
@@ -103,17 +103,17 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
 
 
 def method_reply(method: int) -> bytes:
-    """The answer to a greeting."""
+    """Return the answer to a greeting."""
     return bytes([_VERSION, method])
 
 
 def credentials_reply(ok: bool) -> bytes:
-    """The answer to credentials; the server closes the connection after one that is not ok."""
+    """Return the answer to credentials; the server must close the connection after a refusal."""
     return bytes([_CREDENTIALS_VERSION, 0 if ok else 1])
 
 
 def reply(code: Reply, bound: SocketAddress | None) -> bytes:
-    """The answer to a request, with the proxy's own address of the connection to the target."""
+    """Return the answer to a request, with the proxy's own address towards the target."""
     host, port = bound[:2] if bound else ("0.0.0.0", 0)
     address = ipaddress.ip_address(host)
     kind = _IPV4 if address.version == 4 else _IPV6
@@ -121,7 +121,7 @@ def reply(code: Reply, bound: SocketAddress | None) -> bytes:
 
 
 def reply_for(error: OSError) -> Reply:
-    """How the client is told why there is no connection to its target."""
+    """Return the code that tells a client why there is no connection to its target."""
     return _REPLIES.get(error.errno or 0, Reply.GENERAL_FAILURE)
 
 
@@ -129,7 +129,7 @@ _REPLIES = {
     errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
     errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
     errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
-    # Not TTL_EXPIRED, which is about hops: a host that doesn't answer is one out of reach.
+    # TTL_EXPIRED is about hops; a host that doesn't answer is out of reach.
     errno.ETIMEDOUT: Reply.HOST_UNREACHABLE,
     errno.EACCES: Reply.NOT_ALLOWED,
 }
@@ -148,7 +148,7 @@ def _check_version(data: bytes) -> None:
 
 
 def _counted_text(data: bytes, start: int) -> tuple[str, int] | None:
-    """Text after a byte that says how long it is, and where it ends."""
+    """Read text that follows a byte with its length; return it with the position of its end."""
     if len(data) <= start:
         return None
     end = start + 1 + data[start]
@@ -161,7 +161,7 @@ def _counted_text(data: bytes, start: int) -> tuple[str, int] | None:
 
 
 def _read_host(data: bytes) -> tuple[str, int] | None:
-    """The host of a request, and where it ends."""
+    """Read the host of a request; return it with the position of its end."""
     if len(data) < 4:
         return None
     if data[3] == _NAME:
@@ -180,7 +180,7 @@ def _read_name(data: bytes) -> tuple[str, int] | None:
         raise MalformedError("the name of the target is empty", Reply.GENERAL_FAILURE)
     end = 5 + data[4]
     name = data[5:end]
-    # Without space: it would be no name, and read like two in the log.
+    # A space isn't allowed: such a name isn't valid, and would read like two names in the log.
     if not all(0x21 <= byte <= 0x7E for byte in name):
         reason = "the name of the target has bytes that no name has"
         raise MalformedError(reason, Reply.GENERAL_FAILURE)

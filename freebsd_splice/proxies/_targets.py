@@ -1,4 +1,4 @@
-"""Several targets for one purpose: each in turn, a dead one skipped and tried again."""
+"""Several targets for one purpose: each in turn, a dead one skipped and later tried again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import socket
 from collections.abc import Iterable
 
 from ._addresses import Address
+from ._client import Client
 from ._connecting import NO_WAY_FROM_HERE, Prepare, StarvedError, TargetError
 from ._log import fields, logger
-from ._server import Client
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0
 
 
 class Targets:
-    """Gives each client the next target that can be connected to."""
+    """Connects each client to the next target that can be connected to."""
 
     def __init__(self, addresses: Iterable[Address], retry_after: float = RETRY_AFTER) -> None:
         self._targets = [_Target(address) for address in addresses]
@@ -27,23 +27,25 @@ class Targets:
     async def dial(
         self, client: Client, *, prepare: Prepare = lambda sock, resolved: None
     ) -> socket.socket:
-        """Connect to one of them.  Raises the last one's TargetError where all are dead.
+        """Connect to one of the targets.
 
-        And StarvedError, of the first that there is too little for.
+        Raises:
+            TargetError: all targets are dead; the error is that of the last one.
+            StarvedError: descriptors or the like are short; no further target is tried.
         """
         failure: TargetError | None = None
         for target in self._in_turn():
             try:
                 return await self._dial(client, target, prepare)
             except StarvedError:
-                raise  # nor would there be more for another target
+                raise  # another target would need the same
             except TargetError as error:
                 failure = error
         assert failure is not None, "there is no target"
         raise failure
 
     def _in_turn(self) -> list[_Target]:
-        """From the next one on.  Dead ones come last, for the case that all are."""
+        """Return all targets from the next one on; dead ones come last, in case all are dead."""
         start = next(self._turn) % len(self._targets)
         ordered = self._targets[start:] + self._targets[:start]
         now = asyncio.get_running_loop().time()
@@ -52,7 +54,7 @@ class Targets:
     async def _dial(self, client: Client, target: _Target, prepare: Prepare) -> socket.socket:
         loop = asyncio.get_running_loop()
         was_dead = target.dead_until is not None
-        if was_dead:  # one client tries whether it is alive again, the others go elsewhere
+        if was_dead:  # this client tries whether the target is back, the others go elsewhere
             target.dead_until = loop.time() + self._retry_after
         try:
             made = await client.dial(target.address, prepare=prepare)
@@ -74,7 +76,7 @@ class Targets:
 class _Target:
     def __init__(self, address: Address) -> None:
         self.address = address
-        #: The loop's time until which it is skipped; None: it is alive, as far as anybody knows.
+        #: The loop's time until which the target is skipped; None: it isn't known to be dead.
         self.dead_until: float | None = None
 
     def is_skipped(self, now: float) -> bool:

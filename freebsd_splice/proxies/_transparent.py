@@ -1,4 +1,4 @@
-"""Connecting from somebody else's address: FreeBSD's IP_BINDANY (ip(4), ip6(4))."""
+"""Connecting from a client's own address: FreeBSD's IP_BINDANY (ip(4), ip6(4))."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import sys
 from ._addresses import Resolved, SocketAddress
 from ._connecting import Prepare
 
-#: netinet/in.h and netinet6/in6.h.
+#: From netinet/in.h and netinet6/in6.h.
 IP_BINDANY, IPV6_BINDANY = 24, 64
 
-#: Level and option that let a socket of the family be bound to any address.
+#: For each family, the level and option that let a socket be bound to any address.
 _OPTIONS = {
     socket.AF_INET: (socket.IPPROTO_IP, IP_BINDANY),
     socket.AF_INET6: (socket.IPPROTO_IPV6, IPV6_BINDANY),
@@ -22,19 +22,19 @@ _OPTIONS = {
 
 
 def why_not_transparent() -> str | None:
-    """Why this system can't do it; None: it can."""
+    """Return why this process can't connect from clients' addresses; None: it can."""
     if not sys.platform.startswith("freebsd"):
-        return "it takes IP_BINDANY, which FreeBSD alone has"
+        return "it needs IP_BINDANY, which only FreeBSD has"
     if os.geteuid() != 0:
-        return "IP_BINDANY takes root's privileges"
+        return "IP_BINDANY needs root's privileges"
     return None
 
 
 def bind_as(client: SocketAddress) -> Prepare:
-    """Have the target see the client's address, on a port of the system's choice."""
+    """Return a function that binds a socket to the client's address, on a free port."""
 
     def prepare(sock: socket.socket, resolved: Resolved) -> None:
-        if not client:  # it has reset already, and the system doesn't say who it was
+        if not client:  # the client has reset already, and the system doesn't know its address
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         family, address = _plain(client)
         if family != resolved.family:
@@ -46,7 +46,10 @@ def bind_as(client: SocketAddress) -> Prepare:
 
 
 def _plain(client: SocketAddress) -> tuple[socket.AddressFamily, SocketAddress]:
-    """Its family and its address, on any port; a listener for both families shows IPv4 as IPv6."""
+    """Return the client's family and its address, on any port.
+
+    A listening socket for both families shows an IPv4 address as an IPv6 one.
+    """
     parsed = ipaddress.ip_address(client[0])
     if isinstance(parsed, ipaddress.IPv4Address):
         return socket.AF_INET, (client[0], 0)

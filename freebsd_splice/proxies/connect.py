@@ -1,6 +1,6 @@
-"""The HTTP proxy: CONNECT of HTTP/1.1 (RFC 9110, 9.3.6), parsed by h11.
+"""The HTTP proxy for CONNECT of HTTP/1.1 (RFC 9110, 9.3.6); h11 parses the requests.
 
-::
+h11 comes with ``pip install "freebsd-splice[proxy]"``. Example::
 
     server = ProxyServer(http_connect(rules=Rules(), passwords=Passwords("/etc/proxy.passwords")))
     server.listen(Address("127.0.0.1", 3128))
@@ -18,15 +18,16 @@ from functools import partial
 
 import h11
 
-from ._addresses import Address, parse_target
+from ._addresses import Address, parse_authority
+from ._client import Client, OpenTarget
 from ._connecting import PlainError, RefusedTargetError, TargetError
 from ._handshake import HandshakeError
 from ._log import MOST_OF_A_REASON, cut
 from ._passwords import Passwords
 from ._rules import Rules
-from ._server import Client, OpenTarget
 
-#: What a client is told; why exactly is for the log alone, as it can name what is behind the proxy.
+#: The reason phrases that clients are told. The exact reason is for the log alone, as it can name
+#: what is behind the proxy.
 _REASONS = {
     400: b"Bad Request",
     403: b"Forbidden",
@@ -43,13 +44,21 @@ _HEADERS = {
     407: [("Proxy-Authenticate", 'Basic realm="freebsd-splice", charset="UTF-8"')],
 }
 
-#: Blanks in a row: what h11 does with a header line is quadratic in them where the line is wrong.
+#: The answer to a request for anything but a tunnel, such as one for an http:// URL.
+_ONLY_CONNECT = b"""\
+This proxy serves the method CONNECT alone: it opens tunnels, and fetches no http:// URLs itself.
+Ask for an https:// URL, or have your client open a tunnel for http:// too, as curl does:
+
+    curl --proxytunnel --proxy http://PROXY:PORT http://HOST/
+"""
+
+#: The most blanks in a row. The time that h11 takes for a wrong header line is quadratic in them.
 _MOST_BLANKS = 256
 
-#: What no request has; none of it is anything before the byte that completes it.
+#: Patterns that no request has. Each is found with the byte that completes it, and not before.
 _NEVER = [
     (re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]"), "a control character"),
-    # RFC 9112, 5.2, has it refused; h11 would make blanks in a row of many of them.
+    # RFC 9112, 5.2, says to refuse these; h11 would turn many of them into blanks in a row.
     (re.compile(rb"\n[ \t]"), "a folded header line"),
     (re.compile(rb"(?<![ \t])[ \t]{%d}" % (_MOST_BLANKS + 1)), "too many blanks in a row"),
 ]
@@ -57,26 +66,38 @@ _NEVER = [
 #: Empty lines before a request, which are ignored (RFC 9112, 2.2).
 _EMPTY_LINES = re.compile(rb"\A(?:\r?\n)+")
 
-#: What h11 takes for the end of the headers.
+#: The end of the headers, as h11 finds it.
 _END = re.compile(rb"\n\r?\n")
 
 _MOST_HEADERS = 100
-_OTHER_LINES = 2  # the request's, and the empty one
+_OTHER_LINES = 2  # the request line and the empty line
 
 
 class RequestError(PlainError):
-    """A request that is answered with an HTTP ``status``; the text is for the log."""
+    """A request is answered with an HTTP ``status``; the text is for the log."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, body: bytes = b"") -> None:
         super().__init__(errno.EPROTO, cut(reason, MOST_OF_A_REASON))
         self.status = status
+        #: Text that tells the client's user what to do.
+        self.body = body
 
 
 def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = None) -> OpenTarget:
-    """What a ``ProxyServer`` needs to be an HTTP proxy for CONNECT.
+    """Return the function that makes a ``ProxyServer`` an HTTP proxy for CONNECT.
 
-    ``rules`` says who may be connected to; none given: every global address.  ``passwords``: of
-    those who may use it, by Basic authentication; None: everybody who can reach it.
+    The log names the user and the host and port that the client asked for. Other methods than
+    CONNECT are answered with 405 and a text that says what to do; docs/connect.md has all answers.
+
+    Args:
+        rules: which targets clients may reach; None: every global address (see ``Rules``).
+        passwords: who may use the proxy, by Basic authentication; None: everybody who can reach it.
+
+    Example::
+
+        server = ProxyServer(http_connect(passwords=Passwords("/etc/proxy.passwords")))
+        server.listen(Address("127.0.0.1", 3128))
+        asyncio.run(server.run())          # until server.stop()
     """
     chosen = rules or Rules()
 
@@ -86,11 +107,11 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
             request = await client.handshake.read(RequestReader(connection).feed)
             if passwords is not None:
                 with client.handshake.during("while verifying its password"):
-                    await client.handshake.in_time(
+                    client.user = await client.handshake.in_time(
                         _authenticate(request, passwords, client.counts_as),
                         "the password was not verified",
                     )
-            address = _target(request)
+            address = client.requested = _target(request)
             refused = chosen.rejects_name(*address)
             if refused is not None:
                 raise RefusedTargetError(address, refused)
@@ -98,7 +119,8 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
         except OSError as error:
             status = _status(error)
             if status is not None:
-                await client.handshake.refuse(_refusal(connection, status))
+                body = error.body if isinstance(error, RequestError) else b""
+                await client.handshake.refuse(_refusal(connection, status, body))
             raise
         try:
             await client.handshake.send(_established(connection))
@@ -111,23 +133,27 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
 
 
 class RequestReader:
-    """Gives h11 what comes, in pieces of any size, as long as it can be the head of a request.
+    """Feeds h11 with pieces of any size, as long as they can be the head of a request.
 
-    What it does for all the pieces together is in proportion to their bytes, whatever they are, and
-    so is what h11 does then.
+    Its work for all pieces together, and that of h11, is in proportion to their bytes, whatever the
+    bytes are.
     """
 
     def __init__(self, connection: h11.Connection) -> None:
         self._connection = connection
-        #: Whether its first line has begun, and what may be half of an empty line before that.
+        #: Whether the request line has begun, and what may be half of an empty line before it.
         self._begun = False
         self._half_a_line = b""
-        #: As much of what has come as can be the start of something that is completed later.
+        #: The last bytes, as many as can be the start of a pattern that is completed later.
         self._last = b""
         self._lines = 0
 
     def feed(self, piece: bytes) -> h11.Request | None:
-        """The request, once it is there whole.  Raises RequestError."""
+        """Return the request once it is complete; None: more bytes are needed.
+
+        Raises:
+            RequestError: the bytes can't be a request that is served.
+        """
         if not self._begun:
             piece = self._without_empty_lines(piece)
             if not piece:
@@ -140,15 +166,15 @@ class RequestReader:
                 return None  # NEED_DATA
             if request.method == b"CONNECT":
                 _refuse_body(request)
-                self._connection.next_event()  # EndOfMessage, with which h11 expects a tunnel
+                self._connection.next_event()  # EndOfMessage, after which h11 expects a tunnel
         except h11.RemoteProtocolError as error:
-            # Behind the colon h11 quotes the line, which can have a password in it.
+            # After the colon h11 quotes the line, which can have a password in it.
             reason = f"not an HTTP request: {str(error).partition(':')[0]}"
             raise RequestError(error.error_status_hint, reason) from error
         return request
 
     def _without_empty_lines(self, piece: bytes) -> bytes:
-        """What is behind them; how many there may be is the handshake's time and size."""
+        """Return what follows empty lines; the handshake's time and size bound their number."""
         piece = _EMPTY_LINES.sub(b"", self._half_a_line + piece)
         self._half_a_line = piece if piece == b"\r" else b""
         self._begun = piece not in (b"", b"\r")
@@ -157,7 +183,7 @@ class RequestReader:
     def _check(self, piece: bytes) -> None:
         seen = self._last + piece
         end = _END.search(seen)
-        head = seen if end is None else seen[: end.end()]  # what is behind it is the target's
+        head = seen if end is None else seen[: end.end()]  # what follows is for the target
         for pattern, name in _NEVER:
             if pattern.search(head):
                 raise RequestError(400, f"not an HTTP request: {name}")
@@ -168,14 +194,15 @@ class RequestReader:
 
 
 def _refuse_body(request: h11.Request) -> None:
-    """What is behind the request is the target's, all of it, whatever segments it comes in."""
+    """Refuse a request with a body: all that follows the request is for the target."""
     for name, value in request.headers:
-        # h11 has seen to it that a length is digits; there may be more than ``int`` takes.
+        # h11 has checked that a length is digits; there may be more of them than ``int`` takes.
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
             raise RequestError(400, "a CONNECT request with a body")
 
 
-async def _authenticate(request: h11.Request, passwords: Passwords, client: str) -> None:
+async def _authenticate(request: h11.Request, passwords: Passwords, client: str) -> str:
+    """Return the user, whose password was right."""
     credentials = [value for name, value in request.headers if name == b"proxy-authorization"]
     if len(credentials) != 1:
         raise RequestError(407, "no user and password" if not credentials else "two passwords")
@@ -186,19 +213,22 @@ async def _authenticate(request: h11.Request, passwords: Passwords, client: str)
         raise RequestError(407, "credentials that can't be read") from None
     if scheme.lower() != b"basic" or not await passwords.verify(user, password, client):
         raise RequestError(407, f"wrong password, or no such user: {user!r}")
+    return user
 
 
 def _target(request: h11.Request) -> Address:
     if request.method != b"CONNECT":
-        raise RequestError(405, f"the method {request.method.decode('ascii')}, not CONNECT")
+        reason = f"client asks for {request.method.decode('ascii')}: only CONNECT is served"
+        body = b"" if request.method == b"HEAD" else _ONLY_CONNECT  # an answer to HEAD has none
+        raise RequestError(405, reason, body)
     try:
-        return parse_target(request.target.decode("ascii"))
+        return parse_authority(request.target.decode("ascii"))
     except ValueError as error:
         raise RequestError(400, f"not a valid target: {error}") from None
 
 
 def _status(error: OSError) -> int | None:
-    """What the client is told; None: it has gone, or is to be told nothing."""
+    """Return the status that the client is told; None: it is told nothing, or has gone."""
     if isinstance(error, RequestError):
         return error.status if error.status in _REASONS else 400
     if isinstance(error, RefusedTargetError):
@@ -210,14 +240,17 @@ def _status(error: OSError) -> int | None:
     return None
 
 
-def _refusal(connection: h11.Connection, status: int) -> bytes:
-    """Without a body: an answer to HEAD must have none."""
+def _refusal(connection: h11.Connection, status: int, body: bytes) -> bytes:
+    headers = [("Content-Length", str(len(body))), ("Connection", "close")]
+    if body:
+        headers.append(("Content-Type", "text/plain; charset=utf-8"))
     response = h11.Response(
         status_code=status,
         reason=_REASONS[status],
-        headers=[("Content-Length", "0"), ("Connection", "close"), *_HEADERS.get(status, [])],
+        headers=[*headers, *_HEADERS.get(status, [])],
     )
-    return b"".join(connection.send(event) or b"" for event in (response, h11.EndOfMessage()))
+    events = (response, h11.Data(data=body), h11.EndOfMessage())
+    return b"".join(connection.send(event) or b"" for event in events)
 
 
 def _established(connection: h11.Connection) -> bytes:

@@ -1,4 +1,4 @@
-"""The TCP forwarder: every client is joined to a target."""
+"""The TCP forwarder, which joins every client to a target."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import socket
 from collections.abc import Sequence
 
 from ._addresses import Address, Resolved
+from ._client import Client, OpenTarget
 from ._limits import Limits
-from ._server import Client, OpenTarget, ProxyServer
+from ._server import ProxyServer
 from ._targets import RETRY_AFTER, Targets
 from ._transparent import bind_as
 
@@ -24,16 +25,28 @@ def forwarder(
     buffer_size: int | None = None,
     limits: Limits | None = None,
 ) -> ProxyServer:
-    """A server that joins every client to ``target``; ``ProxyServer`` says what the rest means.
+    """Return a ``ProxyServer`` that joins every client to a target.
 
-    The name of the target is looked up anew for each connection, and its addresses are tried in
-    turn.  Of several targets each connection gets the next; one that can't be connected to is
-    skipped for ``retry_after`` seconds.  ``transparent`` connects from the client's own address
-    (FreeBSD; see ``docs/forward.md``).  ::
+    Args:
+        target: the target, or several of them. The name of a target is looked up anew for each
+            connection, and its addresses are tried in turn. Of several targets each connection
+            gets the next.
+        retry_after: seconds for which a target that can't be connected to is skipped, where there
+            are others.
+        transparent: connect from the client's own address. Only FreeBSD can do that, for root, and
+            the answers need a way back to this machine (``docs/forward.md``).
+        connect_timeout: seconds for connecting to one target, as for ``ProxyServer``.
+        idle_timeout: seconds without a byte either way, as for ``ProxyServer``.
+        grace: seconds for live connections after ``stop``, as for ``ProxyServer``.
+        keepalive: whether SO_KEEPALIVE is set, as for ``ProxyServer``.
+        buffer_size: bytes of each socket's two buffers, as for ``ProxyServer``.
+        limits: how much clients may take, as for ``ProxyServer``.
 
-        server = forwarder(Address("backend.example", 80))
+    Example::
+
+        server = forwarder(Address("backend.example", 80), idle_timeout=300)
         server.listen(Address("", 8080))
-        asyncio.run(server.run())
+        asyncio.run(server.run())          # until server.stop()
     """
     addresses = [target] if isinstance(target, Address) else list(target)
     if not addresses or not all(isinstance(each, Address) for each in addresses):
@@ -52,7 +65,7 @@ def forwarder(
 def to_targets(
     addresses: Sequence[Address], *, retry_after: float = RETRY_AFTER, transparent: bool = False
 ) -> OpenTarget:
-    """What a ``ProxyServer`` needs to be a forwarder."""
+    """Return the function that makes a ``ProxyServer`` a forwarder."""
     targets = Targets(addresses, retry_after)
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:

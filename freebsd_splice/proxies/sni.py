@@ -1,6 +1,6 @@
-"""The TLS proxy: joins each client to a target by the name that it asks for, and reads no more.
+"""The TLS proxy, which joins each client to a target by the server name that it asks for.
 
-TLS goes through it from end to end: it has no key and no certificate.  ::
+TLS goes through the proxy from end to end: it has no key and no certificate. Example::
 
     server = ProxyServer(by_server_name(Routes.load("/etc/proxy.toml")))
     server.listen(Address("", 443))
@@ -13,36 +13,48 @@ import errno
 import socket
 
 from ._addresses import Address
+from ._client import Client, OpenTarget
 from ._client_hello import ClientHello, HelloReader, MalformedError
 from ._connecting import TargetError
 from ._handshake import HandshakeError
 from ._routes import Routes
-from ._server import Client, OpenTarget
 from ._targets import RETRY_AFTER, Targets
 
-#: Alerts (RFC 8446, 6.2), as fatal ones, in records of TLS 1.2 as any client reads them.
+#: Fatal alerts (RFC 8446, 6.2), in records of TLS 1.2, which all clients can read.
 _DECODE_ERROR, _INTERNAL_ERROR, _UNRECOGNIZED_NAME = (
     bytes((21, 3, 3, 0, 2, 2, alert)) for alert in (50, 80, 112)
 )
 
-#: How many of a client's protocols are in the log.
+#: How many of a client's protocols the log names.
 _MOST_NAMED = 4
 
 
 def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenTarget:
-    """What a ``ProxyServer`` needs to send each client to the target of its server name.
+    """Return the function that makes a ``ProxyServer`` join TLS clients by server name.
 
-    Of several targets each client gets the next; one that can't be connected to is skipped for
-    ``retry_after`` seconds.
+    The proxy reads the ClientHello and nothing more, and passes it on as it came. A client without
+    a route gets the alert ``unrecognized_name``. The log names the server name.
+
+    Args:
+        routes: the targets for each server name. Of several targets each client gets the next.
+        retry_after: seconds for which a target that can't be connected to is skipped, where there
+            are others.
+
+    Example::
+
+        server = ProxyServer(by_server_name(Routes.load("/etc/sni.toml")))
+        server.listen(Address("", 443))
+        asyncio.run(server.run())          # until server.stop()
     """
     known: dict[tuple[Address, ...], Targets] = {}
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         hello = await _read_hello(client)
+        client.server_name = hello.server_name
         addresses = routes.find(hello)
         if addresses is None:
             await client.handshake.refuse(_UNRECOGNIZED_NAME)
-            raise HandshakeError(errno.EACCES, f"no route for {_describe(hello)}")
+            raise HandshakeError(errno.EACCES, f"no route for {_described(hello)}")
         targets = known.setdefault(addresses, Targets(addresses, retry_after))
         try:
             target = await targets.dial(client)
@@ -62,11 +74,12 @@ async def _read_hello(client: Client) -> ClientHello:
         raise HandshakeError(errno.EPROTO, f"client did not begin TLS: {error}") from None
 
 
-def _describe(hello: ClientHello) -> str:
-    name = "a client without a server name" if hello.server_name is None else hello.server_name
+def _described(hello: ClientHello) -> str:
+    """Return what no route is for, without the server name, which the log names anyway."""
+    name = "a client without a server name" if hello.server_name is None else "this server name"
     if not hello.protocols:
         return name
-    # Any bytes are a protocol's name.
+    # A protocol's name can have any bytes.
     named = ", ".join(ascii(protocol) for protocol in hello.protocols[:_MOST_NAMED])
     others = len(hello.protocols) - _MOST_NAMED
     return f"{name} with {named} and {others} more" if others > 0 else f"{name} with {named}"

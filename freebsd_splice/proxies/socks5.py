@@ -1,6 +1,6 @@
-"""The SOCKS proxy: CONNECT of SOCKS 5 (RFC 1928), with or without passwords (RFC 1929).
+"""The SOCKS 5 proxy for CONNECT (RFC 1928), with or without passwords (RFC 1929).
 
-::
+Example::
 
     server = ProxyServer(socks5_connect(rules=Rules()))
     server.listen(Address("127.0.0.1", 1080))
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from ._client import Client, OpenTarget
 from ._connecting import RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._passwords import Passwords
 from ._rules import Rules
-from ._server import Client, OpenTarget
 from ._socks5_messages import (
     CONNECT,
     CREDENTIALS,
@@ -41,10 +41,20 @@ Message = TypeVar("Message", bound="tuple[object, ...]")
 
 
 def socks5_connect(*, rules: Rules | None = None, passwords: Passwords | None = None) -> OpenTarget:
-    """What a ``ProxyServer`` needs to be a SOCKS 5 proxy for CONNECT.
+    """Return the function that makes a ``ProxyServer`` a SOCKS 5 proxy for CONNECT.
 
-    ``rules`` says who may be connected to; none given: every global address.  ``passwords``: of
-    those who may use it; None: everybody who can reach it.
+    Clients may ask for IPv4 and IPv6 addresses and for names. BIND and UDP ASSOCIATE are refused.
+    The log names the user and the host and port that the client asked for.
+
+    Args:
+        rules: which targets clients may reach; None: every global address (see ``Rules``).
+        passwords: who may use the proxy; None: everybody who can reach it.
+
+    Example::
+
+        server = ProxyServer(socks5_connect(passwords=Passwords("/etc/proxy.passwords")))
+        server.listen(Address("127.0.0.1", 1080))
+        asyncio.run(server.run())          # until server.stop()
     """
     chosen = rules or Rules()
 
@@ -52,8 +62,9 @@ def socks5_connect(*, rules: Rules | None = None, passwords: Passwords | None = 
         handshake = client.handshake
         await _agree_on_method(handshake, NO_AUTHENTICATION if passwords is None else CREDENTIALS)
         if passwords is not None:
-            await _authenticate(handshake, passwords, client.counts_as)
+            client.user = await _authenticate(handshake, passwords, client.counts_as)
         request, _ = await _read(handshake, read_request)
+        client.requested = request.address
         try:
             target = await _connect(client, request, chosen)
         except TargetError as error:
@@ -78,7 +89,8 @@ async def _agree_on_method(handshake: Handshake, method: int) -> None:
     await handshake.send(method_reply(method))
 
 
-async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> None:
+async def _authenticate(handshake: Handshake, passwords: Passwords, client: str) -> str:
+    """Return the user, whose password was right."""
     user, password, _ = await _read(handshake, read_credentials)
     with handshake.during("while verifying its password"):
         verifying = passwords.verify(user, password, client)
@@ -87,6 +99,7 @@ async def _authenticate(handshake: Handshake, passwords: Passwords, client: str)
         await handshake.refuse(credentials_reply(False))
         raise HandshakeError(errno.EACCES, f"wrong password, or no such user: {user!r}")
     await handshake.send(credentials_reply(True))
+    return user
 
 
 async def _connect(client: Client, request: Request, rules: Rules) -> socket.socket:
@@ -100,7 +113,7 @@ async def _connect(client: Client, request: Request, rules: Rules) -> socket.soc
 
 
 async def _read(handshake: Handshake, message: Callable[[bytes], Message | None]) -> Message:
-    """The next message, of which what comes last says how long it was."""
+    """Read the next message; its last part says how many bytes it had."""
     try:
         found = await handshake.read(lambda _: message(bytes(handshake.received)))
     except MalformedError as error:

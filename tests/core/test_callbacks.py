@@ -430,5 +430,5 @@ def test_without_a_thread_they_are_called_by_shutdown_at_last(
         end_one(harness, called)
         harness.until(lambda: platform.refused > 2, "more tries")
     called.result()
-    assert "calls wait for it" in caplog.text
+    assert "its calls wait" in caplog.text
     assert len(caplog.records) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -233,8 +234,11 @@ class Server:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    return
+                time.sleep(0.01)  # a test has taken all descriptors, and no event says when it ends
+                continue
             connection.settimeout(PATIENCE)
             self._connections.append(connection)
             thread = threading.Thread(target=self._run, args=(connection,))

@@ -118,7 +118,8 @@ def test_curl_reaches_names_and_addresses(server: StartServer, connect: StartPro
         proxy = f"http://127.0.0.1:{front.port}"
         run = curl("--proxytunnel", "--proxy", proxy, f"http://{target}/")
         assert run.stdout == BODY, run.stderr
-    front.expect(rf"-> 127\.0\.0\.1:{four.address[1]}: \d+ bytes up, \d+ bytes down, eof", 2)
+    name = r"( \(localhost:\d+\))?"
+    front.expect(rf"-> 127\.0\.0\.1:{four.address[1]}{name}: \d+ bytes up, \d+ bytes down, eof", 2)
     front.expect(rf"-> \[::1\]:{six.address[1]}: \d+ bytes up, \d+ bytes down, eof")
     no_accidents(front)
 
@@ -292,8 +293,19 @@ def test_other_methods_are_not_allowed(connect: StartProxy) -> None:
             assert number == 405, method
             head, _, body = everything.partition(b"\r\n\r\n")
             assert b"allow: connect" in head.lower()
-            assert body == b""
-            front.expect(rf"WARNING .*: the method {method}, not CONNECT$")
+            assert b"content-length: %d\r\n" % len(body) in head.lower() + b"\r\n"
+            assert (b"Ask for an https:// URL" in body) == (method != "HEAD")
+            front.expect(rf"WARNING .*: client asks for {method}: only CONNECT is served$")
+
+
+def test_curl_shows_what_to_do_for_a_plain_url(server: StartServer, connect: StartProxy) -> None:
+    """And what it says works."""
+    front = connect(*ALLOW_LOOPBACK)
+    url = f"http://{to(server(page(BODY)))}/"
+    proxy = f"http://127.0.0.1:{front.port}"
+    shown = curl("--proxy", proxy, url).stdout
+    assert b"curl --proxytunnel --proxy http://PROXY:PORT http://HOST/" in shown
+    assert curl("--proxytunnel", "--proxy", proxy, url).stdout == BODY
 
 
 NO_TUNNELS = [
@@ -343,7 +355,7 @@ def test_a_header_that_is_none_is_not_in_the_log(connect: StartProxy) -> None:
 def test_what_a_request_says_is_cut_in_the_log(connect: StartProxy) -> None:
     front = connect()
     assert refusal(front, request("/", method="M" * 5_000)) == 405
-    (line,) = front.expect(r"WARNING 127\.0\.0\.1:\d+: (the method M+)\.\.\. \(\d+ characters\)$")
+    (line,) = front.expect(r"WARNING .*: (client asks for M+)\.\.\. \(\d+ characters\)$")
     assert len(line[1]) == 500
 
 
@@ -433,7 +445,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert status(read_to_eof(slow)) == 408
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(f"WARNING {name}: client did not complete the handshake in 0.5 s$")
+    front.expect(f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$")
 
 
 def test_one_that_never_reads_its_refusal_is_closed(connect: StartProxy) -> None:
@@ -461,7 +473,7 @@ def test_a_target_that_never_answers_is_a_gateway_timeout(
 ) -> None:
     front = connect(*ALLOW_LOOPBACK, "--connect-timeout", "0.5")
     assert refusal(front, request(f"127.0.0.1:{silent.getsockname()[1]}")) == 504
-    front.expect(r"WARNING .*: no answer in time\)$")
+    front.expect(r"WARNING .*: no answer in time, see --connect-timeout\)$")
 
 
 @pytest.fixture
@@ -535,7 +547,7 @@ def test_a_client_that_leaves_while_its_target_is_dialled(
                 elif how == "RST":
                     front.expect(f"WARNING {name}: .*(Connection reset by peer|Broken pipe)")
                 else:  # it may have closed one direction alone
-                    front.expect(f"INFO {name} -> 127.0.0.1:{port}: 0 bytes up, 0 bytes down")
+                    front.expect(f"INFO {name} -> 127.0.0.1:{port} .*: 0 bytes up, 0 bytes down")
             assert exchange(other, b"hello") == b"hello"
 
 

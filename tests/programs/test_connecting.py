@@ -17,7 +17,13 @@ import pytest
 
 from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
-from freebsd_splice.proxies._connecting import SHORTAGES, Dialer, Spare, set_buffers, tune
+from freebsd_splice.proxies._connecting import (
+    SHORTAGES,
+    Dialer,
+    ReservedDescriptors,
+    set_buffers,
+    tune,
+)
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Server, descriptors_left, until
 
@@ -134,7 +140,7 @@ def test_the_timeout_is_for_all_addresses_together(
 ) -> None:
     names["several"] = 5 * [Resolved(socket.AF_INET, silent.getsockname())]
     start = time.monotonic()
-    with pytest.raises(TargetError, match="no answer in time") as caught:
+    with pytest.raises(TargetError, match="no answer in time, see --connect-timeout") as caught:
         asyncio.run(Dialer(0.5).dial(Address("several", 80)))
     assert caught.value.errno == errno.ETIMEDOUT
     assert 0.4 < time.monotonic() - start < 1.5
@@ -236,11 +242,19 @@ def test_a_look_up_that_lacks_memory_is_a_shortage(slow_names: SlowNames) -> Non
     assert not isinstance(caught.value, TargetError)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError(errno.EBUSY, "Device or resource busy"),  # glibc's, at times
+    ],
+    ids=lambda error: error.strerror,
+)
 def test_a_name_unknown_for_lack_of_descriptors_is_a_shortage(
-    slow_names: SlowNames,
+    error: OSError, slow_names: SlowNames
 ) -> None:
     """The C library can't read its files then, and says that there is no such name."""
-    slow_names.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    slow_names.error = error
     slow_names.answer.set()
 
     async def dial() -> None:
@@ -428,7 +442,7 @@ def test_too_few_descriptors_are_no_fault_of_the_target(echo_server: Server) -> 
 
 
 def test_spare_descriptors_are_there_when_they_are_needed() -> None:
-    spare = Spare(2, 0)
+    spare = ReservedDescriptors(2, 0)
     with descriptors_left(0):
         with pytest.raises(OSError):
             os.dup(0)
@@ -439,11 +453,11 @@ def test_spare_descriptors_are_there_when_they_are_needed() -> None:
 
 def test_spare_descriptors_are_taken_all_or_none() -> None:
     with descriptors_left(5):
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
         with pytest.raises(OSError) as caught:
-            Spare(2, 4)
+            ReservedDescriptors(2, 4)
         assert caught.value.errno == errno.EMFILE
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
 
 
 def _look_ups() -> list[threading.Thread]:
@@ -461,9 +475,9 @@ def test_without_a_null_device_descriptors_are_spared_too(
 
     monkeypatch.setattr(os, "open", no_device)
     with descriptors_left(5):
-        Spare(2, 3).keep(0)
+        ReservedDescriptors(2, 3).keep(0)
         with pytest.raises(OSError) as caught:
-            Spare(2, 4)
+            ReservedDescriptors(2, 4)
         assert caught.value.errno == errno.EMFILE
 
 
@@ -475,7 +489,7 @@ def test_a_null_device_that_cannot_be_opened_is_a_shortage(
 
     monkeypatch.setattr(os, "open", short_of_files)
     with pytest.raises(OSError) as caught:
-        Spare(2, 3)
+        ReservedDescriptors(2, 3)
     assert caught.value.errno == errno.ENFILE
 
 

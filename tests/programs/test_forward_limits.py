@@ -42,7 +42,11 @@ def test_it_says_so_again_in_the_next_shortage(
     for episode in (1, 2):
         with closing_all() as clients:
             clients += [front.connect() for _ in range(60)]
-            front.expect("accepting pauses", episode)
+            front.expect(
+                r"WARNING accepting pauses at \d+ connections: Too many open files; "
+                r"raise ulimit -n \(systemd: LimitNOFILE\)$",
+                episode,
+            )
         front.expect(r"bytes down", 60 * episode)
         front.expect("accepting has resumed", episode)
 

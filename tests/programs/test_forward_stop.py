@@ -154,13 +154,18 @@ def test_an_address_of_another_machine(program: StartProgram) -> None:
 @pytest.mark.parametrize(
     ("listen", "target", "text"),
     [
-        ("local", "localhost:80", "'local' is not an address: write host:port or [v6]:port"),
-        ("localhost:80", ":80", "':80' has no host to connect to: write host:port"),
-        ("localhost:99999", "a:1", "'localhost:99999': the port must be a number from 0 to 65535"),
+        ("http://a:80", "a:1", "LISTEN: 'http://a:80': not a URL: write host:port"),
+        ("localhost:80", "http://a:80", "TARGET: 'http://a:80': not a URL: write host:port"),
+        ("local", "a:1", "LISTEN: 'local' is not an address: write host:port or [v6]:port"),
+        ("localhost:80", ":80", "TARGET: ':80' has no host to connect to: write host:port"),
+        ("a:99999", "a:1", "LISTEN: 'a:99999': the port must be a number from 0 to 65535"),
     ],
 )
 def test_what_is_no_address(listen: str, target: str, text: str, program: StartProgram) -> None:
-    assert _failure(program(*MAIN, "forward", listen, target)) == f"freebsd-splice: {text}"
+    run = program(*MAIN, "forward", listen, target)
+    assert run.end() == 2
+    complaint = f'error: argument {text}; see "freebsd-splice forward --help"'
+    assert run.lines == [f"freebsd-splice forward: {complaint}"]
 
 
 @pytest.mark.parametrize(
@@ -192,14 +197,35 @@ def test_a_backend_that_is_not_there(program: StartProgram) -> None:
         ["--log-level", "loud"],
         ["--workers", "0"],
         ["--max-per-client", "0"],
+        ["--user", "no-such-user"],
+        ["--transparent", "--user", "root"],
+        ["--no-such-option"],
     ],
     ids=" ".join,
 )
 def test_wrong_usage_is_status_2(options: list[str], program: StartProgram) -> None:
     run = program(*MAIN, "forward", "127.0.0.1:0", "127.0.0.1:80", *options)
     assert run.end() == 2
-    assert run.lines[0].startswith("usage: freebsd-splice")
-    assert "Traceback" not in run.text
+    (line,) = run.lines
+    assert re.fullmatch(
+        r'freebsd-splice( forward)?: error: .*; see "freebsd-splice( forward)? --help"', line
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["forwards"], ["forward"], ["sni"], ["password"], ["password", "a:b"]],
+    ids=str,
+)
+def test_a_wrong_command_line_is_one_line_with_the_help(
+    arguments: list[str], program: StartProgram
+) -> None:
+    run = program(*MAIN, *arguments)
+    assert run.end() == 2
+    (line,) = run.lines
+    where = " ".join(["freebsd-splice", *arguments[:1]]) if arguments != ["forwards"] else line[:14]
+    assert line.startswith(f"{where}: error: ")
+    assert line.endswith(f'; see "{where} --help"')
 
 
 def test_help_has_an_example_of_each_command(program: StartProgram) -> None:

@@ -81,7 +81,7 @@ def test_a_silent_target_is_given_up_after_the_connect_timeout(
         start = time.monotonic()
         assert client.recv(1) == b""
         assert time.monotonic() - start > 0.4
-    assert front.expect(r"WARNING .*: no answer in time\)$")
+    assert front.expect(r"WARNING .*: no answer in time, see --connect-timeout\)$")
 
 
 def test_attempts_that_are_under_way_end_with_the_forwarder(

@@ -105,8 +105,8 @@ def test_those_for_another_process_are_left_alone(
     ("what", "wrong"),
     [
         ("bound", "descriptor 4 of LISTEN_FDS does not listen"),
-        ("unix", "descriptor 4 of LISTEN_FDS is no TCP socket"),
-        ("udp", "descriptor 4 of LISTEN_FDS (is no TCP socket|does not listen)"),
+        ("unix", "descriptor 4 of LISTEN_FDS is not a TCP socket"),
+        ("udp", "descriptor 4 of LISTEN_FDS (is not a TCP socket|does not listen)"),
         ("file", "descriptor 4 of LISTEN_FDS: .*[Ss]ocket.*"),
         ("closed", "descriptor 4 of LISTEN_FDS: Bad file descriptor"),
     ],

@@ -31,7 +31,7 @@ def test_a_client_with_too_many_connections_is_closed_at_once(
         with front.connect() as refused:
             assert refused.recv(1) == b""
             name = "{}:{}".format(*refused.getsockname())
-        front.expect(rf"WARNING {name}: refused: the client already has 2 connections$")
+        front.expect(rf"{name}: refused: the client already has 2 connections .--max-per-client.$")
         for client in clients:
             assert exchange(client, b"still here") == b"still here"
 
@@ -88,7 +88,10 @@ def test_with_all_places_taken_clients_wait_until_one_is_free(
         for number, client in enumerate(clients):
             assert client.recv(1) == b"%d" % number
             if number == 0:
-                front.expect("WARNING connection limit reached: accepting pauses at 2 connections$")
+                front.expect(
+                    r"WARNING accepting pauses at 2 connections: connection limit reached "
+                    r"\(--max-connections\)$"
+                )
                 assert len(front.find("DEBUG .*: accepted")) == 2
             client.close()
     front.expect("1 bytes up, 1 bytes down, eof", 6)

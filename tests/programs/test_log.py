@@ -273,3 +273,15 @@ def test_a_message_is_cut() -> None:
     assert (read["message"], read["error"], read["number"]) == (shown, shown, 1)
     whole = record("%s", "x" * 2_000)
     assert TextFormatter().format(whole) == "x" * 2_000
+
+
+def test_that_accepting_pauses_is_an_event(echo_server: Server, forwarder: StartForwarder) -> None:
+    front = forwarder(echo_server.address, "--log-format", "json", "--max-connections", "1")
+    with connect(front) as client, connect(front) as another:
+        assert exchange(client, b"hello") == b"hello"
+        line = event(front, "accepting paused")
+        assert (line["level"], line["connections"]) == ("warning", 1)
+        assert line["reason"] == "connection limit reached (--max-connections)"
+        client.close()
+        assert exchange(another, b"hello") == b"hello"
+    event(front, "accepting resumed")

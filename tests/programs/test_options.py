@@ -13,6 +13,7 @@ from freebsd_splice import _cli
 from freebsd_splice._cli import connect_socks5, forward, serving
 from freebsd_splice._cli.options import limits_of
 from freebsd_splice.proxies import Limits, Rules
+from freebsd_splice.proxies._passwords import make_entry
 from programs.processes import MAIN, Program, Proxy
 
 StartProgram = Callable[..., Program]
@@ -68,6 +69,7 @@ def test_the_rules_are_what_the_proxy_is_made_with(monkeypatch: pytest.MonkeyPat
         ("example.org:99999", "99999"),
         ("10.0.0.1/8", "10.0.0.1/8"),
         ("", "''"),
+        ("https://example.org", "'https://example.org': not a URL: write host or host:port"),
     ],
 )
 def test_a_bad_rule_is_wrong_usage(
@@ -76,7 +78,7 @@ def test_a_bad_rule_is_wrong_usage(
     with pytest.raises(SystemExit) as caught:
         _cli.main(["socks5", option, rule])
     assert caught.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    (last,) = capsys.readouterr().err.splitlines()
     assert last.startswith(f"freebsd-splice socks5: error: argument {option}: ")
     assert wrong in last
 
@@ -110,7 +112,7 @@ def test_the_handshakes_limits_are_for_those_that_have_one(
     for command in (["connect"], ["socks5"], ["sni", "routes.toml"]):
         assert limits_of(parsed(*command, option, "7")) != Limits()
     with pytest.raises(SystemExit):
-        parsed("forward", option, "7", "127.0.0.1:0", "127.0.0.1:80")
+        parsed("forward", option, "7", "127.0.0.1:80")
     assert option in capsys.readouterr().err
 
 
@@ -129,7 +131,7 @@ def test_without_h11_connect_says_what_to_install(proxy: StartProxy) -> None:
     assert run.end() == 1
     (line,) = run.lines
     assert line.startswith(
-        'freebsd-splice: connect takes h11: pip install "freebsd-splice[proxy]" ('
+        'freebsd-splice: connect needs h11: pip install "freebsd-splice[proxy]" ('
     )
 
 
@@ -165,7 +167,7 @@ def test_a_proxy_for_everybody_is_warned_of(listen: str, reachable: str, proxy: 
 
 
 def test_with_passwords_nobody_needs_a_warning(proxy: StartProxy, tmp_path: Path) -> None:
-    (tmp_path / "passwords").write_text("")
+    (tmp_path / "passwords").write_text(make_entry("alice", "secret") + "\n")
     run = proxy("socks5", "--passwords", str(tmp_path / "passwords"), "0.0.0.0:0")
     assert run.port
     assert run.stop() == 0
@@ -191,7 +193,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     ("command", "port"), [(["connect"], 3128), (["socks5"], 1080), (["sni", "routes.toml"], 8443)]
 )
 def test_without_listen_it_is_a_port_of_this_machine_alone(command: list[str], port: int) -> None:
-    assert parsed(*command).listen == f"127.0.0.1:{port}"
+    assert parsed(*command).listen == ("127.0.0.1", port)
 
 
 def test_nothing_ends_without_traffic_where_that_is_asked_for(

@@ -76,9 +76,13 @@ def test_the_password_is_not_in_the_line_and_no_line_comes_twice() -> None:
     ],
 )
 def test_what_no_password_file_can_hold(user: str, given: bytes, wrong: bytes) -> None:
+    """A wrong password can't be used; a wrong user is a wrong command line."""
     done = run(user, given)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.startswith(b"freebsd-splice: ")
+    status, start = (
+        (1, b"freebsd-splice: ") if user == "alice" else (2, b"freebsd-splice password: ")
+    )
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert done.stderr.startswith(start)
     assert done.stderr.count(b"\n") == 1
     assert wrong in done.stderr
 
@@ -150,7 +154,7 @@ def test_two_different_passwords_are_none(terminal: Terminal) -> None:
     terminal.answer(b"Password: ", b"secret\n")
     terminal.answer(b"Again: ", b"secreT\n")
     assert terminal.end() == (1, b"")
-    assert terminal.shown.endswith(b"freebsd-splice: these are two different passwords\r\n")
+    assert terminal.shown.endswith(b"freebsd-splice: the passwords do not match\r\n")
 
 
 def test_a_user_who_gives_none(terminal: Terminal) -> None:

@@ -224,7 +224,7 @@ def test_comments_and_empty_lines(read: Callable[..., Passwords]) -> None:
         (entry("other", "x", salt=bytes(65)), "the salt must have"),
         (entry("other", "x", digest=bytes(15)), "the hash from 16 to 64"),
         (entry("other", "x", digest=bytes(65)), "the hash from 16 to 64"),
-        ("\udcff:", "this is not UTF-8"),
+        ("\udcff:", "not UTF-8"),
     ],
 )
 def test_what_is_no_entry(
@@ -365,7 +365,7 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_then(
         for _ in range(2):
             assert verify(passwords, "user", "old")
         [message] = caplog.messages
-        assert message.startswith(f"{path}: Too many open files; ")
+        assert message.startswith(f"{path}: Too many open files; raise ulimit -n ")
     assert not verify(passwords, "user", "old")
 
 

@@ -61,7 +61,7 @@ def test_a_fact_that_differs_is_told_apart_from_a_lost_byte(
 def test_it_ends_when_its_time_is_over_and_says_what_is_missing() -> None:
     said: list[str] = []
     assert selftest.selftest(300, 1, said.append, seconds=1e-9)
-    assert said[1].startswith("Facts: 0 hold, 0 differ, looked at 0 of ")
+    assert said[1].startswith("Facts: 0 hold, 0 differ, 0 of ")
     assert "Hostile transfers: 1 of 300 in " in said[2]
     assert ", the time allowed (" in said[2]
 

@@ -22,11 +22,12 @@ from freebsd_splice.proxies import (
     ListenError,
     ProxyServer,
     TargetError,
+    _pausing,
     _server,
     forwarder,
 )
 from freebsd_splice.proxies._addresses import Resolved
-from freebsd_splice.proxies._connecting import Spare, StarvedError
+from freebsd_splice.proxies._connecting import ReservedDescriptors, StarvedError
 from freebsd_splice.proxies._limits import Occupancy
 from programs.processes import PATIENCE, Server, descriptors_left
 
@@ -218,7 +219,7 @@ def test_an_accept_that_fails_does_not_end_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(_server, "listen_on", lambda *_, **__: [bad_listener(number)])
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -246,7 +247,7 @@ def test_a_client_that_failed_before_accept_holds_nobody_up(
     """The next one may be waiting already; and it is nothing that anybody can mend."""
     number = getattr(errno, name, errno.ECONNABORTED)
     monkeypatch.setattr(_server, "listen_on", lambda *_, **__: [bad_listener(number, number)])
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 1000.0)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 1000.0)
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -279,10 +280,10 @@ def test_a_listener_that_accepts_nobody_any_more_ends_run(broken: str) -> None:
 def test_what_no_waiting_mends_is_no_shortage(
     echo_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(count: int, more: int) -> Spare:
+    def denied(count: int, more: int) -> ReservedDescriptors:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(_server, "Spare", denied)
+    monkeypatch.setattr(_server, "ReservedDescriptors", denied)
     server = forwarder(Address(*echo_server.address))
     server.listen(Address("127.0.0.1", 0))
     with pytest.raises(PermissionError):
@@ -348,6 +349,19 @@ def test_a_defect_in_accepting_ends_run(monkeypatch: pytest.MonkeyPatch) -> None
         asyncio.run(asyncio.wait_for(server.run(), PATIENCE))
 
 
+def watched_reserves(monkeypatch: pytest.MonkeyPatch) -> list[ReservedDescriptors]:
+    """What the server reserves from now on for each client."""
+    reserves: list[ReservedDescriptors] = []
+
+    class WatchedReserve(ReservedDescriptors):
+        def __init__(self, count: int, more: int) -> None:
+            super().__init__(count, more)
+            reserves.append(self)
+
+    monkeypatch.setattr(_server, "ReservedDescriptors", WatchedReserve)
+    return reserves
+
+
 @pytest.mark.parametrize("fails", ["enter", "Handshake"])
 def test_a_client_that_cannot_be_served_costs_others_nothing(
     fails: str,
@@ -356,7 +370,7 @@ def test_a_client_that_cannot_be_served_costs_others_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failures: list[Exception] = [ZeroDivisionError()]
-    spares: list[Spare] = []
+    reserves = watched_reserves(monkeypatch)
 
     def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
         def fail_or_call(*given: Any, **options: Any) -> Any:
@@ -366,12 +380,6 @@ def test_a_client_that_cannot_be_served_costs_others_nothing(
 
         return fail_or_call
 
-    class WatchedSpare(Spare):
-        def __init__(self, count: int, more: int) -> None:
-            super().__init__(count, more)
-            spares.append(self)
-
-    monkeypatch.setattr(_server, "Spare", WatchedSpare)
     owner = _server if fails == "Handshake" else Occupancy
     monkeypatch.setattr(owner, fails, failing_once(getattr(owner, fails)))
 
@@ -381,7 +389,7 @@ def test_a_client_that_cannot_be_served_costs_others_nothing(
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
             writer.close()
-            assert not spares[0]._held
+            assert not reserves[0]._held
             assert await ask(address, b"hello") == b"hello"  # the place is free again
 
     asyncio.run(main())
@@ -395,7 +403,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
     answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread is to be had for the look-up."""
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
     failures: list[TargetError] = []
     tried: list[str] = []
 
@@ -429,7 +437,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
         assert isinstance(failure, StarvedError)
         assert failure.errno == errno.ETIMEDOUT
         assert str(failure) == (
-            f"cannot connect to some.name:80: {os.strerror(errno.ENOMEM)}, for too long"
+            f"cannot connect to some.name:80, for too long: {os.strerror(errno.ENOMEM)}"
         )
         assert 2 <= len(tried) <= 7
 
@@ -524,7 +532,8 @@ def test_an_accepted_client_is_served_once_descriptors_are_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Even where others have taken what the server held for it."""
-    monkeypatch.setattr(_server, "_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.05)
+    reserves = watched_reserves(monkeypatch)
     shortage = ExitStack()
 
     async def open_target(client: Client) -> OpenedTarget:
@@ -534,7 +543,8 @@ def test_an_accepted_client_is_served_once_descriptors_are_back(
             with await client.dial(target) as first:
                 dialled = first.dup()  # one that the server hasn't made itself
             dialled.setblocking(False)
-        client.spare.keep(0)
+        for reserved in reserves:  # what the server holds for the client
+            reserved.keep(0)
         shortage.enter_context(descriptors_left(0))
         return dialled or await client.dial(target), (b"", b"")
 

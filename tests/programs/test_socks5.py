@@ -114,7 +114,8 @@ def test_curl_reaches_names_and_addresses(server: StartServer, socks5: StartProx
         proxy = f"{scheme}://127.0.0.1:{front.port}"
         run = curl(*version, "--proxy", proxy, f"http://{target}/")
         assert run.stdout == BODY, run.stderr
-    front.expect(rf"-> 127\.0\.0\.1:{four}: \d+ bytes up, \d+ bytes down, eof", 3)
+    name = r"( \(localhost:\d+\))?"
+    front.expect(rf"-> 127\.0\.0\.1:{four}{name}: \d+ bytes up, \d+ bytes down, eof", 3)
     front.expect(rf"-> \[::1\]:{six}: \d+ bytes up, \d+ bytes down, eof", 2)
     no_accidents(front)
 
@@ -214,7 +215,7 @@ def test_targets_that_cannot_be_connected_to(
     assert refusal(front, request("127.0.0.1", refusing.getsockname()[1])) == REFUSED
     front.expect(r"WARNING .*: cannot connect to 127\.0\.0\.1:\d+ \(.*: Connection refused\)$")
     assert refusal(front, request("127.0.0.1", silent.getsockname()[1])) == HOST_UNREACHABLE
-    front.expect(r"WARNING .*: no answer in time\)$")
+    front.expect(r"WARNING .*: no answer in time, see --connect-timeout\)$")
     no_accidents(front)
 
 
@@ -294,7 +295,7 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
             assert read_to_eof(slow) == (WELCOME if start.startswith(HELLO) else b"")
             assert exchange(other, b"still there") == b"still there"
         name = name_of(slow)
-    front.expect(f"WARNING {name}: client did not complete the handshake in 0.5 s$")
+    front.expect(f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$")
 
 
 def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
@@ -303,7 +304,9 @@ def test_a_handshake_that_is_too_large_is_refused(socks5: StartProxy) -> None:
         client.sendall(b"\x05\xff" + bytes(255))
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
-        front.expect(f"WARNING {name_of(client)}: the handshake is longer than 20 bytes$")
+        front.expect(
+            f"{name_of(client)}: the handshake is longer than 20 bytes .--handshake-size.$"
+        )
 
 
 @pytest.fixture
@@ -379,7 +382,7 @@ def test_a_client_that_leaves_while_its_target_is_dialled(
                 elif how == "RST":
                     front.expect(f"WARNING {name}: .*(Connection reset by peer|Broken pipe)")
                 else:  # it may have closed one direction alone
-                    front.expect(f"INFO {name} -> 127.0.0.1:{port}: 0 bytes up, 0 bytes down")
+                    front.expect(f"INFO {name} -> 127.0.0.1:{port} .*: 0 bytes up, 0 bytes down")
             assert exchange(other, b"hello") == b"hello"
 
 

@@ -197,7 +197,7 @@ def test_a_long_shortage_is_no_targets_fault(
 
     with pytest.MonkeyPatch.context() as patch:
         starved = Starved(patch)
-        with pytest.raises(StarvedError, match="open files, for too long"):
+        with pytest.raises(StarvedError, match="for too long: Too many open files"):
             run(targets.dial(starved))  # type: ignore[arg-type]
         assert starved.tried == [A]
     assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]

@@ -6,10 +6,17 @@ import socket
 
 import pytest
 
-from freebsd_splice.proxies._addresses import Address, look_up, parse_listen, parse_target, show
+from freebsd_splice.proxies._addresses import (
+    Address,
+    look_up,
+    parse_authority,
+    parse_listen,
+    parse_target,
+    show,
+)
 
 
-@pytest.mark.parametrize("parse", [parse_listen, parse_target])
+@pytest.mark.parametrize("parse", [parse_listen, parse_target, parse_authority])
 @pytest.mark.parametrize(
     ("text", "address"),
     [
@@ -34,9 +41,14 @@ def test_listening_on_a_port_alone_is_on_loopback() -> None:
     assert parse_listen("8080") == ("127.0.0.1", 8080)
 
 
-def test_a_target_has_a_host() -> None:
+def test_a_target_that_is_a_port_alone_is_on_loopback() -> None:
+    assert parse_target("8080") == ("127.0.0.1", 8080)
+
+
+def test_what_a_client_asks_for_has_a_host() -> None:
+    """It chooses among other machines; a port alone would be one of the proxy's."""
     with pytest.raises(ValueError, match="write host:port"):
-        parse_target("8080")
+        parse_authority("8080")
 
 
 def test_listening_on_port_0_takes_a_free_one() -> None:
@@ -47,6 +59,8 @@ def test_listening_on_port_0_takes_a_free_one() -> None:
     ("text", "complaint"),
     [
         ("", "write host:port"),
+        ("http://localhost:80", "not a URL: write host:port"),
+        ("https://localhost/path", "not a URL: write host:port"),
         ("localhost", "write host:port"),
         ("localhost:", "the port must be a number from 0 to 65535"),
         ("localhost:http", "the port must be a number"),
@@ -68,7 +82,7 @@ def test_listening_on_port_0_takes_a_free_one() -> None:
         ("local[host:80", "write host:port"),
     ],
 )
-@pytest.mark.parametrize("parse", [parse_listen, parse_target])
+@pytest.mark.parametrize("parse", [parse_listen, parse_target, parse_authority])
 def test_what_is_no_address(parse: object, text: str, complaint: str) -> None:
     assert callable(parse)
     with pytest.raises(ValueError, match=complaint):

@@ -196,16 +196,16 @@ def test_what_is_behind_a_hello_is_nobodys_business(data: bytes) -> None:
 
 
 REFUSED_EARLY = [
-    (b"G", "no TLS handshake record"),
-    (b"\x15", "no TLS handshake record"),
-    (b"\x80", "no TLS handshake record"),
-    (b"\x16\x02", "no version of TLS"),
-    (b"\x16\x04", "no version of TLS"),
+    (b"G", "not a TLS handshake record"),
+    (b"\x15", "not a TLS handshake record"),
+    (b"\x80", "not a TLS handshake record"),
+    (b"\x16\x02", "not a version of TLS"),
+    (b"\x16\x04", "not a version of TLS"),
     (b"\x16\x03\x01\x41", "a record that is too large"),
     (b"\x16\x03\x01\x40\x01", "a record that is too large"),
     (b"\x16\x03\x01\x00\x00", "an empty record"),
     (record(b"\x01") + record(b""), "an empty record"),
-    (record(b"\x01") + b"\x17", "no TLS handshake record"),
+    (record(b"\x01") + b"\x17", "not a TLS handshake record"),
     (record(b"\x02"), "the first message is not a ClientHello"),
     (record(b"\x01\x02"), "a hello that is too large"),
     (record(b"\x01\x00\x40\x01"), "a hello that is too large"),

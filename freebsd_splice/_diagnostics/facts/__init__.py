@@ -1,6 +1,6 @@
 """The facts about SO_SPLICE (docs/so_splice.md) as a table that can be run.
 
-Standard library only, and nothing else of the package: what is compared here is the kernel.
+It uses the standard library alone, and nothing else of the package: it compares the kernel.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ def run_facts(
     rigs: Callable[[], Rig] = KernelRig,
     goes_on: Callable[[int, int], bool] = lambda number, of: True,
 ) -> Counter[str]:
-    """Run every fact that such a rig can show, and say a line about each; how many went how.
+    """Run every fact that such a rig can show; return how many hold, differ, or were not run.
 
-    ``goes_on`` is asked before each fact, by its number and how many there are.
+    Args:
+        say: is called with a line about each fact.
+        rigs: makes a rig for each fact.
+        goes_on: is asked before each fact, with its number and the number of facts, whether to
+            go on.
     """
     counts: Counter[str] = Counter()
     table = facts()
@@ -47,7 +51,7 @@ def run_facts(
         try:
             shown = shown_by(fact, rig)
             if shown is None:
-                continue  # it is about another system
+                continue  # the fact is about another system
             if fact.model_only:
                 verdict, more = "not run here", [fact.model_only]
             else:
@@ -65,7 +69,10 @@ def run_facts(
 
 
 def main() -> int:
-    """The table on this kernel; the exit status: 0 all holds, 1 something differs, 2 can't."""
+    """Run the table on this kernel and return the exit status.
+
+    0: all facts hold; 1: some differ; 2: the facts can't be run here.
+    """
     reason = cannot_run()
     if reason is not None:
         print(f"The facts can't be run here: {reason}.")

@@ -1,4 +1,4 @@
-"""The rig on the kernel that runs this: real sockets over loopback, and plain setsockopt."""
+"""The rig on this machine's kernel: real sockets over loopback, and plain setsockopt."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from .fact import Fact
 
 SO_SPLICE = 0x1023
 FIONREAD = getattr(importlib.import_module("termios"), "FIONREAD", 0) if os.name == "posix" else 0
-#: F14, F39: this system's, or none.  FreeBSD has one whether or not its Python says so.
+#: This system's POLLRDHUP, by which poll(2) shows a lost EOF (F14); 0 where it has none, as OpenBSD
+#: (F39). FreeBSD has it whether or not its Python says so.
 POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x4000 if sys.platform.startswith("freebsd") else 0)
-#: What no open file has.  A number that was just closed is the next thing's that is opened.
+#: A descriptor that no open file has. One that was just closed would be used by the next open.
 CLOSED = 2**31 - 1
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
-#: Emulated machines are slow: every wait is stretched by this.
+#: The factor by which every wait is stretched, as emulated machines are slow.
 SLOWNESS = float(os.environ.get("FREEBSD_SPLICE_SLOWNESS", "1"))
-#: Seconds in which nothing must change before something counts as all that happens.
+#: Seconds for which nothing must change before everything counts as having happened.
 QUIET = 0.05
-#: Bytes of the buffers between the drain and its peer.
+#: The size, in bytes, of the buffers between the drain and its peer.
 BUFFER = 65_536
-#: Seconds for everything else.
+#: Seconds after which any other wait fails.
 PATIENCE = 20.0
 
 _select: Any = select
@@ -38,7 +39,7 @@ _unix: Any = os
 
 
 def cannot_run() -> str | None:
-    """Why no fact can be run on this machine; None where they can."""
+    """Return why no fact can be run on this machine; None: they can be run."""
     if not sys.platform.startswith(("freebsd", "openbsd")):
         return f"{sys.platform} has no SO_SPLICE"
     with socket.socket() as probe:
@@ -69,7 +70,7 @@ class KernelRig:
     def shows(self, fact: Fact) -> Fact | None:
         return fact
 
-    # What another rig over real sockets may do otherwise
+    # Methods that another rig over real sockets may replace
 
     def _open_kqueue(self) -> Any:
         kqueue = _select.kqueue()
@@ -132,7 +133,7 @@ class KernelRig:
         return bytes(self._arrived)
 
     def _take_all(self, made: socket.socket) -> bytes:
-        """Reading makes room, and more comes."""
+        """Read until nothing more comes; reading makes room for more."""
         taken = b""
         while (more := _take(made)) or self._settle():
             taken += more
@@ -187,7 +188,7 @@ class KernelRig:
         assert got == _pattern(0, count)
 
     def do_fill(self) -> None:
-        """Send until the drain takes no more; a little is left at the source then."""
+        """Send until the drain takes no more, and a little is left at the source."""
         while True:
             self._settle()
             if self.seen_count() < self.sent:
@@ -204,7 +205,7 @@ class KernelRig:
         self._settle()
 
     def do_drain(self, what: str) -> None:
-        """What the drain's peer does, or sees."""
+        """Let the drain's peer do something, or check what it sees."""
         if what == "fin":
             self.receiver.shutdown(socket.SHUT_WR)
         elif what == "close":
@@ -218,7 +219,7 @@ class KernelRig:
         self._settle()
 
     def do_sender(self, what: str) -> None:
-        """What the source's peer sees."""
+        """Check what the source's peer sees."""
         if what == "ended":
             assert self.sender.recv(1) == b"", "the sender sees no end"
             return
@@ -270,7 +271,7 @@ class KernelRig:
             elif kind:
                 self._descriptors[role] = self._special(kind)
 
-    # Below that
+    # Helpers
 
     def _descriptor(self, which: str) -> int:
         plain = self.source if which == "source" else self.drain
@@ -304,7 +305,7 @@ class KernelRig:
             listener.bind((address, 0))
             listener.listen(1)
             far = self._stack.enter_context(socket.socket(family))
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)  # soon full
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)  # small, so soon full
             far.settimeout(PATIENCE * SLOWNESS)
             far.connect(listener.getsockname())
             near = self._stack.enter_context(listener.accept()[0])
@@ -313,7 +314,10 @@ class KernelRig:
         return near, far
 
     def _arm(self) -> None:
-        """F19: before the splice, and what fires at once is read away."""
+        """Ask for events before the splice, and discard the drain's initial event.
+
+        That order is the way to know the end (F19).
+        """
         if self._armed or self._descriptors or self._kqueue is None:
             return
         self._armed = True
@@ -334,7 +338,7 @@ class KernelRig:
         return bool(events)
 
     def _settle(self) -> bool:
-        """Wait until nothing changes any more; whether anything did."""
+        """Wait until nothing changes any more; return whether anything did."""
         changed, before = False, self._snapshot()
         end = time.monotonic() + PATIENCE * SLOWNESS
         quiet_since = time.monotonic()
@@ -362,9 +366,9 @@ class KernelRig:
 def _set(
     source: int, drain: int, max_bytes: int = 0, idle: float = 0.0, length: int | None = None
 ) -> None:
-    """F2: every platform's own layout."""
+    """Call setsockopt with this platform's own layout of the struct (F2: they differ)."""
     seconds, microseconds = divmod(round(idle * 1_000_000), 1_000_000)
-    if idle < 0:  # as it would be written by hand
+    if idle < 0:  # pass it on as it is, for the kernel to refuse
         seconds, microseconds = int(idle), 0
     if sys.maxsize > 2**32:
         layout = "i4xqqq"
@@ -373,7 +377,7 @@ def _set(
     value = struct.pack(layout, drain, max_bytes, seconds, microseconds)
     if length is not None:
         value = value[:length].ljust(length, b"\0")
-    made = socket.socket(fileno=source)  # and no duplicate, which would be a number of its own
+    made = socket.socket(fileno=source)  # not a duplicate, which would have another descriptor
     try:
         made.setsockopt(socket.SOL_SOCKET, SO_SPLICE, value)
     finally:
@@ -386,7 +390,7 @@ def _ioctl(descriptor: int, answer: bytearray) -> None:
 
 
 def _take(made: socket.socket) -> bytes:
-    """What can be read without waiting, whatever the socket's timeout is."""
+    """Read what can be read without waiting, whatever the socket's timeout is."""
     data = bytearray()
     with contextlib.suppress(ConnectionError):
         while select.select([made], [], [], 0)[0] and (piece := made.recv(1 << 20)):
@@ -395,7 +399,7 @@ def _take(made: socket.socket) -> bytes:
 
 
 def _pattern(first: int, count: int) -> bytes:
-    """Bytes of which no two short pieces are alike."""
+    """Return ``count`` bytes from the one numbered ``first``; no two short pieces are alike."""
     numbers = range(first // 3, (first + count) // 3 + 1)
     whole = b"".join((number & 0xFFFFFF).to_bytes(3, "big") for number in numbers)
     return whole[first % 3 :][:count]

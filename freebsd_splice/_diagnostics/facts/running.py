@@ -1,4 +1,4 @@
-"""Running a fact: its script on some rig, and what is seen against what the fact says."""
+"""Running a fact: run its script on a rig, and compare what is seen with what the fact says."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .fact import Fact
 
 class Rig(Protocol):
     """Two connections, from the sender to the source and from the drain to the receiver, and one
-    splice from the source to the drain.  Sockets are non-blocking.
+    splice from the source to the drain. Sockets are non-blocking.
 
-    The words of a script are ``do_…`` methods of it; one that can fail says so by OSError.  After
-    each word everything that follows from it has happened.
+    The words of a script are the ``do_…`` methods. One that can fail raises OSError. When a method
+    returns, everything that follows from it has happened.
     """
 
     @property
@@ -21,14 +21,14 @@ class Rig(Protocol):
 
     @property
     def sockets(self) -> str:
-        """The system whose sockets these are."""
+        """The system that the sockets belong to."""
         ...
 
     @property
     def release(self) -> tuple[int, int]: ...
 
     def shows(self, fact: Fact) -> Fact | None:
-        """What of a fact this rig can show."""
+        """Return the part of a fact that this rig can show; None: nothing of it."""
         ...
 
     @property
@@ -37,7 +37,7 @@ class Rig(Protocol):
         ...
 
     def seen_events(self) -> list[str]:
-        """Events since the first splice, in the table's words."""
+        """Return the events since the first splice, in the table's words."""
         ...
 
     def seen_poll(self, which: str) -> set[str]: ...
@@ -45,19 +45,19 @@ class Rig(Protocol):
     def seen_count(self) -> int: ...
 
     def seen_error(self, which: str) -> int:
-        """SO_ERROR."""
+        """Return SO_ERROR, and clear it."""
         ...
 
     def seen_left(self) -> bytes:
-        """Everything that can be read from the source."""
+        """Read everything that the source has."""
         ...
 
     def seen_arrived(self) -> bytes:
-        """Everything that has arrived at the receiver, in the script and now."""
+        """Return everything that has arrived at the receiver, in the script and now."""
         ...
 
     def expected(self, first: int, count: int) -> bytes:
-        """Bytes of those that the sender sends."""
+        """Return ``count`` of the bytes that the sender sends, from the one numbered ``first``."""
         ...
 
     def do_end(self) -> None: ...
@@ -66,15 +66,15 @@ class Rig(Protocol):
 
 
 class Result(NamedTuple):
-    """How a fact went."""
+    """The result of running a fact."""
 
     fact: Fact
-    #: What differs, one line each; empty: the fact holds here.
+    #: A line for each difference; empty: the fact holds here.
     differs: list[str]
 
 
 def shown_by(fact: Fact, rig: Rig) -> Fact | None:
-    """As much of the fact as says something about this system and release."""
+    """Return the part of the fact that says something about this system and release."""
     if rig.system not in fact.systems or (fact.sockets and rig.sockets not in fact.sockets):
         return None
     if rig.system == "FreeBSD" and not fact.since <= rig.release < fact.before:
@@ -83,7 +83,7 @@ def shown_by(fact: Fact, rig: Rig) -> Fact | None:
 
 
 def run_fact(fact: Fact, rig: Rig) -> Result:
-    """Run its script, and compare.  The rig is used up then."""
+    """Run the script on the rig, which can't be used again, and compare."""
     said = "ok"
     for words in fact.script.split(";"):
         said = _do(rig, words.split()) or said
@@ -108,7 +108,7 @@ def run_fact(fact: Fact, rig: Rig) -> Result:
         compare("count", fact.count, count, _counts(fact.count, count, rig.sent))
     if fact.end is not None:
         ended = _said(rig.do_end)
-        compare("end by hand", fact.end, ended, ended in fact.end.split(" or "))
+        compare("unsplice", fact.end, ended, ended in fact.end.split(" or "))
     if fact.errors is not None:
         shown_errors = tuple(_name(rig.seen_error(which)) for which in ("source", "drain"))
         compare("SO_ERROR", fact.errors, shown_errors, shown_errors == fact.errors)
@@ -121,7 +121,7 @@ def run_fact(fact: Fact, rig: Rig) -> Result:
 
 
 def _compare_bytes(rig: Rig, fact: Fact, count: int, compare: object) -> None:
-    """What has arrived, what is left, and that they are the bytes sent, in their order."""
+    """Compare what has arrived and what is left, and that those are the bytes sent, in order."""
     assert callable(compare)
     arrived, left = rig.seen_arrived(), b""
     wanted = count if fact.arrived == "count" else fact.arrived
@@ -139,11 +139,11 @@ class _See:
         self.events = rig.seen_events()
 
     def has(self, wanted: str) -> bool:
-        """All that must come has come, and nothing else (an event may come again)."""
+        """Return whether all events that must come have come, and no others; each may repeat."""
         parts = [] if wanted == "none" else [part.strip() for part in wanted.split(",")]
         must = {part for part in parts if not part.endswith("?")}
         may = {part.rstrip("?") for part in parts}
-        # An end is also told of without the EOF, where that came a moment later.
+        # The event of an end can come without the EOF flag, where the EOF came a moment later.
         seen = set(self.events)
         return must <= seen and seen <= may | {part.replace(" EOF", "") for part in may}
 
@@ -163,7 +163,7 @@ def _counts(wanted: int | str, count: int, sent: int) -> bool:
 
 
 def _do(rig: Rig, words: list[str]) -> str | None:
-    """One word of the script with its arguments; what it said, where it can say something."""
+    """Call one word of the script with its arguments; return its answer."""
     name = words[0]
     arguments = [_value(word) for word in words[1:] if "=" not in word]
     options = dict(word.split("=") for word in words[1:] if "=" in word)
@@ -190,7 +190,7 @@ def _value(text: str) -> int | float | str:
 
 
 def _name(number: int) -> str:
-    for name in ("EAGAIN", "EOPNOTSUPP"):  # on some systems a second name of the same number
+    for name in ("EAGAIN", "EOPNOTSUPP"):  # some systems have a second name for the number
         if number == getattr(errno, name):
             return name
     return errno.errorcode.get(number, str(number))

@@ -1,4 +1,4 @@
-"""The table.  Each fact can be read as: after this script, that is what one sees."""
+"""The table of facts: each says what is seen after a script."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .fact import Fact
 BOTH = ("FreeBSD", "OpenBSD")
 OPENBSD = ("OpenBSD",)
 NONE = ("0", "0")
-BETWEEN = "it takes the kernel's worker stopped between two of its steps"
+BETWEEN = "it needs the kernel's worker stopped between two of its steps"
 
 
 def facts() -> Sequence[Fact]:
-    """All of them."""
+    """Return all facts."""
     return INTERFACE + REFUSALS + ENDS + AFTER_ENDS + DONT + MODEL + OPENBSD_FACTS
 
 
@@ -195,7 +195,7 @@ MODEL = [
         model_only="it takes an ACK at one very moment"),
 ]  # fmt: skip
 
-#: What each end looks like there, and what else differs.
+#: The ends of a splice as OpenBSD shows them, and other differences.
 OPENBSD_FACTS = [
     Fact("live and idle", "F19, F25", "splice", events="none", source="OUT", drain="OUT", count=0,
         end="ok", errors=NONE, systems=OPENBSD),

@@ -1,0 +1,128 @@
+"""A client, as the function that opens its target is given it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+
+from .. import Relay
+from ._addresses import Address, SocketAddress, show
+from ._connecting import Prepare, Refusal
+from ._handshake import Handshake
+from ._limits import client_of
+from ._log import quoted_unless_plain
+
+#: Connects to an address for a client, as ``Client.dial`` does.
+Dial = Callable[[Address, Refusal, Prepare], Awaitable[socket.socket]]
+
+
+class Client:
+    """An accepted client. ``ProxyServer`` makes it and passes it to ``open_target``.
+
+    ``open_target`` reads what the client says through ``handshake``, decides where the client
+    goes, and connects with ``dial``. It may set ``user``, ``requested`` and ``server_name``: the
+    log names them, in the line of a connection that succeeded and of one that failed.
+
+    Attributes:
+        socket (socket.socket): the client's connection, non-blocking. The server closes it.
+        address: the client's address as ``socket.accept`` returned it; empty on systems that know
+            none for a client that has reset its connection already.
+        name (str): ``address`` as the log shows it, ``192.0.2.7:40000``.
+        counts_as (str): what the client counts as for ``Limits.per_client`` and when clients take
+            turns: an IPv4 address, or an IPv6 network of 64 bits.
+        handshake (Handshake): reads and answers what the client says before its bytes are only
+            passed on, within a time and a size.
+        user (str | None): the user whose password was verified; None unless ``open_target``
+            sets it.
+        requested (Address | None): the host and port that the client asked for; None unless
+            ``open_target`` sets it.
+        server_name (str | None): the server name in the client's TLS ClientHello; None unless
+            ``open_target`` sets it.
+        target (socket.socket | None): the connection to the target; None until ``open_target`` has
+            returned it.
+        relay (Relay | None): what joins the two; None until the relay is made.
+
+    Example::
+
+        async def open_target(client):
+            first = await client.handshake.read(lambda piece: piece[:1])
+            port = 8443 if first == b"\\x16" else 8080          # TLS, or not
+            target = await client.dial(Address("127.0.0.1", port))
+            return target, (bytes(client.handshake.received), b"")
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: SocketAddress,
+        handshake: Handshake,
+        dial: Dial,
+        counts_as: str | None = None,
+    ) -> None:
+        self.socket = sock
+        self.address = address
+        self.name = show(address)
+        self.counts_as = client_of(address) if counts_as is None else counts_as
+        self.handshake = handshake
+        self.user: str | None = None
+        self.requested: Address | None = None
+        self.server_name: str | None = None
+        self.target: socket.socket | None = None
+        self.relay: Relay | None = None
+        self._dial = dial
+        self._dialled: socket.socket | None = None  # the last one
+
+    def __str__(self) -> str:
+        """The client's address, with its user and server name, as the log shows them."""
+        said = []
+        if self.user is not None:
+            said.append(f"user {quoted_unless_plain(self.user)}")
+        if self.server_name is not None:
+            said.append(f"server name {quoted_unless_plain(self.server_name)}")
+        return f"{self.name} ({', '.join(said)})" if said else self.name
+
+    async def dial(
+        self,
+        address: Address,
+        *,
+        refusal: Refusal = lambda resolved: None,
+        prepare: Prepare = lambda sock, resolved: None,
+    ) -> socket.socket:
+        """Connect to the first address of a name that answers.
+
+        The look-up of the name and all its addresses together have the server's
+        ``connect_timeout``; an address that doesn't answer leaves the others their share of it.
+        While there are too few descriptors, ``dial`` waits for some: it never takes more than twice
+        ``connect_timeout``. None of this counts against the handshake's time. The wait ends early
+        when the client resets its connection.
+
+        Args:
+            address: the host and port to connect to.
+            refusal: says of each address that the name stands for why nobody may connect to it, or
+                None; ``Rules.refusal`` with a host is such a function.
+            prepare: is given each socket before it connects, and the address; it may set options,
+                or bind the socket.
+
+        Returns:
+            The connected, non-blocking socket.
+
+        Raises:
+            RefusedTargetError: ``refusal`` refused all addresses (errno EACCES).
+            TargetError: the name couldn't be looked up (EHOSTUNREACH, or EINVAL for one that is not
+                valid), or no address could be connected to (the errno of the last attempt,
+                ETIMEDOUT where the time was over).
+        """
+        with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
+            self._dialled = await self._dial(address, refusal, prepare)
+            return self._dialled
+
+    def has_dialled(self, target: socket.socket) -> bool:
+        """Return whether ``dial`` made that very connection: nobody else has it then."""
+        return target is self._dialled
+
+
+#: A function that decides where a client goes. It is given the ``Client``, and returns the
+#: connected socket of its target with the bytes that were read already and must go first, as
+#: ``(from the client, from the target)``. An OSError that it raises is logged, and the client is
+#: closed.
+OpenTarget = Callable[[Client], Awaitable[tuple[socket.socket, tuple[bytes, bytes]]]]

@@ -1,0 +1,70 @@
+"""The lines of the log about one client: how its connection ended, or why it had none."""
+
+from __future__ import annotations
+
+import socket
+
+from .. import RelayOutcome
+from .._errors import why
+from .._relay import describe, failed_side
+from ._addresses import show
+from ._client import Client
+from ._log import fields, logger, quoted_unless_plain
+
+#: The left and the right side of a proxy's relay.
+_SIDES = ("client", "target")
+
+
+def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
+    """Log a connection at its end."""
+    what = {**_said(client), **_facts(outcome)}
+    ended = fields("connection", client=client.name, target=target_name, **what)
+    name = _with_requested(target_name, client)
+    text = describe(outcome, ("up", "down"), _SIDES)
+    logger.info("%s -> %s: %s", client, name, text, extra=ended)
+
+
+def report_failure(client: Client, error: OSError) -> None:
+    """Log why a client was joined to no target."""
+    failed = fields("failed", client=client.name, **_said(client), error=str(error))
+    logger.warning("%s: %s", client, error, extra=failed)
+
+
+def _said(client: Client) -> dict[str, object]:
+    """Return what the client said that the log names, as fields for programs."""
+    said = {
+        "user": client.user,
+        "server_name": client.server_name,
+        "requested": None if client.requested is None else str(client.requested),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _with_requested(target_name: str, client: Client) -> str:
+    """Return the target's address with what the client asked for, where that reads otherwise."""
+    if client.requested is None or str(client.requested) == target_name:
+        return target_name
+    return f"{target_name} ({quoted_unless_plain(str(client.requested))})"
+
+
+def _facts(outcome: RelayOutcome) -> dict[str, object]:
+    """Return the outcome as fields for programs."""
+    up, down = outcome.left_to_right, outcome.right_to_left
+    return {
+        "bytes_up": up.bytes,
+        "bytes_down": down.bytes,
+        **({"undelivered_up": up.undelivered} if up.undelivered else {}),
+        **({"undelivered_down": down.undelivered} if down.undelivered else {}),
+        "reason": outcome.reason.value,
+        "error": None if outcome.error is None else why(outcome.error),
+        "failed": None if outcome.error is None else _SIDES[failed_side(outcome)],
+        "seconds": round(outcome.seconds, 6),
+        "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
+    }
+
+
+def peer_name(sock: socket.socket) -> str:
+    try:
+        return show(sock.getpeername())
+    except OSError:  # the target has reset meanwhile
+        return show(None)
