@@ -17,7 +17,8 @@ from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
-from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
+from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES, UserspaceFlow
+from freebsd_splice._userspace.movers import Mover
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Kqueue, ModelPollSet
@@ -156,6 +157,65 @@ def test_a_demanded_kernel_is_used_from_the_start(name: str) -> None:
         outcome = _short_connection(harness, GivenRelay, worker=None)
         assert {outcome.left_to_right.mover, outcome.right_to_left.mover} == {"SO_SPLICE"}
     harness.world.check_quiet()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("demanded", [True, False])
+def test_only_the_loop_begins_on_the_loops_worker(name: str, demanded: bool) -> None:
+    """Its buffer is of one thread. F13: a splice's remainder begins on a thread of the pool."""
+    harness = ModelHarness(name.split()[1])
+    world = harness.world
+    world.platform.demanded = demanded
+    with runtime(world.platform):
+        worker = LoopsWorker(world.platform)
+        loop = world.start(worker.step, "the loop")
+        left, client = harness.pair()
+        right, server = harness.pair(small_buffers=True)
+        with worker.its_thread():
+            relay = GivenRelay(left, right, worker=worker, initial=(b"first", b""))
+        data = random.Random(13).randbytes(600_000)
+        writing = harness.in_background(client.finish, data)
+        harness.sleep(1.0)  # until the FIN is there, and the drain full
+        assert server.read_to_end() == b"first" + data
+        writing.join()
+        server.fin()
+        assert relay.wait(DEADLINE).reason is Reason.EOF
+        world.loops.remove(loop)
+        worker.close()
+    assert worker.begun_elsewhere == []
+    world.check_quiet()
+
+
+class LoopsWorker(LocalWorker):
+    """Whose thread is a loop of the modelled world, or the test's in ``its_thread``."""
+
+    def __init__(self, platform: ModelPlatform) -> None:
+        super().__init__(platform, None)
+        self.begun_elsewhere: list[str] = []
+        self._is_its_thread = False
+
+    @contextmanager
+    def its_thread(self) -> Iterator[None]:
+        self._is_its_thread = True
+        try:
+            yield
+        finally:
+            self._is_its_thread = False
+
+    def step(self) -> bool:
+        with self.its_thread():
+            self._serve(self._poller.wait(0 if self._ready else None))
+        return True
+
+    def mover(self, **kinds: bool) -> Mover:
+        if not self._is_its_thread:
+            self.begun_elsewhere.append("a mover")
+        return super().mover(**kinds)
+
+    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
+        if not self._is_its_thread:
+            self.begun_elsewhere.append("a wait")
+        super().expect(flow, read=read, write=write)
 
 
 @pytest.mark.parametrize("name", ["model 14.3", "model 15.1"])
