@@ -186,21 +186,50 @@ def test_only_the_loop_begins_on_the_loops_worker(name: str, demanded: bool) -> 
     world.check_quiet()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loop_ends_no_splice(name: str) -> None:
+    """F24, F34: it could have to wait there, and with it all clients."""
+    harness = ModelHarness(name.split()[1])
+    world = harness.world
+    held_up: list[bool] = []
+    with runtime(world.platform):
+        worker = LoopsWorker(world.platform)
+        loop = world.start(worker.step, "the loop")
+        left, client = harness.pair()
+        right, server = harness.pair()
+        with worker.its_thread():
+            relay = GivenRelay(left, right, worker=worker)
+        for _ in range(MANY_MESSAGES):
+            client.write(b"m")
+            assert server.read(1) == b"m"
+        harness.until(lambda: world.counts["set"] == 1, "one way is spliced")
+        world.locked.add((left.endpoint, "end"))
+        world.until_unlocked = lambda: held_up.append(worker.is_its_thread)
+        world.loops.insert(0, world.loops.pop())  # before the event is heard of
+        server.reset()
+        assert relay.wait(DEADLINE).error is not None
+        world.loops.remove(loop)
+        worker.close()
+    assert held_up
+    assert not any(held_up)
+    world.check_quiet()
+
+
 class LoopsWorker(LocalWorker):
     """Whose thread is a loop of the modelled world, or the test's in ``its_thread``."""
 
     def __init__(self, platform: ModelPlatform) -> None:
         super().__init__(platform, None)
         self.begun_elsewhere: list[str] = []
-        self._is_its_thread = False
+        self.is_its_thread = False
 
     @contextmanager
     def its_thread(self) -> Iterator[None]:
-        self._is_its_thread = True
+        self.is_its_thread = True
         try:
             yield
         finally:
-            self._is_its_thread = False
+            self.is_its_thread = False
 
     def step(self) -> bool:
         with self.its_thread():
@@ -208,12 +237,12 @@ class LoopsWorker(LocalWorker):
         return True
 
     def mover(self, **kinds: bool) -> Mover:
-        if not self._is_its_thread:
+        if not self.is_its_thread:
             self.begun_elsewhere.append("a mover")
         return super().mover(**kinds)
 
     def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
-        if not self._is_its_thread:
+        if not self.is_its_thread:
             self.begun_elsewhere.append("a wait")
         super().expect(flow, read=read, write=write)
 
