@@ -7,7 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
+from freebsd_splice._platform.interface import Endpoint
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
 from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES, UserspaceFlow
@@ -351,6 +352,64 @@ def test_another_thread_may_end_it(harness: Harness, local: LocalWorker) -> None
     assert relay.wait(0).reason is Reason.CANCELLED
     local.turn()
     assert client.read_to_end() == b""
+
+
+class _RaisingPlatform(RecordingPlatform):
+    """A signal's handler raises, or there is a defect, where certain bytes are about to be sent."""
+
+    def __init__(self, raised: type[BaseException]) -> None:
+        super().__init__()
+        self._raised = raised
+
+    def send(self, endpoint: Endpoint, data: memoryview) -> int:
+        if data == b"interrupted":
+            raise self._raised
+        return super().send(endpoint, data)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_signals_exception_is_the_programs_and_ends_the_flow(
+    harness: Harness, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else what that flow holds would be in a buffer that the others use."""
+    with runtime(_RaisingPlatform(raised)):
+        worker = current().local_worker()
+        if worker is None:
+            pytest.skip("no poller of this system can be watched")
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = GivenRelay(left, right, worker=worker)
+        others = harness.pair(), harness.pair()
+        other = GivenRelay(others[0][0], others[1][0], worker=worker)
+        client.write(b"interrupted")
+        with pytest.raises(raised) if raised is not ValueError else nullcontext():
+            _turn_until(harness, worker, lambda: relay.done, "it has failed")
+        others[0][1].write(b"another's")
+        _turn_until(harness, worker, lambda: other.bytes[0], "the other goes on")
+        assert others[1][1].read(9) == b"another's"
+        outcome = _closed(worker, relay, harness)
+        assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.SOURCE_ERROR, 0)
+        assert outcome.left_to_right.unsent == b"interrupted"
+        with pytest.raises(ConnectionResetError):
+            server.read(1)
+        other.cancel()
+        worker.close()
+
+
+def test_a_defect_at_the_start_is_an_end(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    with runtime(_RaisingPlatform(ValueError)):
+        worker = current().local_worker()
+        if worker is None:
+            pytest.skip("no poller of this system can be watched")
+        left, client = harness.pair()
+        right, _ = harness.pair()
+        client.write(b"interrupted")
+        harness.until(lambda: harness.readable(left), "it is there")
+        outcome = _closed(worker, GivenRelay(left, right, worker=worker), harness)
+        assert outcome.reason is Reason.SOURCE_ERROR
+        worker.close()
 
 
 def test_a_closed_socket_is_refused(harness: Harness) -> None:
