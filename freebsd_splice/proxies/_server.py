@@ -150,6 +150,7 @@ class ProxyServer:
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
         self._worker: LocalWorker | None = None
+        self._is_moving = False  # just now, in a callback of the loop's
         self._waiting: set[asyncio.Future[None]] = set()
         self._stops = 0
         self._cutting = False
@@ -208,7 +209,14 @@ class ProxyServer:
     def _move(self) -> None:
         """The worker's flows, in the loop's thread."""
         worker = self._worker
-        if worker is not None and not worker.is_closed and worker.turn():
+        if worker is None or worker.is_closed:
+            return
+        self._is_moving = True
+        try:
+            has_more = worker.turn()
+        finally:
+            self._is_moving = False
+        if has_more:
             asyncio.get_running_loop().call_soon(self._move)
 
     def stop(self) -> None:
@@ -378,7 +386,7 @@ class ProxyServer:
                 logger.warning("%s: %s", client.name, error, extra=failed)
                 return
             unless_joined.pop_all()  # they are the relay's
-        outcome = await end_of(relay)
+        outcome = await end_of(relay, lambda: self._is_moving)
         logger.info(
             "%s -> %s: %s",
             client.name,
