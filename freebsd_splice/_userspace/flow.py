@@ -250,7 +250,7 @@ class UserspaceFlow:
             self._mover = self._worker.mover(busy=True)
             return
         self._worker.release(self)
-        self._worker = self._home
+        self._worker, self._waiting = self._home, (False, False)
         self._mover = self._worker.mover(busy=True)
         self._wait(read=True, write=True)  # from here on its thread may wait for our lock
         raise _GoneHome

@@ -15,10 +15,10 @@ import pytest
 from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
-from freebsd_splice._platform.interface import Endpoint
+from freebsd_splice._platform.interface import Endpoint, Pipe
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
-from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES, UserspaceFlow
+from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES, UserspaceFlow
 from freebsd_splice._userspace.movers import Mover
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
@@ -330,6 +330,46 @@ def test_a_thread_moves_what_is_much(harness: Harness, local: LocalWorker) -> No
     server.fin()
     outcome = _closed(local, relay, harness)
     assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.EOF, len(data))
+
+
+class _InSmallPiecesPlatform(RecordingPlatform):
+    """The first bytes come in pieces, as fast as they are moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces = MOVES_A_TURN
+
+    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
+        return super().receive_into(endpoint, buffer[: self._most(len(buffer))])
+
+    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
+        return super().splice_in(source, pipe, self._most(count))
+
+    def _most(self, count: int) -> int:
+        self._pieces -= 1
+        return count if self._pieces < 0 else 1_000
+
+
+@pytest.mark.parametrize("mover", [*MOVERS, None])
+def test_a_thread_moves_what_is_much_from_the_second_turn_on(
+    harness: Harness, mover: str | None
+) -> None:
+    with runtime(_InSmallPiecesPlatform(), mover):
+        worker = current().local_worker()
+        if worker is None:
+            pytest.skip("no poller of this system can be watched")
+        left, client = harness.pair()
+        right, server = harness.pair()
+        client.write_what_fits()
+        harness.until(lambda: harness.readable(left), "it is there")
+        relay = GivenRelay(left, right, worker=worker)
+        reading = harness.in_background(server.read_to_end)
+        client.fin()
+        _turn_until(harness, worker, lambda: relay.bytes[0] >= 4 * MUCH_BYTES, "it is busy")
+        reading.join()
+        server.fin()
+        assert _closed(worker, relay, harness).reason is Reason.EOF
+        worker.close()
 
 
 def test_an_idle_drain_that_dies_is_noticed(harness: Harness, local: LocalWorker) -> None:
