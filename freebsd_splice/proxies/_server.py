@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from .. import Reason, Relay, RelayOutcome
 from .._errors import why
@@ -147,6 +148,9 @@ class ProxyServer:
         self._limits = limits or Limits()
         self._occupancy = Occupancy(self._limits.per_client)
         self._listeners: list[socket.socket] = []
+        #: Those whose next client may have come before the listener was tuned, or has nothing of
+        #: it on this system.
+        self._untuned: set[socket.socket] = set()
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
         self._worker: LocalWorker | None = None
@@ -175,6 +179,7 @@ class ProxyServer:
                 tune(listener, self._keepalive)
             as_usual(listener)
             self._listeners.append(listener)
+            self._untuned.add(listener)
 
     async def run(self) -> None:
         """Serve until ``stop``, then until the last connection has ended."""
@@ -268,16 +273,26 @@ class ProxyServer:
                 listener,
                 await self._room(),
                 room=self._room_now,
-                accepted=self._accepted,
-                nobody_waits=self._say_enough,
+                accepted=partial(self._accepted, listener),
+                nobody_waits=partial(self._nobody_waits, listener),
             )
             error = await accepting.run()
             if error is not None:
                 await self._accept_failed(listener, error)
 
-    def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
+    def _nobody_waits(self, listener: socket.socket) -> None:
+        if ACCEPTED_ARE_TUNED:
+            self._untuned.discard(listener)
+        self._say_enough()
+
+    def _accepted(
+        self, listener: socket.socket, sock: socket.socket, address: SocketAddress, spare: Spare
+    ) -> None:
         place = None
         try:
+            if listener in self._untuned:
+                tune(sock, self._keepalive)
+                as_usual(sock)
             place = self._occupancy.enter(address)
             if place is not None:
                 self._begin(sock, address, spare, place)
@@ -398,8 +413,6 @@ class ProxyServer:
     async def _join(
         self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
     ) -> Relay:
-        if not ACCEPTED_ARE_TUNED:
-            tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
         client.spare.keep(0)
         # What is to be passed on is ``initial``: this would only be kept until the client goes.
@@ -420,6 +433,9 @@ class ProxyServer:
     def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
         idle, worker = self._idle_timeout, self._worker
         if target is client.dialled:
+            for sock in (client.socket, target):
+                if sock.gettimeout() != 0:  # ``open_target`` has set another one
+                    sock.setblocking(False)
             return GivenRelay(
                 client.socket, target, worker=worker, idle_timeout=idle, initial=initial
             )
