@@ -110,8 +110,8 @@ def test_a_short_connection_costs_half_of_what_a_splice_does(
                 outcome = _short_connection(harness, kind, **options)
             assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.EOF, 1)
             costs.append(counts.total())
-    # FreeBSD: 85 and 34; OpenBSD, which asks less of its callers: 59 and 34.
-    assert costs[1] <= 34, costs
+    # FreeBSD: 85 and 36; OpenBSD, which asks less of its callers: 59 and 36.
+    assert costs[1] <= 36, costs
     assert name == "model openbsd" or costs[1] <= costs[0] / 2
     assert outcome.left_to_right.backend == "userspace"
     assert "over before" in (outcome.left_to_right.fallback or "")
