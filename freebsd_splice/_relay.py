@@ -227,7 +227,8 @@ class Relay(Operation[RelayOutcome]):
             return
         self._flows[1 - direction].look_soon()
         if stop_other is not None:
-            self._flows[1 - direction].stop(stop_other)
+            # This can be an event loop's thread, or a worker's: it must not wait for the kernel.
+            self._runtime.run_blocking(partial(self._flows[1 - direction].stop, stop_other))
 
     def _finish(self) -> None:
         """Give the sockets back, or close them: both directions have ended."""

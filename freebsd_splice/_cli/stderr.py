@@ -20,8 +20,12 @@ from ..proxies._log import fields, logger
 #: Characters that may wait to be written: some 20,000 lines of the usual length.
 MOST_WAITING = 4 << 20
 
-#: Characters that are written by one call, unless a line is longer.
+#: Characters that are taken at once, unless a line is longer.
 MOST_AT_ONCE = 1 << 15
+
+#: Bytes that are written by one call, unless a line is longer. With more than these, what other
+#: processes write to the same pipe (workers do) could come in the middle of a line (write(2)).
+PIPE_BYTES: int = getattr(select, "PIPE_BUF", 512)
 
 #: For how many seconds lines are gathered after one that was written at once.
 GATHER_SECONDS = 0.01
@@ -144,24 +148,26 @@ class Lines:
 
     def _run(self) -> None:
         while True:
-            self._write_next()
-            # To be woken for each line would cost whoever logs more than the line does.
-            time.sleep(GATHER_SECONDS)
+            if self._write_next() < MOST_AT_ONCE:
+                # To be woken for each line would cost whoever logs more than the line does.
+                time.sleep(GATHER_SECONDS)
 
-    def _write_next(self) -> None:
-        """What comes next, and with a line those that wait behind it."""
+    def _write_next(self) -> int:
+        """What comes next, and with a line those that wait behind it; gives their characters."""
         following, self._next = self._next, None
         item = self._queue.get() if following is None else following
         if isinstance(item, str):
             lines = self._gather(item)
             self._deliver(lines)
-            self._taken += sum(map(len, lines))
-            return
+            size = sum(map(len, lines))
+            self._taken += size
+            return size
         if isinstance(item, _Dropped):
             self._dropping = None  # lines dropped from now on come after what is in the queue
         self._deliver(item)
         if isinstance(item, threading.Event):
             item.set()
+        return 0
 
     def _gather(self, first: str) -> list[str]:
         lines, size = [first], len(first)
@@ -198,7 +204,17 @@ class Lines:
     def _write(self, lines: list[str]) -> int:
         """How many of them were written whole."""
         texts = [f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]
-        if self._torn and texts:
+        written = 0
+        while written < len(texts):
+            together = _fitting(texts[written:])
+            whole = self._write_at_once(together)
+            written += whole
+            if whole < len(together):
+                break
+        return written
+
+    def _write_at_once(self, texts: list[bytes]) -> int:
+        if self._torn:
             texts[0] = b"\n" + texts[0]
         data = memoryview(b"".join(texts))
         whole = len(data)
@@ -213,7 +229,13 @@ class Lines:
                 return sum(end <= written for end in accumulate(map(len, texts)))
             data = data[written:]
             self._torn = bool(data)
-        return len(lines)
+        return len(texts)
+
+
+def _fitting(texts: list[bytes]) -> list[bytes]:
+    """The first of them, and those behind it that can be written by the same call."""
+    count = sum(end <= PIPE_BYTES for end in accumulate(map(len, texts)))
+    return texts[: max(1, count)]
 
 
 class _Dropped:

@@ -178,8 +178,9 @@ class Sockets:
     def take_over(self, given: Endpoint) -> SharedSocket:
         """A socket that its owner gives up, until ``release``, which closes it.
 
-        It is connected and non-blocking, has no options that a splice would have to mind, and no
-        other object stands for it: nothing has to be asked, changed, watched or given back.
+        It is connected and non-blocking, a single byte makes it readable, and no other object
+        stands for it: nothing has to be asked, changed, watched or given back. Only the time for
+        which its close may wait is asked for: whoever opened it can have set one.
         """
         if given.fileno() < 0:
             raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {given!r} is closed")
@@ -234,7 +235,7 @@ class Sockets:
         """Undo ``acquire``. The last release gives the caller's socket its blocking mode back."""
         connection = shared.connection
         if shared.is_given_up:
-            self._platform.close(connection.endpoint)
+            self._close(connection.endpoint)
             return
         with self._lock:
             shared.users -= 1
@@ -252,8 +253,11 @@ class Sockets:
             if connection.users:
                 return
             self._forget(connection)
-        close = partial(self._platform.close, connection.endpoint)
-        if self._platform.last_close_waits(connection.endpoint):
+        self._close(connection.endpoint)
+
+    def _close(self, endpoint: Endpoint) -> None:
+        close = partial(self._platform.close, endpoint)
+        if self._platform.last_close_waits(endpoint):
             self._wait(close)
         else:
             close()

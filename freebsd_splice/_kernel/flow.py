@@ -112,7 +112,8 @@ class KernelFlow:
     ) -> None:
         self._kernel = kernel
         self._is_new = is_new  # userspace serves it until it has shown that it lasts
-        self._worker = worker
+        # What a splice leaves behind is begun on a thread that isn't the local worker's.
+        self._worker = worker if is_new else None
         self._was_spliced = False
         self._calls = kernel.calls
         self._may_fall_back = fallback

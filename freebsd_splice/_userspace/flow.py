@@ -130,7 +130,10 @@ class UserspaceFlow:
 
     def _begin(self) -> End | None:
         if self._worker.is_local:
-            end = self._advance()
+            try:
+                end = self._advance()
+            except Exception as error:
+                end = self._failed(error)
             if end is not None or self._waiting != (False, False):
                 return end
         # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
@@ -158,18 +161,23 @@ class UserspaceFlow:
 
     def turn(self) -> bool:
         """Move what can be moved now, within bounds; True: there was more."""
+        interruption = None
         with self._lock:
             if self._end is not None:
                 return False
             try:
                 end = self._advance()
-            except Exception as error:  # a defect here must not leave a flow that never ends
-                logger.exception("moving bytes failed unexpectedly")
-                failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
-                end = self._finish(Reason.SOURCE_ERROR, failure)
+            except Exception as error:
+                end = self._failed(error)
+            except BaseException as error:
+                # A signal's handler has raised it, on an event loop's thread. It can have been
+                # between any two steps: what is held is not to be trusted from now on.
+                interruption, end = error, self._failed(error)
             if end is None:
                 return self._waiting == (False, False)
         self._on_end(end)
+        if interruption is not None:
+            raise interruption
         return False
 
     def drain_failed(self) -> None:
@@ -242,7 +250,7 @@ class UserspaceFlow:
             self._mover = self._worker.mover(busy=True)
             return
         self._worker.release(self)
-        self._worker = self._home
+        self._worker, self._waiting = self._home, (False, False)
         self._mover = self._worker.mover(busy=True)
         self._wait(read=True, write=True)  # from here on its thread may wait for our lock
         raise _GoneHome
@@ -299,6 +307,12 @@ class UserspaceFlow:
         if (read, write) != self._waiting:
             self._worker.expect(self, read=read, write=write)
             self._waiting = (read, write)
+
+    def _failed(self, error: BaseException) -> End:
+        """A defect here must not leave a flow that never ends."""
+        logger.error("moving bytes failed unexpectedly", exc_info=error)
+        failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
+        return self._finish(Reason.SOURCE_ERROR, failure)
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
         """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""

@@ -97,6 +97,9 @@ class Worker:
     #: Whether the threads that start flows here are the one that gives them their turns.
     is_local = False
 
+    #: What a flow may raise without ending the thread: even SystemExit, of a program's callback.
+    survived: type[BaseException] = BaseException
+
     def __init__(self, platform: Platform, mover: str | None, name: str | None) -> None:
         self.platform = platform
         self._supplies = Supplies(platform, mover)
@@ -130,14 +133,14 @@ class Worker:
             try:
                 if flow.turn():
                     self._queue(flow)
-            except BaseException:
+            except self.survived:
                 _log_failure()
         # After the turns: a socket that fails is often a source as well, and as that it says
         # first what came before the failure.
         for flow in failed_drains:
             try:
                 flow.drain_failed()
-            except BaseException:
+            except self.survived:
                 _log_failure()
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
@@ -236,6 +239,9 @@ class LocalWorker(Worker):
 
     is_local = True
 
+    #: What a signal's handler raises on its loop's thread (KeyboardInterrupt) is the program's.
+    survived = Exception
+
     def __init__(self, platform: Platform, mover: str | None) -> None:
         super().__init__(platform, mover, None)
 
@@ -264,7 +270,6 @@ def _has_failed(
 
 
 def _log_failure() -> None:
-    """An exception that a callback of the program lets through, even SystemExit, ends no worker."""
     logger.exception("ending a splice failed")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._operation import Operation
@@ -14,28 +15,35 @@ from .._splice import Outcome
 OutcomeT = TypeVar("OutcomeT")
 
 
-async def end_of(made: Operation[OutcomeT]) -> OutcomeT:
-    """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came."""
+async def end_of(
+    made: Operation[OutcomeT], is_in_callback: Callable[[], bool] = lambda: False
+) -> OutcomeT:
+    """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came.
+
+    ``is_in_callback`` says, on the loop's thread, whether the loop is in a callback just then: it
+    need not be woken from there.
+    """
     try:
-        await _told(made)
+        await _told(made, is_in_callback)
     except BaseException as error:
         made.end_soon()
         if isinstance(error, asyncio.CancelledError):
             # Another one: a cancelled task cancels what it awaits.
-            await _in_spite_of_cancelling(_told(made))
+            await _in_spite_of_cancelling(_told(made, is_in_callback))
             attach(error, made.wait(0))
         raise
     return made.wait(0)
 
 
-def _told(made: Operation[Any]) -> asyncio.Future[None]:
+def _told(made: Operation[Any], is_in_callback: Callable[[], bool]) -> asyncio.Future[None]:
     """Done once it is over."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     over: asyncio.Future[None] = loop.create_future()
 
     def tell() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            if threading.get_ident() == thread:  # within a call of the loop's own, then
+            # A signal's handler runs on the loop's thread too, while the loop sleeps.
+            if threading.get_ident() == thread and is_in_callback():
                 _set(over)
             else:
                 loop.call_soon_threadsafe(_set, over)

@@ -107,16 +107,16 @@ def tune(sock: socket.socket, keepalive: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
 
 
-def as_usual(listener: socket.socket) -> None:
-    """Take back what accepted sockets would inherit and a relay of theirs would have to mind.
+def as_usual(sock: socket.socket) -> None:
+    """Take back what accepted sockets inherit and a relay of theirs would have to mind.
 
     Whoever made the listener can have set a mark below which nothing is readable, or a time for
-    which a close waits.
+    which a close waits. For the listener, and for clients that came before.
     """
     with contextlib.suppress(OSError):  # Windows has no such mark
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     with contextlib.suppress(OSError):
-        no_linger(listener)
+        no_linger(sock)
 
 
 def set_buffers(sock: socket.socket, size: int | None) -> None:

@@ -121,9 +121,13 @@ class ProxyServer:
         self._limits = limits or Limits()
         self._occupancy = Occupancy(self._limits.per_client)
         self._listeners: list[socket.socket] = []
+        #: Those whose next client may have come before the listener was tuned, or has nothing of
+        #: it on this system.
+        self._untuned: set[socket.socket] = set()
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
         self._worker: LocalWorker | None = None
+        self._is_moving = False  # just now, in a callback of the loop's
         self._stops = 0
         self._cutting = False
         self._changes = Changes()
@@ -167,6 +171,7 @@ class ProxyServer:
                 tune(listener, self._keepalive)
             as_usual(listener)
             self._listeners.append(listener)
+            self._untuned.add(listener)
 
     async def run(self) -> None:
         """Serve until ``stop`` is called, then until the last connection has ended.
@@ -207,7 +212,14 @@ class ProxyServer:
     def _move(self) -> None:
         """Let the flows of the loop's own worker move, on the loop's thread."""
         worker = self._worker
-        if worker is not None and not worker.is_closed and worker.turn():
+        if worker is None or worker.is_closed:
+            return
+        self._is_moving = True
+        try:
+            has_more = worker.turn()
+        finally:
+            self._is_moving = False
+        if has_more:
             asyncio.get_running_loop().call_soon(self._move)
 
     def stop(self) -> None:
@@ -266,18 +278,30 @@ class ProxyServer:
                 listener,
                 await self._room(),
                 room=self._room_now,
-                accepted=self._accepted,
-                nobody_waits=self._shortage.ends,
+                accepted=partial(self._accepted, listener),
+                nobody_waits=partial(self._nobody_waits, listener),
             )
             error = await accepting.run()
             if error is not None:
                 await self._accept_failed(listener, error)
 
+    def _nobody_waits(self, listener: socket.socket) -> None:
+        if ACCEPTED_ARE_TUNED:
+            self._untuned.discard(listener)
+        self._shortage.ends()
+
     def _accepted(
-        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors
+        self,
+        listener: socket.socket,
+        sock: socket.socket,
+        address: SocketAddress,
+        reserved: ReservedDescriptors,
     ) -> None:
         place = None
         try:
+            if listener in self._untuned:
+                tune(sock, self._keepalive)
+                as_usual(sock)
             place = self._occupancy.enter(address)
             if place is not None:
                 self._begin(sock, address, reserved, place)
@@ -373,7 +397,7 @@ class ProxyServer:
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
-        outcome = await end_of(relay)
+        outcome = await end_of(relay, lambda: self._is_moving)
         report_end(client, target_name, outcome)
 
     async def _join(
@@ -383,8 +407,6 @@ class ProxyServer:
         initial: tuple[bytes, bytes],
         reserved: ReservedDescriptors,
     ) -> Relay:
-        if not ACCEPTED_ARE_TUNED:
-            tune(client.socket, self._keepalive)
         tune(target, self._keepalive)
         reserved.keep(0)
         # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
@@ -405,6 +427,9 @@ class ProxyServer:
     def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
         idle, worker = self._idle_timeout, self._worker
         if client.has_dialled(target):
+            for sock in (client.socket, target):
+                if sock.gettimeout() != 0:  # ``open_target`` has set another one
+                    sock.setblocking(False)
             return GivenRelay(
                 client.socket, target, worker=worker, idle_timeout=idle, initial=initial
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import selectors
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice import BackendUnavailable, Outcome, Reason, RelayOutcome, Splice, aio
+from freebsd_splice import BackendUnavailable, Outcome, Reason, Relay, RelayOutcome, Splice, aio
 from freebsd_splice._core import time_limits
 from freebsd_splice.aio import _flushing, _sides, _time_limits
+from freebsd_splice.aio._ending import end_of
 
-from .nets import LOOPS, MODELS, Net, buffered, play
+from .nets import LOOPS, MODELS, PATIENCE, Net, buffered, play
 from .test_seams import PATTERN
 
 every_net = pytest.mark.parametrize("name", LOOPS + MODELS)
@@ -469,3 +471,38 @@ def test_a_socket_may_be_closed_while_it_is_asked() -> None:
         numbers = iter([ours.fileno()])
         closing = SimpleNamespace(fileno=lambda: next(numbers, -1))
         assert not _sides.hangs_up(closing)
+
+
+class _SignalledSelector(selectors.DefaultSelector):
+    """A signal comes while the loop sleeps: its handler runs on the loop's thread, within this."""
+
+    handler: Callable[[], object] | None = None
+    was_woken = False
+
+    def select(self, timeout: float | None = None) -> Any:
+        if self.handler is not None and timeout != 0:
+            handler, self.handler = self.handler, None
+            handler()
+            ready = super().select(PATIENCE)
+            self.was_woken = bool(ready)
+            return ready
+        return super().select(timeout)
+
+
+def test_an_end_by_a_signals_handler_wakes_the_loop() -> None:
+    selector = _SignalledSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    pairs = [socket.socketpair() for _ in range(2)]
+    made = Relay(pairs[0][0], pairs[1][0])
+
+    async def ended() -> None:
+        waiting = asyncio.ensure_future(end_of(made))
+        await asyncio.sleep(0)
+        selector.handler = made.cancel
+        assert (await waiting).reason is Reason.CANCELLED
+
+    loop.run_until_complete(ended())
+    loop.close()
+    for sock in (*pairs[0], *pairs[1]):
+        sock.close()
+    assert selector.was_woken

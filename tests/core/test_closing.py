@@ -22,6 +22,7 @@ from freebsd_splice._core.closing import Closer
 from freebsd_splice._core.pair_policy import Closing, Delivery, Ended, PairPolicy
 from freebsd_splice._platform.send_queue import size_without_room, unacknowledged
 from freebsd_splice._platform.system import SystemPlatform
+from freebsd_splice._relay import GivenRelay
 from support.platforms import SteppedPlatform, UserspacePlatform, runtime
 
 #: More than the receive buffer of a small pair holds, and less than both of its buffers do.
@@ -409,7 +410,7 @@ def test_where_nothing_is_told_the_time_decides(harness: Harness) -> None:
             client.read(1)
 
 
-@pytest.mark.parametrize("ended_by", ["EOF", "linger"])
+@pytest.mark.parametrize("ended_by", ["EOF", "linger", "EOF, sockets given up"])
 def test_a_close_that_waits_holds_up_nobody(harness: Harness, ended_by: str) -> None:
     """SO_LINGER with a time: Linux waits in the last close, O_NONBLOCK or not."""
     entered, go_on = threading.Event(), threading.Event()
@@ -429,8 +430,11 @@ def test_a_close_that_waits_holds_up_nobody(harness: Harness, ended_by: str) -> 
         right, server = harness.pair(small_buffers=True)
         time_set = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 1)
         right.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, time_set)
-        relay = Relay(left, right, close=True, linger=0.05)
-        if ended_by == "EOF":  # on the worker
+        if ended_by == "EOF, sockets given up":
+            relay: Relay = GivenRelay(left, right, worker=None)
+        else:
+            relay = Relay(left, right, close=True, linger=0.05)
+        if ended_by != "linger":  # on the worker
             client.fin()
             server.fin()
         else:  # on the watcher: the server gets an EOF behind more than it takes

@@ -162,12 +162,21 @@ def test_the_options_are_set_before_the_relay_begins(
 def test_what_a_listener_would_hand_down_is_taken_back(
     echo_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mark of unread bytes would keep a short message back, a close that waits all the others."""
-    seen: list[bytes] = []
+    """A mark of unread bytes would keep a short message back, a close that waits all the others.
+
+    One client is there before the server has the listener.
+    """
+    seen: list[tuple[int, ...]] = []
 
     class WatchedRelay(GivenRelay):
         def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
-            seen.append(left.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+            seen.append(
+                (
+                    *struct.unpack("ii", left.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)),
+                    bool(left.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
+                    bool(left.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)),
+                )
+            )
             super().__init__(left, right, **options)
 
     monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
@@ -177,14 +186,38 @@ def test_what_a_listener_would_hand_down_is_taken_back(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
         server = forwarder(Address(*echo_server.address))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
         server.use([listener])
         task = asyncio.ensure_future(server.run())
+        writer.write(b"early")
+        assert await asyncio.wait_for(reader.readexactly(5), PATIENCE) == b"early"
+        writer.close()
         assert await ask(listener.getsockname(), b"hello") == b"hello"
         server.stop()
         await asyncio.wait_for(task, PATIENCE)
 
     asyncio.run(main())
-    assert [struct.unpack("ii", linger)[0] for linger in seen] == [0]
+    assert [(is_on, *tuned) for is_on, _, *tuned in seen] == [(0, True, True)] * 2
+
+
+def test_a_target_that_open_target_has_made_to_wait_holds_nobody_up(echo_server: Server) -> None:
+    """Its time to wait would be the loop's, and end the connection."""
+
+    async def open_target(client: Client) -> OpenedTarget:
+        target = await client.dial(Address(*echo_server.address))
+        target.settimeout(0.1)
+        client.socket.settimeout(0.1)
+        return target, (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target, idle_timeout=0.5)) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            began = asyncio.get_running_loop().time()
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            assert asyncio.get_running_loop().time() - began >= 0.5
+            writer.close()
+
+    asyncio.run(main())
 
 
 class BadListener(socket.socket):

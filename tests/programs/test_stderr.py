@@ -248,6 +248,48 @@ print(read(290) == "".join(f"{number}\\n" for number in range(100)))
     )
 
 
+def test_what_others_write_comes_between_whole_lines() -> None:
+    """A pipe takes so many bytes together, and no more: workers share one."""
+    assert (
+        run("""
+import select
+write, written = os.write, []
+def recorded(descriptor, data):
+    if descriptor == far:
+        written.append(bytes(data))
+    return write(descriptor, data)
+os.write = recorded
+for length in (100, 100, 2 * stderr.PIPE_BYTES, *[99] * 300):
+    lines.put("x" * length)
+lines.flush()
+os.close(far)
+print(stderr.PIPE_BYTES == select.PIPE_BUF, len(written) < 200)
+print(all(data.endswith(b"\\n") for data in written))
+print(all(len(data) <= stderr.PIPE_BYTES or data.count(b"\\n") == 1 for data in written))
+print(sum(data.count(b"\\n") for data in written))
+""")
+        == "True True\nTrue\nTrue\n303\n"
+    )
+
+
+def test_many_lines_are_not_waited_for() -> None:
+    """Only for more to come, once few have."""
+    assert (
+        run("""
+import threading
+stderr.GATHER_SECONDS, stderr.FLUSH_SECONDS, stderr.MOST_AT_ONCE = 1.0, 1000, 1000
+got = []
+reading = threading.Thread(target=lambda: got.append(read(100_000)))
+reading.start()
+for number in range(1_000):
+    lines.put("x" * 99)
+reading.join()
+print(len(got[0]))
+""")
+        == "100000\n"
+    )
+
+
 def test_an_end_waits_no_longer_than_it_may() -> None:
     assert (
         run("""
