@@ -1,0 +1,69 @@
+"""What autodoc doesn't do for the reference, for Sphinx.
+
+A public name that no page of the reference describes yet is added to the last part of the page of
+its module. The comments above a type alias, which lies in a private module, become its description.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+import sys
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.ext.autodoc import Options
+from sphinx.pycode import ModuleAnalyzer
+
+PACKAGE = "freebsd_splice"
+#: The pages of the reference that have to be complete, and their modules.
+MODULES = {"docs/reference/aio": "aio", "docs/reference/proxies": "proxies"}
+
+
+def append_what_is_missing(app: Sphinx, page: str, source: list[str]) -> None:
+    """Add directives for the public names that the page lacks."""
+    if page not in MODULES:
+        return
+    path = f"{PACKAGE}.{MODULES[page]}"
+    module = importlib.import_module(path)
+    described = set(re.findall(rf"^\.\. auto\w+:: {re.escape(path)}\.(\w+)$", source[0], re.M))
+    for name in module.__all__:
+        if name not in described:
+            value = getattr(module, name)
+            kind = "class" if isinstance(value, type) else "function"
+            if not isinstance(value, type) and not hasattr(value, "__code__"):
+                kind = "data"
+            source[0] += f"\n.. auto{kind}:: {path}.{name}\n"
+            source[0] += "   :no-value:\n" if kind == "data" else ""
+
+
+def describe_alias(
+    app: Sphinx, what: str, name: str, value: object, options: Options, lines: list[str]
+) -> None:
+    """Have the ``#:`` comments of a public constant or type alias as its docstring."""
+    if what != "data":
+        return
+    alias = name.rpartition(".")[2]
+    for module in sorted(each for each in sys.modules if each.startswith(f"{PACKAGE}.")):
+        if alias not in vars(sys.modules[module]):
+            continue
+        described = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", alias))
+        if described:
+            lines[:] = described
+            return
+
+
+def leave_builtins(app: Sphinx, document: nodes.document) -> None:
+    """Make plain text of ``bytes`` and its like, which ``Splice.bytes`` would answer to."""
+    for link in list(document.findall(addnodes.pending_xref)):
+        if link.get("refdomain") == "py" and hasattr(builtins, link["reftarget"]):
+            link.replace_self(link.children)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", append_what_is_missing)
+    app.connect("autodoc-process-docstring", describe_alias, priority=100)  # before napoleon
+    app.connect("doctree-read", leave_builtins)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
