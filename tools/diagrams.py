@@ -113,14 +113,14 @@ def seams() -> str:
     second = {"body, in the": "reader's buffer", "body, still": "to come"}
     x, middles = 16, []
     for name, width, kind in source:
-        lines = (name, second[name]) if name in second else (name,)
+        lines = [name, second[name]] if name in second else [name]
         sheet.box(x, 40, width, 50, *lines, kind=kind, bold=0)
         middles.append(x + width // 2)
         x += width
-    for middle, words in zip(
-        middles, (("readuntil",), ("transfer",), ("transfer",), ("readuntil",)), strict=True
+    for middle, call in zip(
+        middles, ("readuntil", "transfer", "transfer", "readuntil"), strict=True
     ):
-        sheet.words(middle, 110, words[0], kind="code small")
+        sheet.words(middle, 110, call, kind="code small")
     sheet.line((16, 128), (224, 128))
     sheet.words(120, 146, "the transport reads", kind="small")
     sheet.line((228, 128), (336, 128), kind="mark")
@@ -138,8 +138,8 @@ def seams() -> str:
         (("what is", "written later"), 88, "box"),
     ]
     x, tops = 16, []
-    for lines, width, kind in drain:
-        sheet.box(x, 248, width, 50, *lines, kind=kind, bold=0)
+    for words, width, kind in drain:
+        sheet.box(x, 248, width, 50, *words, kind=kind, bold=0)
         tops.append(x + width // 2)
         x += width
     sheet.arrow((middles[1], 170), (tops[2], 246), kind="mark")
