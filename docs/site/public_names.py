@@ -2,6 +2,7 @@
 
 A public name that no page of the reference describes yet is added to the last part of the page of
 its module. The comments above a type alias, which lies in a private module, become its description.
+Methods that are for the package's own use are left out.
 """
 
 from __future__ import annotations
@@ -55,6 +56,13 @@ def describe_alias(
             return
 
 
+def leave_out_own(
+    app: Sphinx, what: str, name: str, value: object, skip: bool, options: Options
+) -> bool | None:
+    """Whether autodoc skips a member; None leaves that to autodoc."""
+    return True if "For the package's own use" in (getattr(value, "__doc__", "") or "") else None
+
+
 def leave_builtins(app: Sphinx, document: nodes.document) -> None:
     """Make plain text of ``bytes`` and its like, which ``Splice.bytes`` would answer to."""
     for link in list(document.findall(addnodes.pending_xref)):
@@ -65,5 +73,6 @@ def leave_builtins(app: Sphinx, document: nodes.document) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", append_what_is_missing)
     app.connect("autodoc-process-docstring", describe_alias, priority=100)  # before napoleon
+    app.connect("autodoc-skip-member", leave_out_own)
     app.connect("doctree-read", leave_builtins)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
