@@ -3,8 +3,8 @@
 TLS, HTTP and SSH share one port: each client is joined to the target of the protocol that its first
 bytes begin. They are read and passed on, and nothing is opened or changed.
 
-A client of SSH may wait for the server to speak first (RFC 4253, 4.2): who says nothing for
-``--silence`` seconds is taken for one, if SSH has a target.
+A client of SSH may wait for the server to speak first (RFC 4253, 4.2). So a client that says
+nothing for ``--silence`` seconds is taken for one of SSH, if SSH has a target.
 """
 
 from __future__ import annotations

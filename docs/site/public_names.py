@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import inspect
 import re
 import sys
 
@@ -30,14 +31,17 @@ def append_what_is_missing(app: Sphinx, page: str, source: list[str]) -> None:
     path = f"{PACKAGE}.{MODULES[page]}"
     module = importlib.import_module(path)
     described = set(re.findall(rf"^\.\. auto\w+:: {re.escape(path)}\.(\w+)$", source[0], re.M))
-    for name in module.__all__:
-        if name not in described:
-            value = getattr(module, name)
-            kind = "class" if isinstance(value, type) else "function"
-            if not isinstance(value, type) and not hasattr(value, "__code__"):
-                kind = "data"
-            source[0] += f"\n.. auto{kind}:: {path}.{name}\n"
-            source[0] += "   :no-value:\n" if kind == "data" else ""
+    missing = [name for name in module.__all__ if name not in described]
+    if missing:
+        source[0] += "\nOther names\n-----------\n"
+    for name in missing:
+        value = getattr(module, name)
+        if isinstance(value, type):
+            kind = "exception" if issubclass(value, BaseException) else "class"
+        else:
+            kind = "function" if inspect.isfunction(value) else "data"
+        source[0] += f"\n.. auto{kind}:: {path}.{name}\n"
+        source[0] += "   :no-value:\n" if kind == "data" else ""
 
 
 def describe_alias(
@@ -72,7 +76,7 @@ def leave_builtins(app: Sphinx, document: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", append_what_is_missing)
-    app.connect("autodoc-process-docstring", describe_alias, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", describe_alias, priority=900)  # after napoleon
     app.connect("autodoc-skip-member", leave_out_own)
     app.connect("doctree-read", leave_builtins)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -109,7 +109,7 @@ def _text(app: Sphinx, path: str) -> str:
         lexer = TextLexer.aliases[0]
     bridge: PygmentsBridge = app.builder.highlighter  # type: ignore[attr-defined]  # of HTML's
     block = bridge.highlight_block(text, lexer, force=True)
-    return f'<div class="highlight-{lexer} notranslate">{block}</div>'
+    return f'<div class="repository-file highlight-{lexer} notranslate">{block}</div>'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
