@@ -168,7 +168,7 @@ class Relay(Operation[RelayOutcome]):
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """How many bytes have been moved so far: (left to right, right to left)."""
+        """How many bytes have been moved so far, as (left to right, right to left)."""
         self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
 

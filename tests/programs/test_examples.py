@@ -1,6 +1,6 @@
 """The forwarders among the examples, run as the programs that they are.
 
-``test_reverse_proxy.py`` runs the other one.
+``test_reverse_proxy.py`` and ``test_router.py`` run the other two.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ REVERSE_PROXY = Example(("h11",), "reverse_proxy.py")
 
 def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        example.file for example in (*WAYS.values(), REVERSE_PROXY)
+        "router.py",
+        *(example.file for example in (*WAYS.values(), REVERSE_PROXY)),
     }
 
 

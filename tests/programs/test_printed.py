@@ -1,4 +1,4 @@
-"""The programs that the README and docs/proxies.md print, run as they stand there."""
+"""The programs that the README and the pages in docs/ print, run as they stand there."""
 
 from __future__ import annotations
 
@@ -245,7 +245,67 @@ def test_the_asyncio_proxy_outlives_clients_that_leave(
     assert "xception" not in proxy.text.replace("refused: ", "").replace("IncompleteRead", "")
 
 
-# The proxy of one's own, in docs/proxies.md
+# The tutorial's proxies
+
+
+FIRST, SECOND = (printed("docs/tutorial.md", heading)[0] for heading in ("Your own", "Put right"))
+
+
+@pytest.mark.parametrize("code", [FIRST, SECOND], ids=["first", "second"])
+def test_the_tutorials_proxy_says_what_it_moved(
+    running: Running, echo_server: Server, code: str
+) -> None:
+    port, proxy = running(code, _8000=echo_server.address[1])
+    with connect(port) as client:
+        assert exchange(client, b"there and back") == b"there and back"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    proxy.expect(r"14 bytes left to right, 14 bytes right to left, eof, \d+\.\d{3} s, \w+/")
+
+
+def test_the_tutorials_first_proxy_ends_as_it_says(
+    running: Running, refusing: socket.socket
+) -> None:
+    """Where the target refuses, for everybody: the client that looks is enough."""
+    _, proxy = running(FIRST, _8000=refusing.getsockname()[1])
+    assert proxy.end() == 1
+    assert "ConnectionRefusedError" in proxy.text
+
+
+def test_the_tutorials_second_proxy_outlives_its_target(
+    running: Running, refusing: socket.socket
+) -> None:
+    port, proxy = running(SECOND, _8000=refusing.getsockname()[1])
+    for _ in range(2):
+        with connect(port) as client:
+            assert client.recv(1) == b""
+    proxy.expect("can't connect: .*refused", 3)
+    assert "Traceback" not in proxy.text
+
+
+def test_the_tutorials_second_proxy_names_who_broke_off(
+    running: Running, server: Callable[..., Server]
+) -> None:
+    """The client, and the target learns of it by a reset."""
+    ends: list[type[BaseException]] = []
+
+    def send_for_ever(connection: socket.socket) -> None:
+        try:
+            while True:
+                connection.sendall(bytes(1 << 16))
+        except OSError as error:
+            ends.append(type(error))
+
+    port, proxy = running(SECOND, _8000=server(send_for_ever).address[1])
+    with connect(port) as client:
+        receive(client, 1 << 16)
+        reset(client)
+    proxy.expect(r"(source|drain) error \(left: .*; may not have arrived: \d+ right to left")
+    until(lambda: len(ends) == 2)  # the other is of the client that looked whether it listens
+    assert set(ends) <= {ConnectionResetError, BrokenPipeError}
+
+
+# The proxies of one's own, in docs/proxies.md and docs/first_bytes.md
 
 
 OWN = "As a library"
@@ -257,12 +317,24 @@ def first_seen(connection: socket.socket) -> None:
     echo(connection)
 
 
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("docs/proxies.md", OWN),
+        ("docs/first_bytes.md", "With the server of the ready-made proxies"),
+    ],
+)
 @pytest.mark.parametrize(("first", "which"), [(b"GET", 0), (b"\x16\x03\x01", 1)])
 def test_ones_own_proxy_goes_by_the_first_byte(
-    running: Running, server: Callable[..., Server], first: bytes, which: int
+    running: Running,
+    server: Callable[..., Server],
+    page: str,
+    heading: str,
+    first: bytes,
+    which: int,
 ) -> None:
     ports = [server(first_seen).address[1] for _ in range(2)]
-    (code,) = printed("docs/proxies.md", OWN)
+    (code,) = printed(page, heading)
     port, _ = running(code, _8000=ports[0], _8001=ports[1])
     with connect(port) as client:
         client.sendall(first)

