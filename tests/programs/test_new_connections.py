@@ -402,7 +402,7 @@ class _RaisingPlatform(RecordingPlatform):
         self._raised = raised
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
-        if data == b"interrupted":
+        if bytes(data) == b"interrupted":
             raise self._raised
         return super().send(endpoint, data)
 
