@@ -51,13 +51,12 @@ class BasePoller(ABC):
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         ready = self._wait(timeout)
-        for at, (descriptor, _) in enumerate(ready):
-            if descriptor == self._wake_descriptor:
-                del ready[at]
-                with suppress(BlockingIOError):
-                    while len(self._woken.recv(4096)) == 4096:
-                        pass
-                break
+        woken = (self._wake_descriptor, READ)
+        if woken in ready:
+            ready.remove(woken)
+            with suppress(BlockingIOError):
+                while len(self._woken.recv(4096)) == 4096:
+                    pass
         return ready
 
     def wake(self) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 from .._core.flow import End, Reason, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._platform.interface import Endpoint, Platform
-from .movers import Mover, MoverRefusedError
+from .movers import CopyMover, Mover, MoverRefusedError
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -35,6 +35,11 @@ class FlowWorker(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether the threads that start flows here are the one that gives them their turns."""
+        ...
+
+    @property
+    def message_buffer(self) -> memoryview:
+        """MUCH_BYTES of room that all its flows use, each during its turn."""
         ...
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
@@ -83,6 +88,8 @@ class UserspaceFlow:
         self._mover = worker.mover()
         self._lock = threading.Lock()  # a turn, against a stop from elsewhere
         self._waiting = (False, False)
+        #: It waits for a message, holds nothing, has no limit and copies: see ``_pass_message``.
+        self.takes_messages = False
         self._limit: int | None = None
         self._on_end: Callable[[End], None]
         self._moved = 0
@@ -130,7 +137,7 @@ class UserspaceFlow:
 
     def _begin(self) -> End | None:
         if self._worker.is_local:
-            end = self._advance()
+            end = self._advance(self._moved)
             if end is not None or self._waiting != (False, False):
                 return end
         # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
@@ -161,8 +168,14 @@ class UserspaceFlow:
         with self._lock:
             if self._end is not None:
                 return False
+            before = self._moved
             try:
-                end = self._advance()
+                if not (self.takes_messages and self._pass_message()):
+                    end = self._advance(before)
+                elif self._end is None:
+                    return False
+                else:
+                    end = self._end
             except Exception as error:  # a defect here must not leave a flow that never ends
                 logger.exception("moving bytes failed unexpectedly")
                 failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
@@ -188,8 +201,55 @@ class UserspaceFlow:
         with self._lock, self._source_socket.lock:
             return self._end is None and self._source_socket.failure() is not None
 
-    def _advance(self) -> End | None:
-        before = self._moved
+    def _pass_message(self) -> bool:
+        """Do by one recv and one send what ``_advance`` takes many steps for: ``takes_messages``.
+
+        False: the rest of the turn is for ``_advance``.
+        """
+        if self.reads_until_empty:
+            return False
+        buffer = self._worker.message_buffer
+        source, drain = self._source_socket.connection, self._drain_socket.connection
+        with source.lock:
+            try:
+                taken = self._platform.receive_into(self.source, buffer)
+                failure = None if taken else source.failure()
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                source.failed(error)
+                taken, failure = 0, error
+        if not taken:
+            self._finish_source(failure)
+            return True
+        sent = 0
+        with drain.lock:
+            try:
+                sent = self._platform.send(self.drain, buffer[:taken])
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                failure = self._why_drain_failed(error)
+        self._moved += sent
+        if sent < taken:
+            self._ahead = memoryview(bytes(buffer[sent:taken]))  # others use the buffer next
+        if failure is not None:
+            self._finish(Reason.DRAIN_ERROR, failure)
+            return True
+        self._has_much = taken >= MUCH_BYTES
+        if self._has_much or self._ahead:
+            return False
+        self._count_message()
+        return True
+
+    def _count_message(self) -> End | None:
+        self._messages += 1
+        if self.ends_when_busy and self._messages >= MANY_MESSAGES:
+            return self._finish(Reason.LIMIT)
+        return None
+
+    def _advance(self, before: int) -> End | None:
+        """Move what can be moved; ``before``: the count at the beginning of this turn."""
         told = self._waiting == (True, False)
         try:
             for _ in range(MOVES_A_TURN):
@@ -211,9 +271,9 @@ class UserspaceFlow:
                     end = self._push()
                     if end is not None:
                         return end
-                    self._messages += 1
-                    if self.ends_when_busy and self._messages >= MANY_MESSAGES:
-                        return self._finish(Reason.LIMIT)
+                    end = self._count_message()
+                    if end is not None:
+                        return end
                     raise _NotNow(read=True)
         except _GoneHome:
             return None
@@ -237,6 +297,7 @@ class UserspaceFlow:
     def _settle(self) -> None:
         """It has much to move, and the drain has all that was taken: it is served for that."""
         self._is_settled = True
+        self.takes_messages = False
         self._mover.rest()
         if self._worker is self._home:
             self._mover = self._worker.mover(busy=True)
@@ -260,17 +321,20 @@ class UserspaceFlow:
                         self._moved += self._mover.pour(self.drain)
                 except BlockingIOError:
                     raise _NotNow(read=False) from None
-                except BrokenPipeError as error:
-                    # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
-                    failure = self._drain_socket.failure()
-                    self._drain_socket.failed(error)
-                    raise failure or error from None
                 except OSError as error:
-                    self._drain_socket.failed(error)
-                    raise
+                    raise self._why_drain_failed(error) from None
         except OSError as error:
             return self._finish(Reason.DRAIN_ERROR, error)
         return None
+
+    def _why_drain_failed(self, error: OSError) -> OSError:
+        """Note what a send raised; what it failed of (with the drain's lock)."""
+        failure = None
+        if isinstance(error, BrokenPipeError):
+            # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+            failure = self._drain_socket.failure()
+        self._drain_socket.failed(error)
+        return failure or error
 
     def _pull(self, *, told: bool) -> End | None:
         """Take from the source; nothing is held before."""
@@ -290,6 +354,10 @@ class UserspaceFlow:
             except OSError as error:
                 self._source_socket.failed(error)
                 failure = error
+        return self._finish_source(failure)
+
+    def _finish_source(self, failure: OSError | None) -> End:
+        """The source has nothing more; ``failure`` is what its connection died of."""
         if failure is None or isinstance(failure, BrokenPipeError):
             # EPIPE is of the sending side, or of a reset that came behind the FIN.
             return self._finish(Reason.EOF)
@@ -299,9 +367,12 @@ class UserspaceFlow:
         if (read, write) != self._waiting:
             self._worker.expect(self, read=read, write=write)
             self._waiting = (read, write)
+            copies = isinstance(self._mover, CopyMover) and self._limit is None
+            self.takes_messages = read and not write and copies and not self._has_much
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
         """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
+        self.takes_messages = False
         self._worker.release(self)
         if reason is not Reason.DRAIN_ERROR:
             # F16: bytes that a dead drain has taken are no success.

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 
 from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
-from .flow import UserspaceFlow
+from .flow import MUCH_BYTES, UserspaceFlow
 from .movers import Mover, Supplies
 
 _READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
@@ -100,6 +100,7 @@ class Worker:
     def __init__(self, platform: Platform, mover: str | None, name: str | None) -> None:
         self.platform = platform
         self._supplies = Supplies(platform, mover)
+        self.message_buffer = self._supplies.scratch[:MUCH_BYTES]
         self._poller: Poller = platform.poller()
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
@@ -121,17 +122,19 @@ class Worker:
     def _serve(self, reported: list[tuple[int, Readiness]]) -> None:
         failed_drains = []
         for descriptor, ready in reported:
+            if ready is Readiness.READ:
+                watched = self._watched.get(descriptor)
+                reader = watched.reader if watched else None
+                if reader and reader.takes_messages and not reader.queued:
+                    self._give_turn(reader)  # most of all turns: at once
+                    continue
             failed_drains += self._report(descriptor, ready)
         # One turn each, in order of arrival: whoever has more to move goes to the back, behind
         # those that become ready meanwhile.
         for _ in range(len(self._ready)):
             flow = self._ready.popleft()
             flow.queued = False
-            try:
-                if flow.turn():
-                    self._queue(flow)
-            except BaseException:
-                _log_failure()
+            self._give_turn(flow)
         # After the turns: a socket that fails is often a source as well, and as that it says
         # first what came before the failure.
         for flow in failed_drains:
@@ -139,6 +142,13 @@ class Worker:
                 flow.drain_failed()
             except BaseException:
                 _log_failure()
+
+    def _give_turn(self, flow: UserspaceFlow) -> None:
+        try:
+            if flow.turn():
+                self._queue(flow)
+        except BaseException:
+            _log_failure()
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
         return self._supplies.mover(copy=copy, busy=busy)
