@@ -251,7 +251,8 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
         else:
             number = sock.connect_ex(candidate.address)
             if number in _UNDER_WAY:
-                await _until_writable(sock, seconds)
+                if not _is_connected(sock):
+                    await _until_writable(sock, seconds)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 raise OSError(number, os.strerror(number))
@@ -262,6 +263,15 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
         sock.close()
         raise
     return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether the connection is there: to this machine it mostly is, whatever connect answered."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 async def _until_writable(sock: socket.socket, seconds: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import os
 import socket
@@ -382,13 +383,9 @@ class ProxyServer:
                 return
             unless_joined.pop_all()  # they are the relay's
         outcome = await end_of(relay)
-        logger.info(
-            "%s -> %s: %s",
-            client.name,
-            target_name,
-            _describe(outcome),
-            extra=fields("connection", client=client.name, target=target_name, **_facts(outcome)),
-        )
+        if logger.isEnabledFor(logging.INFO):
+            facts = fields("connection", client=client.name, target=target_name, **_facts(outcome))
+            logger.info("%s -> %s: %s", client.name, target_name, _describe(outcome), extra=facts)
 
     async def _join(
         self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
