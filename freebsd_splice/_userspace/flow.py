@@ -133,20 +133,29 @@ class UserspaceFlow:
             else:
                 end = self._begin()
         if end is not None:
-            on_end(end)
+            self._tell(end)
 
     def _begin(self) -> End | None:
         if self._worker.is_local:
-            end = self._advance(self._moved)
+            end = self._begin_here()
             if end is not None or self._waiting != (False, False):
                 return end
         # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
         # at once, without a turn on the caller's thread.
-        try:
-            self._wait(read=True, write=True)
-        except OSError as error:  # the poller has no room
-            return self._finish(Reason.SOURCE_ERROR, error)
-        return None
+        return self._wait(read=True, write=True)
+
+    def _begin_here(self) -> End | None:
+        """Give it its first turn, as most clients have sent something."""
+        if self._ahead or not self._copies_all():
+            return self._advance(self._moved)
+        if not self._pass_message() and (self._has_much or self._ahead):
+            return self._advance(self._moved)
+        return self._end or self._wait(read=True, write=False)
+
+    def _tell(self, end: End) -> None:
+        """Call ``on_end``, and let go of it: it leads back here in a circle."""
+        on_end, self._on_end = self._on_end, _nothing
+        on_end(end)
 
     def moved(self) -> int:
         return self._moved
@@ -160,7 +169,7 @@ class UserspaceFlow:
                 self._stopped_early = reason
                 return End(reason, 0, None, b"", None, "userspace", self._mover.name)
             end = self._finish(reason)
-        self._on_end(end)
+        self._tell(end)
         return end
 
     def turn(self) -> bool:
@@ -182,7 +191,7 @@ class UserspaceFlow:
                 end = self._finish(Reason.SOURCE_ERROR, failure)
             if end is None:
                 return self._waiting == (False, False)
-        self._on_end(end)
+        self._tell(end)
         return False
 
     def drain_failed(self) -> None:
@@ -191,7 +200,7 @@ class UserspaceFlow:
             if self._end is not None:
                 return
             end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or _broken_pipe())
-        self._on_end(end)
+        self._tell(end)
 
     def drain_has_failed(self) -> bool:
         with self._lock:
@@ -275,20 +284,14 @@ class UserspaceFlow:
                     if end is not None:
                         return end
                     raise _NotNow(read=True)
-        except _GoneHome:
-            return None
-        except OSError as error:  # the other worker's poller has no room
-            return self._finish(Reason.SOURCE_ERROR, error)
+        except _GoneHome as gone:
+            return gone.end
         except _NotNow as wanted:
             self._mover.rest()
             if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
                 # It was told that it can, and can't: an error queue looks so to select(2).
                 self._worker.quieten(self.source if wanted.read else self.drain)
-            try:
-                self._wait(read=wanted.read, write=not wanted.read)
-            except OSError as error:  # the poller has no room
-                return self._finish(Reason.SOURCE_ERROR, error)
-            return None
+            return self._wait(read=wanted.read, write=not wanted.read)
         # More is there, and it is the others' turn.
         self._mover.rest()
         self._waiting = (False, False)
@@ -305,8 +308,8 @@ class UserspaceFlow:
         self._worker.release(self)
         self._worker = self._home
         self._mover = self._worker.mover(busy=True)
-        self._wait(read=True, write=True)  # from here on its thread may wait for our lock
-        raise _GoneHome
+        # From here on its thread may wait for our lock.
+        raise _GoneHome(self._wait(read=True, write=True))
 
     def _push(self) -> End | None:
         """Into the drain with all that has been taken from the source."""
@@ -363,12 +366,19 @@ class UserspaceFlow:
             return self._finish(Reason.EOF)
         return self._finish(Reason.SOURCE_ERROR, failure)
 
-    def _wait(self, *, read: bool, write: bool) -> None:
+    def _wait(self, *, read: bool, write: bool) -> End | None:
         if (read, write) != self._waiting:
-            self._worker.expect(self, read=read, write=write)
+            try:
+                self._worker.expect(self, read=read, write=write)
+            except OSError as error:  # the poller has no room
+                return self._finish(Reason.SOURCE_ERROR, error)
             self._waiting = (read, write)
-            copies = isinstance(self._mover, CopyMover) and self._limit is None
-            self.takes_messages = read and not write and copies and not self._has_much
+            self.takes_messages = read and not write and self._copies_all()
+        return None
+
+    def _copies_all(self) -> bool:
+        """Whether it copies what comes, without a limit, and that has been little so far."""
+        return not self._has_much and self._limit is None and isinstance(self._mover, CopyMover)
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
         """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
@@ -398,7 +408,10 @@ class UserspaceFlow:
 
 
 class _GoneHome(Exception):
-    """No error: another worker goes on."""
+    """No error: another worker goes on; or ``end``, where it can't."""
+
+    def __init__(self, end: End | None) -> None:
+        self.end = end
 
 
 class _NotNow(Exception):
@@ -406,6 +419,9 @@ class _NotNow(Exception):
 
     def __init__(self, *, read: bool) -> None:
         self.read = read
+
+
+def _nothing(end: End) -> None: ...
 
 
 def _broken_pipe() -> OSError:

@@ -155,8 +155,7 @@ class Worker:
 
     def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         with self._lock:
-            source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
-            drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
+            source, drain = self._watch(flow.source), self._watch(flow.drain)
             source.reader = flow if read else None
             flow.reads_until_empty = source.is_quiet
             drain.writer = flow if write else None
@@ -200,6 +199,12 @@ class Worker:
         if not flow.queued:
             flow.queued = True
             self._ready.append(flow)
+
+    def _watch(self, endpoint: Endpoint) -> _Watched:
+        watched = self._watched.get(endpoint.fileno())
+        if watched is None:
+            watched = self._watched[endpoint.fileno()] = _Watched(endpoint)
+        return watched
 
     def _apply(self, watched: _Watched) -> None:
         interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
