@@ -99,7 +99,8 @@ class EpollPoller(BasePoller):
         self._masks: dict[int, int] = {}
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        descriptor, before = endpoint.fileno(), self._masks.get(endpoint.fileno())
+        descriptor = endpoint.fileno()
+        before = self._masks.get(descriptor)
         if before is None:
             self._masks[descriptor] = _EPOLL_MASK[interest]
             self._epoll.register(descriptor, self._masks[descriptor])
@@ -109,8 +110,9 @@ class EpollPoller(BasePoller):
     def forget(self, endpoint: Endpoint) -> None:
         # Closing the endpoint isn't enough: epoll goes on watching as long as the caller's own
         # descriptor keeps the socket open.
-        if self._masks.pop(endpoint.fileno(), None) is not None:
-            self._epoll.unregister(endpoint.fileno())
+        descriptor = endpoint.fileno()
+        if self._masks.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
     def quieten(self, endpoint: Endpoint) -> None:
         # From now on each change is reported, which serves as well: a flow that is told that it can

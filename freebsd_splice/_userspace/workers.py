@@ -201,9 +201,10 @@ class Worker:
             self._ready.append(flow)
 
     def _watch(self, endpoint: Endpoint) -> _Watched:
-        watched = self._watched.get(endpoint.fileno())
+        descriptor = endpoint.fileno()
+        watched = self._watched.get(descriptor)
         if watched is None:
-            watched = self._watched[endpoint.fileno()] = _Watched(endpoint)
+            watched = self._watched[descriptor] = _Watched(endpoint, descriptor)
         return watched
 
     def _apply(self, watched: _Watched) -> None:
@@ -288,9 +289,9 @@ class _Watched:
 
     __slots__ = ("applied", "descriptor", "endpoint", "guard", "is_quiet", "reader", "writer")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, descriptor: int) -> None:
         self.endpoint = endpoint
-        self.descriptor = endpoint.fileno()
+        self.descriptor = descriptor
         self.reader: UserspaceFlow | None = None
         self.writer: UserspaceFlow | None = None
         self.guard: UserspaceFlow | None = None
