@@ -31,7 +31,7 @@ NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-#: Windows' usual loop.
+#: Windows' usual loop; elsewhere there is none.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
 #: What connect answers where the connection is not there yet.
@@ -245,12 +245,14 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
     try:
         sock.setblocking(False)
         prepare(sock, candidate)
-        if isinstance(asyncio.get_running_loop(), _PROACTOR):  # which tells of no readiness
+        # Windows' usual loop tells of no readiness.
+        if _PROACTOR and isinstance(asyncio.get_running_loop(), _PROACTOR):
             connecting = asyncio.get_running_loop().sock_connect(sock, candidate.address)
             await asyncio.wait_for(connecting, seconds)
         else:
             number = sock.connect_ex(candidate.address)
             if number in _UNDER_WAY:
+                # To this machine it is there already, for what takes less than a round of the loop.
                 if not _is_connected(sock):
                     await _until_writable(sock, seconds)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -266,7 +268,7 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """Whether the connection is there: to this machine it mostly is, whatever connect answered."""
+    """Whether the connection is there, whatever connect has answered."""
     try:
         sock.getpeername()
     except OSError:
