@@ -56,7 +56,10 @@ def backend() -> Backend:
         >>> freebsd_splice.backend()
         Backend(name='kernel', reason='the kernel has SO_SPLICE')
     """
-    wanted = os.environ.get(BACKEND, "") or "auto"
+    return _backend(os.environ.get(BACKEND, "") or "auto")
+
+
+def _backend(wanted: str) -> Backend:
     if wanted not in ("auto", "kernel", "userspace"):
         raise ValueError(f"{BACKEND}={wanted!r}: it must be auto, kernel or userspace")
     if wanted == "userspace":
@@ -85,12 +88,13 @@ class KernelChoice(NamedTuple):
 
 def choose_kernel() -> KernelChoice:
     """Return what ``backend()`` says, with the kernel's calls. Raises as ``backend()`` does."""
-    chosen = backend()
+    wanted = os.environ.get(BACKEND, "") or "auto"  # once: this is asked for each connection
+    chosen, demanded = _backend(wanted), wanted == "kernel"
     if sys.platform != "win32" and chosen.name == "kernel":
         from ._platform.kernel_calls import SystemKernelCalls
 
-        return KernelChoice(SystemKernelCalls(), kernel_demanded())
-    return KernelChoice(None, kernel_demanded())
+        return KernelChoice(SystemKernelCalls(), demanded)
+    return KernelChoice(None, demanded)
 
 
 def forced_mover() -> str | None:

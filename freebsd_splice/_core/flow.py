@@ -59,8 +59,9 @@ def comes_before(one: Reason, other: Reason) -> bool:
 
 def closed_or(reason: Reason, platform: Platform, *sockets: SharedSocket) -> Reason:
     """Return CLOSED for a weak reason where the program has closed one of the sockets."""
-    is_open = all(platform.is_open(shared.original) for shared in sockets)
-    return reason if is_open or reason not in WEAK_REASONS else Reason.CLOSED
+    if reason not in WEAK_REASONS or all(platform.is_open(each.original) for each in sockets):
+        return reason
+    return Reason.CLOSED
 
 
 _ORDER = {reason: number for number, reason in enumerate(Reason)}

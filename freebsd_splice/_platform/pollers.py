@@ -51,13 +51,12 @@ class BasePoller(ABC):
 
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         ready = self._wait(timeout)
-        for at, (descriptor, _) in enumerate(ready):
-            if descriptor == self._wake_descriptor:
-                del ready[at]
-                with suppress(BlockingIOError):
-                    while len(self._woken.recv(4096)) == 4096:
-                        pass
-                break
+        woken = (self._wake_descriptor, READ)
+        if woken in ready:
+            ready.remove(woken)
+            with suppress(BlockingIOError):
+                while len(self._woken.recv(4096)) == 4096:
+                    pass
         return ready
 
     def wake(self) -> None:
@@ -100,7 +99,8 @@ class EpollPoller(BasePoller):
         self._masks: dict[int, int] = {}
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        descriptor, before = endpoint.fileno(), self._masks.get(endpoint.fileno())
+        descriptor = endpoint.fileno()
+        before = self._masks.get(descriptor)
         if before is None:
             self._masks[descriptor] = _EPOLL_MASK[interest]
             self._epoll.register(descriptor, self._masks[descriptor])
@@ -110,8 +110,9 @@ class EpollPoller(BasePoller):
     def forget(self, endpoint: Endpoint) -> None:
         # Closing the endpoint isn't enough: epoll goes on watching as long as the caller's own
         # descriptor keeps the socket open.
-        if self._masks.pop(endpoint.fileno(), None) is not None:
-            self._epoll.unregister(endpoint.fileno())
+        descriptor = endpoint.fileno()
+        if self._masks.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
     def quieten(self, endpoint: Endpoint) -> None:
         # From now on each change is reported, which serves as well: a flow that is told that it can

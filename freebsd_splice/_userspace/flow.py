@@ -12,7 +12,7 @@ from typing import Protocol
 from .._core.flow import End, Reason, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._platform.interface import Endpoint, Platform
-from .movers import Mover, MoverRefusedError
+from .movers import CopyMover, Mover, MoverRefusedError
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -35,6 +35,11 @@ class FlowWorker(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether the threads that start flows here are the one that gives them their turns."""
+        ...
+
+    @property
+    def message_buffer(self) -> memoryview:
+        """MUCH_BYTES of room that all its flows use, each during its turn."""
         ...
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
@@ -83,6 +88,8 @@ class UserspaceFlow:
         self._mover = worker.mover()
         self._lock = threading.Lock()  # a turn, against a stop from elsewhere
         self._waiting = (False, False)
+        #: It waits for a message, holds nothing, has no limit and copies: see ``_pass_message``.
+        self.takes_messages = False
         self._limit: int | None = None
         self._on_end: Callable[[End], None]
         self._moved = 0
@@ -126,23 +133,32 @@ class UserspaceFlow:
             else:
                 end = self._begin()
         if end is not None:
-            on_end(end)
+            self._tell(end)
 
     def _begin(self) -> End | None:
         if self._worker.is_local:
             try:
-                end = self._advance()
+                end = self._begin_here()
             except Exception as error:
                 end = self._failed(error)
             if end is not None or self._waiting != (False, False):
                 return end
         # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
         # at once, without a turn on the caller's thread.
-        try:
-            self._wait(read=True, write=True)
-        except OSError as error:  # the poller has no room
-            return self._finish(Reason.SOURCE_ERROR, error)
-        return None
+        return self._wait(read=True, write=True)
+
+    def _begin_here(self) -> End | None:
+        """Give it its first turn, as most clients have sent something."""
+        if self._ahead or not self._copies_all():
+            return self._advance(self._moved)
+        if not self._pass_message() and (self._has_much or self._ahead):
+            return self._advance(self._moved)
+        return self._end or self._wait(read=True, write=False)
+
+    def _tell(self, end: End) -> None:
+        """Call ``on_end``, and let go of it: it leads back here in a circle."""
+        on_end, self._on_end = self._on_end, _nothing
+        on_end(end)
 
     def moved(self) -> int:
         return self._moved
@@ -156,7 +172,7 @@ class UserspaceFlow:
                 self._stopped_early = reason
                 return End(reason, 0, None, b"", None, "userspace", self._mover.name)
             end = self._finish(reason)
-        self._on_end(end)
+        self._tell(end)
         return end
 
     def turn(self) -> bool:
@@ -165,8 +181,14 @@ class UserspaceFlow:
         with self._lock:
             if self._end is not None:
                 return False
+            before = self._moved
             try:
-                end = self._advance()
+                if not (self.takes_messages and self._pass_message()):
+                    end = self._advance(before)
+                elif self._end is None:
+                    return False
+                else:
+                    end = self._end
             except Exception as error:
                 end = self._failed(error)
             except BaseException as error:
@@ -175,7 +197,7 @@ class UserspaceFlow:
                 interruption, end = error, self._failed(error)
             if end is None:
                 return self._waiting == (False, False)
-        self._on_end(end)
+        self._tell(end)
         if interruption is not None:
             raise interruption
         return False
@@ -186,7 +208,7 @@ class UserspaceFlow:
             if self._end is not None:
                 return
             end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or _broken_pipe())
-        self._on_end(end)
+        self._tell(end)
 
     def drain_has_failed(self) -> bool:
         with self._lock:
@@ -196,8 +218,55 @@ class UserspaceFlow:
         with self._lock, self._source_socket.lock:
             return self._end is None and self._source_socket.failure() is not None
 
-    def _advance(self) -> End | None:
-        before = self._moved
+    def _pass_message(self) -> bool:
+        """Do by one recv and one send what ``_advance`` takes many steps for: ``takes_messages``.
+
+        False: the rest of the turn is for ``_advance``.
+        """
+        if self.reads_until_empty:
+            return False
+        buffer = self._worker.message_buffer
+        source, drain = self._source_socket.connection, self._drain_socket.connection
+        with source.lock:
+            try:
+                taken = self._platform.receive_into(self.source, buffer)
+                failure = None if taken else source.failure()
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                source.failed(error)
+                taken, failure = 0, error
+        if not taken:
+            self._finish_source(failure)
+            return True
+        sent = 0
+        with drain.lock:
+            try:
+                sent = self._platform.send(self.drain, buffer[:taken])
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                failure = self._why_drain_failed(error)
+        self._moved += sent
+        if sent < taken:
+            self._ahead = memoryview(bytes(buffer[sent:taken]))  # others use the buffer next
+        if failure is not None:
+            self._finish(Reason.DRAIN_ERROR, failure)
+            return True
+        self._has_much = taken >= MUCH_BYTES
+        if self._has_much or self._ahead:
+            return False
+        self._count_message()
+        return True
+
+    def _count_message(self) -> End | None:
+        self._messages += 1
+        if self.ends_when_busy and self._messages >= MANY_MESSAGES:
+            return self._finish(Reason.LIMIT)
+        return None
+
+    def _advance(self, before: int) -> End | None:
+        """Move what can be moved; ``before``: the count at the beginning of this turn."""
         told = self._waiting == (True, False)
         try:
             for _ in range(MOVES_A_TURN):
@@ -219,24 +288,18 @@ class UserspaceFlow:
                     end = self._push()
                     if end is not None:
                         return end
-                    self._messages += 1
-                    if self.ends_when_busy and self._messages >= MANY_MESSAGES:
-                        return self._finish(Reason.LIMIT)
+                    end = self._count_message()
+                    if end is not None:
+                        return end
                     raise _NotNow(read=True)
-        except _GoneHome:
-            return None
-        except OSError as error:  # the other worker's poller has no room
-            return self._finish(Reason.SOURCE_ERROR, error)
+        except _GoneHome as gone:
+            return gone.end
         except _NotNow as wanted:
             self._mover.rest()
             if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
                 # It was told that it can, and can't: an error queue looks so to select(2).
                 self._worker.quieten(self.source if wanted.read else self.drain)
-            try:
-                self._wait(read=wanted.read, write=not wanted.read)
-            except OSError as error:  # the poller has no room
-                return self._finish(Reason.SOURCE_ERROR, error)
-            return None
+            return self._wait(read=wanted.read, write=not wanted.read)
         # More is there, and it is the others' turn.
         self._mover.rest()
         self._waiting = (False, False)
@@ -245,6 +308,7 @@ class UserspaceFlow:
     def _settle(self) -> None:
         """It has much to move, and the drain has all that was taken: it is served for that."""
         self._is_settled = True
+        self.takes_messages = False
         self._mover.rest()
         if self._worker is self._home:
             self._mover = self._worker.mover(busy=True)
@@ -252,8 +316,8 @@ class UserspaceFlow:
         self._worker.release(self)
         self._worker, self._waiting = self._home, (False, False)
         self._mover = self._worker.mover(busy=True)
-        self._wait(read=True, write=True)  # from here on its thread may wait for our lock
-        raise _GoneHome
+        # From here on its thread may wait for our lock.
+        raise _GoneHome(self._wait(read=True, write=True))
 
     def _push(self) -> End | None:
         """Into the drain with all that has been taken from the source."""
@@ -268,17 +332,20 @@ class UserspaceFlow:
                         self._moved += self._mover.pour(self.drain)
                 except BlockingIOError:
                     raise _NotNow(read=False) from None
-                except BrokenPipeError as error:
-                    # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
-                    failure = self._drain_socket.failure()
-                    self._drain_socket.failed(error)
-                    raise failure or error from None
                 except OSError as error:
-                    self._drain_socket.failed(error)
-                    raise
+                    raise self._why_drain_failed(error) from None
         except OSError as error:
             return self._finish(Reason.DRAIN_ERROR, error)
         return None
+
+    def _why_drain_failed(self, error: OSError) -> OSError:
+        """Note what a send raised; what it failed of (with the drain's lock)."""
+        failure = None
+        if isinstance(error, BrokenPipeError):
+            # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+            failure = self._drain_socket.failure()
+        self._drain_socket.failed(error)
+        return failure or error
 
     def _pull(self, *, told: bool) -> End | None:
         """Take from the source; nothing is held before."""
@@ -298,15 +365,28 @@ class UserspaceFlow:
             except OSError as error:
                 self._source_socket.failed(error)
                 failure = error
+        return self._finish_source(failure)
+
+    def _finish_source(self, failure: OSError | None) -> End:
+        """The source has nothing more; ``failure`` is what its connection died of."""
         if failure is None or isinstance(failure, BrokenPipeError):
             # EPIPE is of the sending side, or of a reset that came behind the FIN.
             return self._finish(Reason.EOF)
         return self._finish(Reason.SOURCE_ERROR, failure)
 
-    def _wait(self, *, read: bool, write: bool) -> None:
+    def _wait(self, *, read: bool, write: bool) -> End | None:
         if (read, write) != self._waiting:
-            self._worker.expect(self, read=read, write=write)
+            try:
+                self._worker.expect(self, read=read, write=write)
+            except OSError as error:  # the poller has no room
+                return self._finish(Reason.SOURCE_ERROR, error)
             self._waiting = (read, write)
+            self.takes_messages = read and not write and self._copies_all()
+        return None
+
+    def _copies_all(self) -> bool:
+        """Whether it copies what comes, without a limit, and that has been little so far."""
+        return not self._has_much and self._limit is None and isinstance(self._mover, CopyMover)
 
     def _failed(self, error: BaseException) -> End:
         """A defect here must not leave a flow that never ends."""
@@ -316,6 +396,7 @@ class UserspaceFlow:
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
         """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
+        self.takes_messages = False
         self._worker.release(self)
         if reason is not Reason.DRAIN_ERROR:
             # F16: bytes that a dead drain has taken are no success.
@@ -341,7 +422,10 @@ class UserspaceFlow:
 
 
 class _GoneHome(Exception):
-    """No error: another worker goes on."""
+    """No error: another worker goes on; or ``end``, where it can't."""
+
+    def __init__(self, end: End | None) -> None:
+        self.end = end
 
 
 class _NotNow(Exception):
@@ -349,6 +433,9 @@ class _NotNow(Exception):
 
     def __init__(self, *, read: bool) -> None:
         self.read = read
+
+
+def _nothing(end: End) -> None: ...
 
 
 def _broken_pipe() -> OSError:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 
 from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
-from .flow import UserspaceFlow
+from .flow import MUCH_BYTES, UserspaceFlow
 from .movers import Mover, Supplies
 
 _READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
@@ -103,6 +103,7 @@ class Worker:
     def __init__(self, platform: Platform, mover: str | None, name: str | None) -> None:
         self.platform = platform
         self._supplies = Supplies(platform, mover)
+        self.message_buffer = self._supplies.scratch[:MUCH_BYTES]
         self._poller: Poller = platform.poller()
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
@@ -124,17 +125,19 @@ class Worker:
     def _serve(self, reported: list[tuple[int, Readiness]]) -> None:
         failed_drains = []
         for descriptor, ready in reported:
+            if ready is Readiness.READ:
+                watched = self._watched.get(descriptor)
+                reader = watched.reader if watched else None
+                if reader and reader.takes_messages and not reader.queued:
+                    self._give_turn(reader)  # most of all turns: at once
+                    continue
             failed_drains += self._report(descriptor, ready)
         # One turn each, in order of arrival: whoever has more to move goes to the back, behind
         # those that become ready meanwhile.
         for _ in range(len(self._ready)):
             flow = self._ready.popleft()
             flow.queued = False
-            try:
-                if flow.turn():
-                    self._queue(flow)
-            except self.survived:
-                _log_failure()
+            self._give_turn(flow)
         # After the turns: a socket that fails is often a source as well, and as that it says
         # first what came before the failure.
         for flow in failed_drains:
@@ -143,13 +146,19 @@ class Worker:
             except self.survived:
                 _log_failure()
 
+    def _give_turn(self, flow: UserspaceFlow) -> None:
+        try:
+            if flow.turn():
+                self._queue(flow)
+        except self.survived:
+            _log_failure()
+
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
         return self._supplies.mover(copy=copy, busy=busy)
 
     def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         with self._lock:
-            source = self._watched.setdefault(flow.source.fileno(), _Watched(flow.source))
-            drain = self._watched.setdefault(flow.drain.fileno(), _Watched(flow.drain))
+            source, drain = self._watch(flow.source), self._watch(flow.drain)
             source.reader = flow if read else None
             flow.reads_until_empty = source.is_quiet
             drain.writer = flow if write else None
@@ -193,6 +202,13 @@ class Worker:
         if not flow.queued:
             flow.queued = True
             self._ready.append(flow)
+
+    def _watch(self, endpoint: Endpoint) -> _Watched:
+        descriptor = endpoint.fileno()
+        watched = self._watched.get(descriptor)
+        if watched is None:
+            watched = self._watched[descriptor] = _Watched(endpoint, descriptor)
+        return watched
 
     def _apply(self, watched: _Watched) -> None:
         interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
@@ -278,9 +294,9 @@ class _Watched:
 
     __slots__ = ("applied", "descriptor", "endpoint", "guard", "is_quiet", "reader", "writer")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, descriptor: int) -> None:
         self.endpoint = endpoint
-        self.descriptor = endpoint.fileno()
+        self.descriptor = descriptor
         self.reader: UserspaceFlow | None = None
         self.writer: UserspaceFlow | None = None
         self.guard: UserspaceFlow | None = None

@@ -40,7 +40,7 @@ _ADVICE = {
 }
 
 
-#: Windows' usual loop.
+#: Windows' usual loop; elsewhere there is none.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
 #: What connect answers where the connection is not there yet.
@@ -280,13 +280,16 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
     try:
         sock.setblocking(False)
         prepare(sock, candidate)
-        if isinstance(asyncio.get_running_loop(), _PROACTOR):  # which tells of no readiness
+        # Windows' usual loop tells of no readiness.
+        if _PROACTOR and isinstance(asyncio.get_running_loop(), _PROACTOR):
             connecting = asyncio.get_running_loop().sock_connect(sock, candidate.address)
             await asyncio.wait_for(connecting, seconds)
         else:
             number = sock.connect_ex(candidate.address)
             if number in _UNDER_WAY:
-                await _until_writable(sock, seconds)
+                # To this machine it is there already, for what takes less than a round of the loop.
+                if not _is_connected(sock):
+                    await _until_writable(sock, seconds)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 raise OSError(number, os.strerror(number))
@@ -297,6 +300,15 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
         sock.close()
         raise
     return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether the connection is there, whatever connect has answered."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 async def _until_writable(sock: socket.socket, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from .. import RelayOutcome
@@ -17,6 +18,8 @@ _SIDES = ("client", "target")
 
 def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
     """Log a connection at its end."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
     what = {**_said(client), **_facts(outcome)}
     ended = fields("connection", client=client.name, target=target_name, **what)
     name = _with_requested(target_name, client)

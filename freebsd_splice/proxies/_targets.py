@@ -46,16 +46,17 @@ class Targets:
 
     def _in_turn(self) -> list[_Target]:
         """Return all targets from the next one on; dead ones come last, in case all are dead."""
+        if len(self._targets) == 1:
+            return self._targets
         start = next(self._turn) % len(self._targets)
         ordered = self._targets[start:] + self._targets[:start]
         now = asyncio.get_running_loop().time()
         return sorted(ordered, key=lambda target: target.is_skipped(now))
 
     async def _dial(self, client: Client, target: _Target, prepare: Prepare) -> socket.socket:
-        loop = asyncio.get_running_loop()
         was_dead = target.dead_until is not None
         if was_dead:  # this client tries whether the target is back, the others go elsewhere
-            target.dead_until = loop.time() + self._retry_after
+            target.dead_until = self._next_try()
         try:
             made = await client.dial(target.address, prepare=prepare)
         except TargetError as error:
@@ -64,13 +65,16 @@ class Targets:
             if not was_dead and len(self._targets) > 1:
                 dead = fields("target down", target=str(target.address), error=str(error))
                 logger.warning("%s: skipped for now", error, extra=dead)
-            target.dead_until = loop.time() + self._retry_after
+            target.dead_until = self._next_try()
             raise
         if target.dead_until is not None:
             alive = fields("target up", target=str(target.address))
             logger.info("%s can be connected to again", target.address, extra=alive)
             target.dead_until = None
         return made
+
+    def _next_try(self) -> float:
+        return asyncio.get_running_loop().time() + self._retry_after
 
 
 class _Target:

@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -512,6 +513,19 @@ def test_a_connection_to_itself_is_none(opened: ExitStack) -> None:
     server.listen()
     with asyncio.run(Dialer(PATIENCE).dial(Address(*address))) as connected:
         assert connected.getpeername() == address
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a loopback may take a moment")
+def test_a_target_on_this_machine_takes_no_round_of_the_loop(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "add_writer", lambda *_: pytest.fail("it was waited for"))
+        with await Dialer(PATIENCE).dial(Address(*echo_server.address)) as sock:
+            assert sock.getpeername() == echo_server.address
+
+    asyncio.run(main())
 
 
 def test_a_mapped_address_is_connected_to_over_ipv4(echo_server: Server) -> None:

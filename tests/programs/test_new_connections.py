@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -382,6 +384,67 @@ def test_an_idle_drain_that_dies_is_noticed(harness: Harness, local: LocalWorker
     assert outcome.reason in (Reason.DRAIN_ERROR, Reason.SOURCE_ERROR)
     assert outcome.error is not None
     assert outcome.error.errno == errno.ECONNRESET
+
+
+def test_a_message_that_finds_the_drain_full_loses_nothing(
+    harness: Harness, local: LocalWorker
+) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair(small_buffers=True)
+    relay = GivenRelay(left, right, worker=local)
+    local.turn()
+    sent, before = bytearray(), -1
+    while relay.bytes[0] != before:  # less than MUCH_BYTES at a time, until no more goes in
+        before = relay.bytes[0]
+        for _ in range(8):
+            message = random.Random(len(sent)).randbytes(1_001)
+            client.write(message)
+            sent += message
+            local.turn()
+    assert relay.bytes[0] < len(sent)
+    got: list[bytes] = []
+    reading = harness.in_background(lambda: got.append(server.read_to_end()))
+    client.fin()
+    _turn_until(harness, local, lambda: relay.bytes[0] == len(sent), "all is sent")
+    server.fin()
+    outcome = _closed(local, relay, harness)
+    reading.join()
+    assert got == [bytes(sent)]
+    assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.EOF, len(sent))
+
+
+def test_a_message_for_a_dead_drain_is_unsent(harness: Harness, local: LocalWorker) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = GivenRelay(left, right, worker=local)
+    client.write(b"one")
+    _turn_until(harness, local, lambda: relay.bytes[0] == 3, "it is sent")
+    server.read(3)
+    client.write(b"two")
+    server.reset()
+    outcome = _closed(local, relay, harness)
+    up = outcome.left_to_right
+    assert b"one" + up.unsent in (b"one", b"onetwo")
+    assert up.bytes + len(up.unsent) in (3, 6)
+    assert outcome.error is not None
+    assert outcome.error.errno == errno.ECONNRESET
+
+
+def test_a_relay_that_is_over_needs_no_collector(harness: Harness, local: LocalWorker) -> None:
+    """A proxy has thousands a second: each search for what holds itself would take long."""
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = GivenRelay(left, right, worker=local, idle_timeout=None)
+    client.fin()
+    server.fin()
+    _closed(local, relay, harness)
+    remembered = weakref.ref(relay)
+    gc.disable()
+    try:
+        del relay
+        assert remembered() is None
+    finally:
+        gc.enable()
 
 
 def test_another_thread_may_end_it(harness: Harness, local: LocalWorker) -> None:
