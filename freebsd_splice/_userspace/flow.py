@@ -22,6 +22,8 @@ MOVES_A_TURN = 16
 MUCH_BYTES = 1 << 15
 #: So many messages are no short connection.
 MANY_MESSAGES = 16
+#: Nothing is taken.
+_EMPTY = memoryview(b"")
 #: Asked of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
@@ -239,6 +241,8 @@ class UserspaceFlow:
         if not taken:
             self._finish_source(failure)
             return True
+        # Until it is known how much of it was sent: a signal's handler may raise in between.
+        self._ahead = buffer[:taken]
         sent = 0
         with drain.lock:
             try:
@@ -248,8 +252,8 @@ class UserspaceFlow:
             except OSError as error:
                 failure = self._why_drain_failed(error)
         self._moved += sent
-        if sent < taken:
-            self._ahead = memoryview(bytes(buffer[sent:taken]))  # others use the buffer next
+        # Others use the buffer next.
+        self._ahead = memoryview(bytes(buffer[sent:taken])) if sent < taken else _EMPTY
         if failure is not None:
             self._finish(Reason.DRAIN_ERROR, failure)
             return True

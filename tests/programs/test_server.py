@@ -200,7 +200,7 @@ def test_what_a_listener_would_hand_down_is_taken_back(
     assert [(is_on, *tuned) for is_on, _, *tuned in seen] == [(0, True, True)] * 2
 
 
-def test_a_target_that_open_target_has_made_to_wait_holds_nobody_up(echo_server: Server) -> None:
+def test_a_blocking_target_of_open_target_holds_nobody_up(echo_server: Server) -> None:
     """Its time to wait would be the loop's, and end the connection."""
 
     async def open_target(client: Client) -> OpenedTarget:
