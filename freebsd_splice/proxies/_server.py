@@ -42,6 +42,8 @@ from ._hangups import Hangups
 from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on
 from ._log import fields, logger
+from ._proxy_headers import FirstBytes, Network, ProxyHeaders
+from ._proxy_protocol import ProxyHeader, Version, show_bytes, show_endpoint
 
 #: What a connection needs besides its client: the target.
 _NEEDED_TO_DIAL = 1
@@ -65,7 +67,24 @@ _RETRY_AFTER = 1.0
 
 
 class Client:
-    """An accepted client, as a proxy's ``open_target`` is given it."""
+    """An accepted client, as a proxy's ``open_target`` is given it.
+
+    Where a PROXY header was accepted, ``address``, ``name`` and ``counts_as`` are those of the
+    client that the header names, and ``header`` has all that it says.  ``open_target`` may set
+    ``requested`` and ``server_name``: a PROXY header that is sent to the target names them.
+    """
+
+    #: The accepted PROXY header; None where there was none.
+    header: ProxyHeader | None = None
+    #: What identifies the connection in PROXY headers: given by the accepted one, or made for that
+    #: which is sent; None where there is neither.
+    unique_id: bytes | None = None
+    #: The host and port that the client asked for; None unless ``open_target`` sets it.
+    requested: Address | None = None
+    #: The server name in its TLS ClientHello; None unless ``open_target`` sets it.
+    server_name: str | None = None
+    #: Watches for a header that it must not send; None where nobody does.
+    first_bytes: FirstBytes | None = None
 
     def __init__(
         self,
@@ -79,6 +98,8 @@ class Client:
         #: Non-blocking; the server closes it.
         self.socket = sock
         self.address = address
+        #: The address of its connection: that of the proxy which has sent a PROXY header for it.
+        self.peer = address
         #: Its address, as the log shows it.
         self.name = show(address)
         #: Who it counts as, for limits and turns: an IPv4 address or an IPv6 network.
@@ -91,6 +112,28 @@ class Client:
         self.relay: Relay | None = None
         self.spare = spare
         self._server = server
+
+    def __str__(self) -> str:
+        """Its address, and through whom it has come, as the log shows them."""
+        return f"{self.name} via {show(self.peer)}" if self.is_proxied else self.name
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether it is somebody else than who has connected: a PROXY header says so."""
+        return self.header is not None and self.header.source is not None
+
+    def is_known_as(self, header: ProxyHeader) -> None:
+        """Take it for the client that the PROXY header names.
+
+        Of a Unix socket's path nothing depends: it is only shown, and sent on.
+        """
+        self.header = header
+        self.unique_id = header.unique_id
+        if header.source is None:
+            return
+        if not isinstance(header.source, bytes):
+            self.address = header.source
+        self.name = show_endpoint(header.source)
 
     async def dial(
         self,
@@ -125,6 +168,10 @@ class ProxyServer:
     on after ``stop``.  ``keepalive`` asks the system to find out about peers that have vanished:
     nothing else would while nothing is sent to them (F17).  ``buffer_size`` (bytes, None: the
     system's choice) is that of each socket's buffers; ``limits`` says what clients may take.
+
+    ``accept_proxy`` are the networks whose clients must begin with a PROXY header (v1 or v2), which
+    says who the client is; a header from anybody else is refused.  ``send_proxy`` ("v1", "v2",
+    None: none) is the header that each target is sent.
     """
 
     def __init__(
@@ -137,6 +184,8 @@ class ProxyServer:
         keepalive: bool = True,
         buffer_size: int | None = None,
         limits: Limits | None = None,
+        accept_proxy: Iterable[str | Network] = (),
+        send_proxy: Version | None = None,
     ) -> None:
         self._open_target = open_target
         check_seconds("connect_timeout", connect_timeout)
@@ -149,6 +198,8 @@ class ProxyServer:
         self._buffer_size = buffer_size
         self._limits = limits or Limits()
         self._occupancy = Occupancy(self._limits.per_client)
+        # None where there is nothing to do.
+        self._headers = ProxyHeaders(accept_proxy, send_proxy, idle_timeout) or None
         self._listeners: list[socket.socket] = []
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
@@ -273,22 +324,27 @@ class ProxyServer:
     def _accepted(self, sock: socket.socket, address: SocketAddress, spare: Spare) -> None:
         place = None
         try:
-            place = self._occupancy.enter(address)
+            # Who has yet to say for whom it connects is counted as that one.
+            is_sender = self._headers is not None and self._headers.is_sender(address)
+            place = self._occupancy.enter(() if is_sender else address)
             if place is not None:
                 self._begin(sock, address, spare, place)
                 return
-            logger.warning(
-                "%s: refused: the client already has %d connections",
-                show(address),
-                self._limits.per_client,
-                extra=fields("refused", client=show(address)),
-            )
+            self._say_refused(show(address), {"client": show(address)})
         except Exception:
             logger.exception("an accepted client cannot be served")
         if place is not None:
             self._occupancy.leave(place)
         sock.close()
         spare.keep(0)
+
+    def _say_refused(self, client: object, facts: dict[str, object]) -> None:
+        logger.warning(
+            "%s: refused: the client already has %d connections",
+            client,
+            self._limits.per_client,
+            extra=fields("refused", **facts),
+        )
 
     def _begin(self, sock: socket.socket, address: SocketAddress, spare: Spare, place: str) -> None:
         sock.setblocking(False)
@@ -361,7 +417,7 @@ class ProxyServer:
         client.spare.keep(0)
         self._occupancy.leave(client.counts_as)
         if not task.cancelled() and task.exception():
-            logger.error("%s: failed", client.name, exc_info=task.exception())
+            logger.error("%s: failed", client, exc_info=task.exception())
         self._wake()
 
     # One connection
@@ -371,24 +427,42 @@ class ProxyServer:
             unless_joined.callback(client.socket.close)
             try:
                 with self._hangups.watch(client.handshake):
+                    if self._headers is not None:
+                        await self._headers.receive(client)
+                        if not self._is_welcome(client):
+                            return
                     target, initial = await self._open_target(client)
                 unless_joined.callback(target.close)
                 client.target = target
+                if self._headers is not None:
+                    initial = await self._headers.before_join(client, target, initial)
                 target_name = _peer_name(target)
                 relay = await self._join(client, target, initial)
             except OSError as error:
-                failed = fields("failed", client=client.name, error=str(error))
-                logger.warning("%s: %s", client.name, error, extra=failed)
+                failed = fields("failed", **_who(client), error=str(error))
+                logger.warning("%s: %s", client, error, extra=failed)
                 return
             unless_joined.pop_all()  # they are the relay's
         outcome = await end_of(relay)
         logger.info(
             "%s -> %s: %s",
-            client.name,
+            client,
             target_name,
             _describe(outcome),
-            extra=fields("connection", client=client.name, target=target_name, **_facts(outcome)),
+            extra=fields("connection", **_who(client), target=target_name, **_facts(outcome)),
         )
+
+    def _is_welcome(self, client: Client) -> bool:
+        """Count a client that a header has named; False where it has too many connections."""
+        if client.header is None:
+            return True
+        place = self._occupancy.enter(client.address)
+        if place is None:
+            self._say_refused(client, _who(client))
+            return False
+        self._occupancy.leave(client.counts_as)
+        client.counts_as = place
+        return True
 
     async def _join(
         self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
@@ -496,6 +570,15 @@ def _set(future: asyncio.Future[None]) -> None:
 
 def _describe(outcome: RelayOutcome) -> str:
     return describe(outcome, ("up", "down"), ("client", "target"))
+
+
+def _who(client: Client) -> dict[str, object]:
+    """The client as a program reads it."""
+    return {
+        "client": client.name,
+        **({"via": show(client.peer)} if client.is_proxied else {}),
+        **({"unique_id": show_bytes(client.unique_id)} if client.unique_id is not None else {}),
+    }
 
 
 def _facts(outcome: RelayOutcome) -> dict[str, object]:

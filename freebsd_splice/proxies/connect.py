@@ -90,7 +90,7 @@ def http_connect(*, rules: Rules | None = None, passwords: Passwords | None = No
                         _authenticate(request, passwords, client.counts_as),
                         "the password was not verified",
                     )
-            address = _target(request)
+            address = client.requested = _target(request)
             refused = chosen.rejects_name(*address)
             if refused is not None:
                 raise RefusedTargetError(address, refused)

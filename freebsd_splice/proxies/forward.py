@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ._addresses import Address, Resolved
 from ._limits import Limits
+from ._proxy_headers import Network
+from ._proxy_protocol import Version
 from ._server import Client, OpenTarget, ProxyServer
 from ._targets import RETRY_AFTER, Targets
 from ._transparent import bind_as
@@ -23,6 +25,8 @@ def forwarder(
     keepalive: bool = True,
     buffer_size: int | None = None,
     limits: Limits | None = None,
+    accept_proxy: Iterable[str | Network] = (),
+    send_proxy: Version | None = None,
 ) -> ProxyServer:
     """A server that joins every client to ``target``; ``ProxyServer`` says what the rest means.
 
@@ -46,6 +50,8 @@ def forwarder(
         keepalive=keepalive,
         buffer_size=buffer_size,
         limits=limits,
+        accept_proxy=accept_proxy,
+        send_proxy=send_proxy,
     )
 
 

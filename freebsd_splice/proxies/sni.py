@@ -39,6 +39,7 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         hello = await _read_hello(client)
+        client.server_name = hello.server_name
         addresses = routes.find(hello)
         if addresses is None:
             await client.handshake.refuse(_UNRECOGNIZED_NAME)

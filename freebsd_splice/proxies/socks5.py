@@ -54,6 +54,7 @@ def socks5_connect(*, rules: Rules | None = None, passwords: Passwords | None = 
         if passwords is not None:
             await _authenticate(handshake, passwords, client.counts_as)
         request, _ = await _read(handshake, read_request)
+        client.requested = request.address
         try:
             target = await _connect(client, request, chosen)
         except TargetError as error:
