@@ -9,7 +9,7 @@ from ..proxies import OpenTarget
 from ..proxies._addresses import parse_target
 from ..proxies._transparent import why_not_transparent
 from ..proxies.forward import to_targets
-from .options import add_command, add_retry_after, add_serving
+from .options import add_command, add_handshake_timeout, add_retry_after, add_serving
 from .serving import serve
 
 _DESCRIPTION = """\
@@ -25,6 +25,7 @@ _EXAMPLE = """\
 examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
+  %(prog)s --accept-proxy 10.0.0.0/8 --send-proxy v2 :80 backend.example:80
 
 SIGINT or SIGTERM ends it: live connections have the grace time to end; a second signal cuts them.
 """
@@ -46,6 +47,7 @@ def add_forward(commands: Any) -> None:
         action="store_true",
         help="connect from the client's own address (FreeBSD, as root; see docs/forward.md)",
     )
+    add_handshake_timeout(parser, "for a client of --accept-proxy to send its PROXY header")
     add_serving(parser)
     parser.set_defaults(run=lambda options: serve(options, _make))
 

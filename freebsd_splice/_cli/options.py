@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from ..proxies import Limits
+from .proxy_protocol import add_proxy_protocol
 
 #: What the system takes, as a backlog or the size of a buffer: a C int.
 _LARGEST = 2**31 - 1
@@ -90,6 +91,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="clients that may wait to be accepted, if the system allows so many (default: 1024)",
     )
+    add_proxy_protocol(parser)
     parser.add_argument(
         "--workers",
         type=count,
@@ -116,16 +118,21 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_handshake(parser: argparse.ArgumentParser) -> None:
-    """What a proxy can be told that clients first say something to."""
+def add_handshake_timeout(parser: argparse.ArgumentParser, purpose: str) -> None:
     limits = Limits()
     parser.add_argument(
         "--handshake-timeout",
         type=positive,
         default=limits.handshake_timeout,
         metavar="SECONDS",
-        help=f"for a client to say what it wants (default: {limits.handshake_timeout:g})",
+        help=f"{purpose} (default: {limits.handshake_timeout:g})",
     )
+
+
+def add_handshake(parser: argparse.ArgumentParser) -> None:
+    """What a proxy can be told that clients first say something to."""
+    limits = Limits()
+    add_handshake_timeout(parser, "for a client to say what it wants")
     parser.add_argument(
         "--handshake-size",
         type=count,
