@@ -47,7 +47,7 @@ def add_forward(commands: Any) -> None:
         action="store_true",
         help="connect from the client's own address (FreeBSD, as root; see docs/forward.md)",
     )
-    add_handshake_timeout(parser, "for a client of --accept-proxy to send its PROXY header")
+    add_handshake_timeout(parser, "for a PROXY header to come, where one must")
     add_serving(parser)
     parser.set_defaults(run=lambda options: serve(options, _make))
 
