@@ -15,6 +15,7 @@ from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
 from ._listening import ListenError
 from ._passwords import Passwords
+from ._proxy_protocol import ProxyHeader
 from ._routes import Routes
 from ._rules import Rules, parse_rule
 from ._server import Client, OpenTarget, ProxyServer
@@ -31,6 +32,7 @@ __all__ = [
     "ListenError",
     "OpenTarget",
     "Passwords",
+    "ProxyHeader",
     "ProxyServer",
     "RefusedTargetError",
     "Routes",

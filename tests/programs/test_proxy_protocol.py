@@ -8,12 +8,20 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, _transparent, forwarder
-from freebsd_splice.proxies._proxy_headers import FirstBytes, ProxyHeaders, parse_network
+from freebsd_splice.proxies._handshake import Handshake
+from freebsd_splice.proxies._proxy_headers import (
+    FirstBytes,
+    ProxyHeaders,
+    _ends_of,
+    _first_readable,
+    parse_network,
+)
 from freebsd_splice.proxies._proxy_protocol import (
     LONGEST_HEADER,
     Endpoint,
@@ -692,3 +700,41 @@ def test_the_first_bytes_are_remembered_no_longer_than_needed() -> None:
     first(b"PROXIMITY" * 1000)
     assert first.are_known
     first(LINE)  # behind that it is none
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_loop_that_reports_no_readiness(number: int, opened: ExitStack) -> None:
+    """As Windows' usual one: the sockets are looked at, now and then."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    for pair in pairs:
+        for sock in pair:
+            opened.enter_context(sock)
+
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(loop, "add_reader", refuse)
+            waiting = loop.create_task(_first_readable(pairs[0][0], pairs[1][0]))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            pairs[number][1].send(b"x")
+            assert await asyncio.wait_for(waiting, PATIENCE) is pairs[number][0]
+
+    asyncio.run(main())
+
+
+def test_a_client_that_has_reset_is_known_to_nobody() -> None:
+    """Some systems know no addresses of it any more."""
+    sock = socket.socket()
+    sock.close()
+
+    async def main() -> None:
+        client = Client(None, sock, CLIENT, Handshake(sock, 1, 1), None, "")  # type: ignore[arg-type]
+        assert _ends_of(client) == (None, None)
+        client.is_known_as(ProxyHeader("v1", CLIENT_6, FRONT_6))
+        assert _ends_of(client) == (CLIENT_6, FRONT_6)
+
+    asyncio.run(main())
