@@ -545,12 +545,14 @@ def test_who_resets_meanwhile_gives_the_place_back(
 def test_a_client_that_a_header_names_has_its_own_places(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
-    front = forwarder(echo_server.address, *ACCEPT, "--max-per-client", "1")
+    options = (*ACCEPT, "--max-per-client", "1", "--log-level", "debug")
+    front = forwarder(echo_server.address, *options)
     with closing_all() as clients:
-        for number in range(1, 4):
-            clients.append(front.connect())
-            clients[-1].sendall(make_header("v1", (f"192.0.2.{number}", 1), FRONT))
-            assert exchange(clients[-1], b"hello") == b"hello"
+        for _ in range(3):  # who has yet to say for whom is nobody's place
+            clients.append(arrive(front))
+        for number, client in enumerate(clients, 1):
+            client.sendall(make_header("v1", (f"192.0.2.{number}", 1), FRONT))
+            assert exchange(client, b"hello") == b"hello"
         with front.connect() as refused:
             refused.sendall(make_header("v1", ("192.0.2.2", 2), FRONT) + b"hello")
             assert is_closed(refused)

@@ -166,9 +166,7 @@ def test_a_wheel_built_elsewhere_is_pure_python(wheel: Path) -> None:
     assert metadata(wheel, "WHEEL")["Root-Is-Purelib"] == "true"
 
 
-def test_type_checkers_follow_an_editable_install(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_type_checkers_follow_an_editable_install(tree: Path, tmp_path: Path) -> None:
     """And no finder, which they don't call."""
     hook = "import sys, setuptools.build_meta as made; made.build_editable(sys.argv[1])"
     subprocess.run(
