@@ -31,16 +31,19 @@ from freebsd_splice.proxies._proxy_protocol import (
     read_header,
 )
 from programs.clients import (
+    ALLOW_LOOPBACK,
     arrive,
     name_of,
     no_accidents,
     nothing_kept,
+    read_head,
     read_to_eof,
     send_byte_by_byte,
 )
 from programs.processes import (
     PATIENCE,
     Forwarder,
+    Proxy,
     Server,
     closing_all,
     exchange,
@@ -86,7 +89,7 @@ def heard() -> Heard:
     return Heard()
 
 
-def connect_from(front: Forwarder, source: str) -> socket.socket:
+def connect_from(front: Proxy, source: str) -> socket.socket:
     needs_address(source)
     where = ("127.0.0.1", front.port)
     return socket.create_connection(where, PATIENCE, source_address=(source, 0))
@@ -418,6 +421,23 @@ def test_a_sender_that_leaves_before_its_header_is_complete(
             front.expect(f"WARNING {name}: the PROXY header did not come: Connection reset by peer")
 
 
+def test_a_sender_that_is_read_needs_no_looks() -> None:
+    """Reading fails by itself, as in the handshake."""
+
+    async def open_target(client: Client) -> OpenedTarget:
+        raise AssertionError
+
+    async def main() -> None:
+        server = ProxyServer(open_target, accept_proxy=["127.0.0.1"])
+        async with running(server) as address:
+            _, writer = await asyncio.open_connection(*address)
+            while not [client for client in server._clients.values() if not client.handshake.stage]:
+                await asyncio.sleep(0.01)
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
 # Whose header is refused
 
 
@@ -536,6 +556,57 @@ def test_who_resets_meanwhile_gives_the_place_back(
     assert taken.wait(PATIENCE)
     reset(client)
     front.expect(f"WARNING {name}: Connection reset by peer$")
+    no_accidents(front)
+
+
+@pytest.mark.parametrize(("sent", "is_served"), [(b"hello", True), (LINE, False), (HEADER, False)])
+def test_what_a_proxy_reads_is_looked_at_too(
+    sent: bytes, is_served: bool, echo_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is not awaited a second time."""
+
+    async def open_target(client: Client) -> OpenedTarget:
+        await client.handshake.read(lambda piece: piece)
+        target = await client.dial(Address(*echo_server.address))
+        return target, (bytes(client.handshake.received), b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target, accept_proxy=["::1"])) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(sent)
+            expected = sent if is_served else b""
+            assert await asyncio.wait_for(reader.read(len(sent)), PATIENCE) == expected
+            writer.close()
+
+    asyncio.run(main())
+    assert ("client sent a PROXY header" in caplog.text) != is_served
+
+
+@pytest.mark.parametrize("command", ["connect", "socks5"])
+@pytest.mark.parametrize("header", [b"", LINE, HEADER])
+def test_a_header_from_anybody_else_is_refused_by_proxies_that_are_asked(
+    command: str, header: bytes, echo_server: Server, proxy: Callable[..., Proxy]
+) -> None:
+    if command == "connect":
+        pytest.importorskip("h11", reason="it is what the proxy parses requests with")
+    front = proxy(command, *ALLOW_LOOPBACK, *ACCEPT, "127.0.0.1:0")
+    _, port = echo_server.address
+    with connect_from(front, "127.0.0.2") as client:
+        name = name_of(client)
+        if command == "connect":
+            request = b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: a\r\n\r\n" % port
+        else:
+            request = b"\x05\x01\x00\x05\x01\x00\x01\x7f\0\0\1" + port.to_bytes(2, "big")
+        client.sendall(header + request)
+        if header:
+            assert is_closed(client)
+            front.expect(f"WARNING {name}: client sent a PROXY header, and is in none ")
+        else:
+            if command == "connect":
+                assert read_head(client).startswith(b"HTTP/1.1 200")
+            else:
+                assert receive(client, 12)[:4] == b"\x05\x00\x05\x00"
+            assert exchange(client, b"hello") == b"hello"
     no_accidents(front)
 
 
@@ -701,7 +772,9 @@ def test_the_first_bytes_are_remembered_no_longer_than_needed() -> None:
     first = FirstBytes()
     first(b"PROXIMITY" * 1000)
     assert first.are_known
-    first(LINE)  # behind that it is none
+    for _ in range(100):
+        first(LINE)  # behind that it is none
+    assert len(first._bytes) <= 12
 
 
 @pytest.mark.parametrize("number", [0, 1])
