@@ -13,6 +13,7 @@ from .loops import warn_of_loops
 from .options import (
     UsageError,
     add_command,
+    add_handshake_timeout,
     add_listen,
     add_retry_after,
     add_serving,
@@ -34,6 +35,7 @@ _EXAMPLE = """\
 examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
+  %(prog)s --accept-proxy 10.0.0.0/8 --send-proxy v2 :80 backend.example:80
 
 SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal
 cuts them.
@@ -62,6 +64,7 @@ def add_forward(commands: Any) -> None:
         action="store_true",
         help="connect from the client's own address (FreeBSD, as root; see docs/forward.md)",
     )
+    add_handshake_timeout(parser, "for a PROXY header to come, where one must")
     add_serving(parser)
     parser.set_defaults(run=_serve)
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..proxies import Limits
 from ..proxies._addresses import parse_listen
+from .proxy_protocol import add_proxy_protocol
 
 Value = TypeVar("Value")
 
@@ -109,6 +110,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
+    add_proxy_protocol(parser)
     parser.add_argument(
         "--workers",
         type=count,
@@ -147,16 +149,22 @@ def add_listen(parser: argparse.ArgumentParser, default: str | None = None) -> N
     )
 
 
-def add_handshake(parser: argparse.ArgumentParser) -> None:
-    """Add the options of proxies to which clients first say what they want."""
+def add_handshake_timeout(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the option that bounds what clients, or proxies for them, say first."""
     limits = Limits()
     parser.add_argument(
         "--handshake-timeout",
         type=positive,
         default=limits.handshake_timeout,
         metavar="SECONDS",
-        help=f"time for a client to say what it wants (default: {limits.handshake_timeout:g})",
+        help=f"{purpose} (default: {limits.handshake_timeout:g})",
     )
+
+
+def add_handshake(parser: argparse.ArgumentParser) -> None:
+    """What a proxy can be told that clients first say something to."""
+    limits = Limits()
+    add_handshake_timeout(parser, "for a client to say what it wants")
     parser.add_argument(
         "--handshake-size",
         type=count,

@@ -111,6 +111,8 @@ def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyS
         keepalive=options.keepalive,
         buffer_size=options.buffer_size,
         limits=limits_of(options),
+        accept_proxy=options.accept_proxy,
+        send_proxy=options.send_proxy,
     )
 
 

@@ -21,6 +21,7 @@ from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
 from ._listening import ListenError
 from ._passwords import Passwords
+from ._proxy_protocol import ProxyHeader
 from ._routes import Routes, RoutesError
 from ._rules import Rule, Rules, parse_rule
 from ._server import ProxyServer
@@ -39,6 +40,7 @@ __all__ = [
     "OpenTarget",
     "Passwords",
     "Prepare",
+    "ProxyHeader",
     "ProxyServer",
     "Refusal",
     "RefusedTargetError",

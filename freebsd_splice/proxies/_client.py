@@ -11,6 +11,8 @@ from ._connecting import Prepare, Refusal
 from ._handshake import Handshake
 from ._limits import client_of
 from ._log import quoted_unless_plain
+from ._proxy_headers import FirstBytes
+from ._proxy_protocol import ProxyHeader, show_endpoint
 
 #: Connects to an address for a client, as ``Client.dial`` does.
 Dial = Callable[[Address, Refusal, Prepare], Awaitable[socket.socket]]
@@ -38,6 +40,11 @@ class Client:
             ``open_target`` sets it.
         server_name (str | None): the server name in the client's TLS ClientHello; None unless
             ``open_target`` sets it.
+        header (ProxyHeader | None): the accepted PROXY header; None where there was none.
+            ``address``, ``name`` and ``counts_as`` are then those of the client that it names.
+        peer: the address of the connection itself: that of the proxy that sent a PROXY header.
+        unique_id (bytes | None): what identifies the connection in PROXY headers: given by the
+            accepted one, or made for the one that is sent; None where there is neither.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
         relay (Relay | None): what joins the two; None until the relay is made.
@@ -60,13 +67,17 @@ class Client:
         counts_as: str | None = None,
     ) -> None:
         self.socket = sock
-        self.address = address
+        self.address = self.peer = address
         self.name = show(address)
         self.counts_as = client_of(address) if counts_as is None else counts_as
         self.handshake = handshake
         self.user: str | None = None
         self.requested: Address | None = None
         self.server_name: str | None = None
+        self.header: ProxyHeader | None = None
+        self.unique_id: bytes | None = None
+        #: Watches for a PROXY header that the client must not send; None where nobody does.
+        self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self.relay: Relay | None = None
         self._dial = dial
@@ -74,12 +85,31 @@ class Client:
 
     def __str__(self) -> str:
         """The client's address, with its user and server name, as the log shows them."""
+        name = f"{self.name} via {show(self.peer)}" if self.is_proxied else self.name
         said = []
         if self.user is not None:
             said.append(f"user {quoted_unless_plain(self.user)}")
         if self.server_name is not None:
             said.append(f"server name {quoted_unless_plain(self.server_name)}")
-        return f"{self.name} ({', '.join(said)})" if said else self.name
+        return f"{name} ({', '.join(said)})" if said else name
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a PROXY header says that the client is somebody else than who connected."""
+        return self.header is not None and self.header.source is not None
+
+    def is_known_as(self, header: ProxyHeader) -> None:
+        """Take the client for the one that the PROXY header names. For the package's own use.
+
+        Nothing depends on the path of a Unix socket: it is only shown, and sent on.
+        """
+        self.header = header
+        self.unique_id = header.unique_id
+        if header.source is None:
+            return
+        if not isinstance(header.source, bytes):
+            self.address = header.source
+        self.name = show_endpoint(header.source)
 
     async def dial(
         self,

@@ -63,6 +63,8 @@ class Handshake:
         self.stage: str | None = "during the handshake"
         self.largest = largest
         self.received = bytearray()
+        #: Is given each piece that comes; what it raises ends the handshake.
+        self.inspect: Callable[[bytes], object] | None = None
         self._count = 0
 
     async def read(self, parse: Callable[[bytes], T | None]) -> T:
@@ -208,6 +210,8 @@ class Handshake:
             reason = "client closed the connection during the handshake"
             raise HandshakeError(errno.ECONNABORTED, reason)
         self._count += len(piece)
+        if self.inspect is not None:
+            self.inspect(piece)
         return piece
 
     async def _call(self, waiting: Coroutine[object, object, T], failure: str) -> T:

@@ -11,6 +11,7 @@ from .._relay import describe, failed_side
 from ._addresses import show
 from ._client import Client
 from ._log import fields, logger, quoted_unless_plain
+from ._proxy_protocol import show_bytes
 
 #: The left and the right side of a proxy's relay.
 _SIDES = ("client", "target")
@@ -21,7 +22,7 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
     what = {**_said(client), **_facts(outcome)}
-    ended = fields("connection", client=client.name, target=target_name, **what)
+    ended = fields("connection", **who(client), target=target_name, **what)
     name = _with_requested(target_name, client)
     text = describe(outcome, ("up", "down"), _SIDES)
     logger.info("%s -> %s: %s", client, name, text, extra=ended)
@@ -29,8 +30,27 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
 
 def report_failure(client: Client, error: OSError) -> None:
     """Log why a client was joined to no target."""
-    failed = fields("failed", client=client.name, **_said(client), error=str(error))
+    failed = fields("failed", **who(client), **_said(client), error=str(error))
     logger.warning("%s: %s", client, error, extra=failed)
+
+
+def report_refusal(client: object, facts: dict[str, object], most: int) -> None:
+    """Log that a client already has as many connections as it may have."""
+    logger.warning(
+        "%s: refused: the client already has %d connections (--max-per-client)",
+        client,
+        most,
+        extra=fields("refused", **facts),
+    )
+
+
+def who(client: Client) -> dict[str, object]:
+    """Return the client, and through whom it came, as fields for programs."""
+    return {
+        "client": client.name,
+        **({"via": show(client.peer)} if client.is_proxied else {}),
+        **({"unique_id": show_bytes(client.unique_id)} if client.unique_id is not None else {}),
+    }
 
 
 def _said(client: Client) -> dict[str, object]:

@@ -44,9 +44,11 @@ from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on, listens, own_name, say_listening
-from ._log import fields, logger
+from ._log import logger
 from ._pausing import Changes, Shortage
-from ._reporting import peer_name, report_end, report_failure
+from ._proxy_headers import Network, ProxyHeaders
+from ._proxy_protocol import Version
+from ._reporting import peer_name, report_end, report_failure, report_refusal, who
 
 #: Descriptors that a connection needs besides its client's: one for the target.
 _NEEDED_TO_DIAL = 1
@@ -88,6 +90,9 @@ class ProxyServer:
         buffer_size: bytes of each socket's two buffers (SO_SNDBUF, SO_RCVBUF); None leaves them to
             the system.
         limits: how much clients may take; ``Limits()`` unless given.
+        accept_proxy: networks whose clients must begin with a PROXY header (v1 or v2), which says
+            who the client is. A header from anybody else is refused.
+        send_proxy: the PROXY header that each target is sent, "v1" or "v2"; None: none.
 
     A server belongs to one event loop. ``stop`` must be called on that loop's thread.
 
@@ -108,6 +113,8 @@ class ProxyServer:
         keepalive: bool = True,
         buffer_size: int | None = None,
         limits: Limits | None = None,
+        accept_proxy: Iterable[str | Network] = (),
+        send_proxy: Version | None = None,
     ) -> None:
         self._open_target = open_target
         check_seconds("connect_timeout", connect_timeout)
@@ -120,6 +127,8 @@ class ProxyServer:
         self._buffer_size = buffer_size
         self._limits = limits or Limits()
         self._occupancy = Occupancy(self._limits.per_client)
+        # None where there is nothing to do.
+        self._headers = ProxyHeaders(accept_proxy, send_proxy, idle_timeout) or None
         self._listeners: list[socket.socket] = []
         #: Those whose next client may have come before the listener was tuned, or has nothing of
         #: it on this system.
@@ -302,16 +311,14 @@ class ProxyServer:
             if listener in self._untuned:
                 tune(sock, self._keepalive)
                 as_usual(sock)
-            place = self._occupancy.enter(address)
+            # A sender of headers counts as the client that its header will name.
+            is_sender = self._headers is not None and self._headers.is_sender(address)
+            place = self._occupancy.enter(() if is_sender else address)
             if place is not None:
                 self._begin(sock, address, reserved, place)
                 return
-            logger.warning(
-                "%s: refused: the client already has %d connections (--max-per-client)",
-                show(address),
-                self._limits.per_client,
-                extra=fields("refused", client=show(address)),
-            )
+            name = show(address)
+            report_refusal(name, {"client": name}, self._limits.per_client)
         except Exception:
             logger.exception("an accepted client cannot be served")
         if place is not None:
@@ -388,9 +395,15 @@ class ProxyServer:
             unless_joined.callback(client.socket.close)
             try:
                 with self._hangups.watch(client.handshake):
+                    if self._headers is not None:
+                        await self._headers.receive(client)
+                        if not self._is_welcome(client):
+                            return
                     target, initial = await self._open_target(client)
                 unless_joined.callback(target.close)
                 client.target = target
+                if self._headers is not None:
+                    initial = await self._headers.before_join(client, target, initial)
                 target_name = peer_name(target)
                 relay = await self._join(client, target, initial, reserved)
             except OSError as error:
@@ -399,6 +412,18 @@ class ProxyServer:
             unless_joined.pop_all()  # the relay closes them
         outcome = await end_of(relay, lambda: self._is_moving)
         report_end(client, target_name, outcome)
+
+    def _is_welcome(self, client: Client) -> bool:
+        """Count a client that a header has named; return whether it may have a connection more."""
+        if client.header is None:
+            return True
+        place = self._occupancy.enter(client.address)
+        if place is None:
+            report_refusal(client, who(client), self._limits.per_client)
+            return False
+        self._occupancy.leave(client.counts_as)
+        client.counts_as = place
+        return True
 
     async def _join(
         self,

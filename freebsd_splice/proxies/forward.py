@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ._addresses import Address, Resolved
 from ._client import Client, OpenTarget
 from ._limits import Limits
+from ._proxy_headers import Network
+from ._proxy_protocol import Version
 from ._server import ProxyServer
 from ._targets import RETRY_AFTER, Targets
 from ._transparent import bind_as
@@ -24,6 +26,8 @@ def forwarder(
     keepalive: bool = True,
     buffer_size: int | None = None,
     limits: Limits | None = None,
+    accept_proxy: Iterable[str | Network] = (),
+    send_proxy: Version | None = None,
 ) -> ProxyServer:
     """Return a ``ProxyServer`` that joins every client to a target.
 
@@ -39,6 +43,8 @@ def forwarder(
         idle_timeout: seconds without a byte either way, as for ``ProxyServer``.
         grace: seconds for live connections after ``stop``, as for ``ProxyServer``.
         keepalive: whether SO_KEEPALIVE is set, as for ``ProxyServer``.
+        accept_proxy: networks whose clients must begin with a PROXY header, as for ``ProxyServer``.
+        send_proxy: the PROXY header for the target, as for ``ProxyServer``.
         buffer_size: bytes of each socket's two buffers, as for ``ProxyServer``.
         limits: how much clients may take, as for ``ProxyServer``.
 
@@ -59,6 +65,8 @@ def forwarder(
         keepalive=keepalive,
         buffer_size=buffer_size,
         limits=limits,
+        accept_proxy=accept_proxy,
+        send_proxy=send_proxy,
     )
 
 

@@ -167,6 +167,13 @@ class Certificates:
 
         return serve_tls
 
+    def server_file(self, *names: str) -> Path:
+        """A file with a certificate for these names and its key."""
+        made = self._authority.issue_cert(*names)
+        path = Path(self.path).with_name("server.pem")
+        made.private_key_and_cert_chain_pem.write_to_path(str(path))
+        return path
+
     def client(self, *protocols: str) -> ssl.SSLContext:
         """One that trusts this authority alone."""
         context = ssl.create_default_context(cafile=self.path)

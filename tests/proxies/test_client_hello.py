@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 
 from freebsd_splice.proxies import _client_hello
 from freebsd_splice.proxies._client_hello import ClientHello, HelloReader, MalformedError
+from proxies.fuzzing import fuzz
 
 SERVER_NAME, PADDING, PROTOCOLS, ENCRYPTED_CLIENT_HELLO = 0, 21, 16, 0xFE0D
 LARGEST_FRAGMENT = 2**14
@@ -433,53 +432,9 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
     check_any_bytes(record(message(hello(data))))
 
 
-FUZZER = """
-import sys
-
-import atheris
-
-with atheris.instrument_imports(include=["freebsd_splice.proxies._client_hello"]):
-    from proxies.test_client_hello import check_any_bytes
-
-atheris.Setup(sys.argv, check_any_bytes)
-atheris.Fuzz()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # the fuzzer is fetched
 def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
-    """By atheris, which follows the coverage; for some versions and systems there is none."""
-    site, corpus, program = tmp_path / "site", tmp_path / "corpus", tmp_path / "fuzzer.py"
-    fetch = ["-m", "pip", "install", "--only-binary", ":all:", "--target", str(site), "atheris"]
-    fetched = _run(*fetch, cwd=tmp_path)
-    if "No matching distribution" in fetched.stdout:
-        pytest.skip("there is no atheris for this Python and system")
-    assert fetched.returncode == 0, fetched.stdout
-    program.write_text(FUZZER)
-    corpus.mkdir()
     bodies = (record(message(body)) for body, _ in REFUSED_INSIDE)
-    for number, data in enumerate([*REAL, *bodies, *(data for data, _ in REFUSED_EARLY)]):
-        (corpus / str(number)).write_bytes(data)
-    paths = (site, *Path(__file__).resolve().parents[1:3])
-    fuzzed = _run(
-        *(str(program), "-max_total_time=20", "-max_len=700", str(corpus)),
-        cwd=tmp_path,  # where it leaves the bytes that fail
-        environment={"PYTHONPATH": os.pathsep.join(map(str, paths))},
-    )
-    assert fuzzed.returncode == 0, fuzzed.stdout
-    assert "Done" in fuzzed.stdout, fuzzed.stdout
-
-
-def _run(
-    *arguments: str, cwd: Path, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+    seeds = [*REAL, *bodies, *(data for data, _ in REFUSED_EARLY)]
+    fuzz("_client_hello", "test_client_hello", seeds, tmp_path, seconds=20, longest=700)
