@@ -45,6 +45,8 @@ class Client:
         peer: the address of the connection itself: that of the proxy that sent a PROXY header.
         unique_id (bytes | None): what identifies the connection in PROXY headers: given by the
             accepted one, or made for the one that is sent; None where there is neither.
+        first_bytes: watches for a PROXY header that the client must not send; None where nothing
+            does. For the package's own use.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
         relay (Relay | None): what joins the two; None until the relay is made.
@@ -76,7 +78,6 @@ class Client:
         self.server_name: str | None = None
         self.header: ProxyHeader | None = None
         self.unique_id: bytes | None = None
-        #: Watches for a PROXY header that the client must not send; None where nobody does.
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self.relay: Relay | None = None
