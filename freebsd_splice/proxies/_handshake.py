@@ -54,6 +54,8 @@ class Handshake:
             when ``open_target`` returns is lost, unless ``open_target`` returns it too.
         stage (str | None): what is being done for the client, as the log puts it ("during the
             handshake"); None while the client is read or written. ``during`` sets it.
+        inspect: is given each piece before ``read`` parses it, and may raise; None unless PROXY
+            headers are watched for. For the package's own use.
     """
 
     def __init__(self, sock: socket.socket, seconds: float, largest: int) -> None:
