@@ -18,11 +18,11 @@ from freebsd_splice import Reason, Relay, RelayOutcome
 from freebsd_splice._platform.interface import Endpoint, Pipe
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
-from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES, UserspaceFlow
-from freebsd_splice._userspace.movers import Mover
+from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Kqueue, ModelPollSet
+from model.local_worker import LoopsWorker
 from model.platform import Calls, ModelPlatform, ModelPoller
 from support.platforms import RecordingPlatform, runtime
 
@@ -214,38 +214,6 @@ def test_the_loop_ends_no_splice(name: str) -> None:
     assert held_up
     assert not any(held_up)
     world.check_quiet()
-
-
-class LoopsWorker(LocalWorker):
-    """Whose thread is a loop of the modelled world, or the test's in ``its_thread``."""
-
-    def __init__(self, platform: ModelPlatform) -> None:
-        super().__init__(platform, None)
-        self.begun_elsewhere: list[str] = []
-        self.is_its_thread = False
-
-    @contextmanager
-    def its_thread(self) -> Iterator[None]:
-        self.is_its_thread = True
-        try:
-            yield
-        finally:
-            self.is_its_thread = False
-
-    def step(self) -> bool:
-        with self.its_thread():
-            self._serve(self._poller.wait(0 if self._ready else None))
-        return True
-
-    def mover(self, **kinds: bool) -> Mover:
-        if not self.is_its_thread:
-            self.begun_elsewhere.append("a mover")
-        return super().mover(**kinds)
-
-    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
-        if not self.is_its_thread:
-            self.begun_elsewhere.append("a wait")
-        super().expect(flow, read=read, write=write)
 
 
 @pytest.mark.parametrize("name", ["model 14.3", "model 15.1"])
