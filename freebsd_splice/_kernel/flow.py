@@ -111,7 +111,7 @@ class KernelFlow:
         self._is_new = is_new  # userspace serves it until it has shown that it lasts
         # What a splice leaves behind is begun on a thread that isn't the local worker's.
         self._worker = worker if is_new else None
-        self._was_spliced = False
+        self._userspace_mover = MOVER_NAME  # what has moved in userspace, if anything has
         self._calls = kernel.calls
         self._may_fall_back = fallback
         self._lock = threading.RLock()
@@ -304,7 +304,6 @@ class KernelFlow:
             self._refused(error)
             return
         self._enter(Phase.SPLICED)
-        self._was_spliced = True
         self._had_event = False
         try:
             # 0 would be no limit: a limit that is met has ended the flow before this.
@@ -409,8 +408,9 @@ class KernelFlow:
             return  # who stopped it was first to know its end
         self._segment = None
         self._moved += end.moved
+        self._userspace_mover = end.mover
         if self._phase is Phase.USERSPACE or end.reason is not Reason.LIMIT:
-            self._finish(end.reason, end.error, unsent=end.unsent, mover=end.mover)
+            self._finish(end.reason, end.error, unsent=end.unsent)
         elif self._room() == 0:
             self._finish(Reason.LIMIT)
         elif stopped is not None:
@@ -441,10 +441,9 @@ class KernelFlow:
         error: OSError | None = None,
         *,
         unsent: bytes = b"",
-        mover: str = MOVER_NAME,
     ) -> None:
         self._enter(Phase.ENDED)
-        if self._is_new and not self._was_spliced and self._fallback is None:
+        if self._is_new and self._fallback is None:
             self._fallback = NEVER_BUSY
         self._end = End(
             reason=reason,
@@ -453,7 +452,7 @@ class KernelFlow:
             unsent=unsent + self._surplus,
             error=error,
             backend="kernel" if self._fallback is None else "userspace",
-            mover=MOVER_NAME if self._fallback is None else mover,
+            mover=MOVER_NAME if self._fallback is None else self._userspace_mover,
             fallback=self._fallback,
         )
 

@@ -15,9 +15,11 @@ import pytest
 from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
+from freebsd_splice._kernel.backend import KernelBackend
 from freebsd_splice._platform.interface import Endpoint, Pipe
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
+from freebsd_splice._userspace import flow
 from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
@@ -147,6 +149,28 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
         )
         assert (towards.bytes, towards.mover, towards.fallback) == (7 + sent + 8, "SO_SPLICE", None)
         assert (back.bytes, back.mover) == (6, "copy")
+    harness.world.check_quiet()
+
+
+@pytest.mark.parametrize("message", [b"", b"m"])
+def test_one_that_is_cancelled_before_its_first_splice_was_userspaces(
+    message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = ModelHarness("15.1")
+    monkeypatch.setattr(KernelBackend, "submit", lambda self, call: None)
+    monkeypatch.setattr(flow, "MANY_MESSAGES", 1)
+    with runtime(harness.world.platform):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = GivenRelay(left, right, worker=None)
+        client.write(message)
+        assert server.read(len(message)) == message
+        outcome = relay.cancel().left_to_right
+        assert (outcome.backend, outcome.mover, outcome.bytes) == (
+            "userspace",
+            "copy",
+            len(message),
+        )
     harness.world.check_quiet()
 
 
@@ -370,7 +394,7 @@ class _RaisingPlatform(RecordingPlatform):
         self._raised = raised
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
-        if data == b"interrupted":
+        if bytes(data) == b"interrupted":
             raise self._raised
         return super().send(endpoint, data)
 
