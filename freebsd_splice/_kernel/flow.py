@@ -114,7 +114,7 @@ class KernelFlow:
         self._is_new = is_new  # userspace serves it until it has shown that it lasts
         # What a splice leaves behind is begun on a thread that isn't the local worker's.
         self._worker = worker if is_new else None
-        self._was_spliced = False
+        self._userspace_mover = MOVER_NAME  # what has moved in userspace, if anything has
         self._calls = kernel.calls
         self._may_fall_back = fallback
         self._lock = threading.RLock()
@@ -314,7 +314,6 @@ class KernelFlow:
             self._refused(error)
             return
         self._enter(Phase.SPLICED)
-        self._was_spliced = True
         self._had_event = False
         try:
             # 0 means no limit to the kernel: a limit that is met has ended the flow before.
@@ -423,8 +422,9 @@ class KernelFlow:
             return  # the thread that stopped the segment has handled its end already
         self._segment = None
         self._moved += end.moved
+        self._userspace_mover = end.mover
         if self._phase is Phase.USERSPACE or end.reason is not Reason.LIMIT:
-            self._finish(end.reason, end.error, unsent=end.unsent, mover=end.mover)
+            self._finish(end.reason, end.error, unsent=end.unsent)
         elif self._room() == 0:
             self._finish(Reason.LIMIT)
         elif stopped is not None:
@@ -455,10 +455,9 @@ class KernelFlow:
         error: OSError | None = None,
         *,
         unsent: bytes = b"",
-        mover: str = MOVER_NAME,
     ) -> None:
         self._enter(Phase.ENDED)
-        if self._is_new and not self._was_spliced and self._fallback is None:
+        if self._is_new and self._fallback is None:
             self._fallback = NEVER_BUSY
         self._end = End(
             reason=reason,
@@ -467,7 +466,7 @@ class KernelFlow:
             unsent=unsent + self._surplus,
             error=error,
             backend="kernel" if self._fallback is None else "userspace",
-            mover=MOVER_NAME if self._fallback is None else mover,
+            mover=MOVER_NAME if self._fallback is None else self._userspace_mover,
             fallback=self._fallback,
         )
 

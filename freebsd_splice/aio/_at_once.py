@@ -19,13 +19,17 @@ from typing import Any
 
 from .._core.flow import Reason
 from .._platform.interface import SocketLike
-from .._runtime import Runtime, current
+from .._runtime import current
 from .._splice import Outcome
 from ._copying import STREAMS
 from ._ending import attach, outcome_of
 from ._sides import Side, StreamSide
 
 _LIMIT = Reason.LIMIT  # an enum's members cost a call each, on some versions
+
+#: What the system answers each time: a splice finds out what there is to say of such a drain, which
+#: may be that it is none (it is closed, or listening), and that nothing has been taken.
+_SAYS_AGAIN = frozenset({errno.EBADF, errno.EPIPE, errno.ENOTCONN})
 
 #: Elsewhere a socket's descriptor can be written to.
 _IS_WINDOWS = sys.platform == "win32"
@@ -64,9 +68,11 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
     except BlockingIOError:
         return 0
     except OSError as error:
+        if error.errno in _SAYS_AGAIN:
+            return 0
         taken = bytes(data)
         del buffer[:wanted]
-        return _failed(runtime, drain, to_socket, error, taken, started)
+        return _failed(drain, error, taken, started)
     if sent > len(initial):
         del buffer[: sent - len(initial)]
         if reader._paused:
@@ -100,7 +106,9 @@ async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -
 def _socket_of(side: Any) -> SocketLike | None:
     """What it is written to by; None: it is no side, or speaks TLS, or has an end to tell first."""
     if type(side) is not tuple:
-        return side if type(side) is socket.socket and side.gettimeout() == 0 else None
+        # A datagram socket would take it all, as one datagram.
+        is_usual = type(side) is socket.socket and side.type is socket.SOCK_STREAM
+        return side if is_usual and side.gettimeout() == 0 else None
     if len(side) != 2 or _IS_WINDOWS:
         return None
     reader, writer = side
@@ -117,20 +125,7 @@ def _socket_of(side: Any) -> SocketLike | None:
     return transport.get_extra_info("socket")  # type: ignore[no-any-return]
 
 
-def _failed(
-    runtime: Runtime,
-    drain: Side,
-    to_socket: SocketLike,
-    error: OSError,
-    data: bytes,
-    started: float,
-) -> Outcome:
-    if isinstance(error, BrokenPipeError):
-        # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
-        with suppress(OSError):
-            endpoint, _ = runtime.platform.duplicate(to_socket)
-            error = runtime.platform.take_error(endpoint) or error
-            runtime.platform.close(endpoint)
+def _failed(drain: Side, error: OSError, data: bytes, started: float) -> Outcome:
     if isinstance(drain, tuple):
         with suppress(OSError, TypeError):  # the program closes it: there is nobody to be told
             StreamSide(*drain).failed(error)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import sys
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -294,3 +296,40 @@ async def _more_than_fits(net: Net) -> tuple[Stream, Stream, Any]:
     await client.write(_pattern(MUCH))
     await buffered(net, source, MUCH)
     return source, drain, server
+
+
+@every_loop
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("closed", errno.EBADF),
+        ("listening", errno.EINVAL),
+        ("of datagrams", errno.EPROTONOSUPPORT),
+    ],
+)
+def test_of_what_is_no_drain_nothing_is_taken(name: str, what: str, number: int) -> None:
+    """To a socket of datagrams it would even be sent."""
+    drain, far = socket.socketpair(
+        type=socket.SOCK_DGRAM if what == "of datagrams" else socket.SOCK_STREAM
+    )
+    if what == "listening":
+        drain.close()
+        drain = socket.create_server(("127.0.0.1", 0))
+    drain.setblocking(False)
+    if what == "closed":
+        drain.close()
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        await client.write(b"12345")
+        await buffered(net, source, 5)
+        with pytest.raises(OSError) as refused:
+            await aio.transfer(source, drain, 5)
+        assert refused.value.errno == number
+        assert await source[0].readexactly(5) == b"12345"
+
+    with drain, far:
+        play(name, case)
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError) if what == "of datagrams" else nullcontext():
+            far.recv(5)

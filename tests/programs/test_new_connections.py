@@ -17,14 +17,16 @@ import pytest
 from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
+from freebsd_splice._kernel.backend import KernelBackend
 from freebsd_splice._platform.interface import Endpoint, Pipe
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
-from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES, UserspaceFlow
-from freebsd_splice._userspace.movers import Mover
+from freebsd_splice._userspace import flow
+from freebsd_splice._userspace.flow import MANY_MESSAGES, MOVES_A_TURN, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Kqueue, ModelPollSet
+from model.local_worker import LoopsWorker
 from model.platform import Calls, ModelPlatform, ModelPoller
 from support.platforms import RecordingPlatform, runtime
 
@@ -152,6 +154,28 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
     harness.world.check_quiet()
 
 
+@pytest.mark.parametrize("message", [b"", b"m"])
+def test_one_that_is_cancelled_before_its_first_splice_was_userspaces(
+    message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = ModelHarness("15.1")
+    monkeypatch.setattr(KernelBackend, "submit", lambda self, call: None)
+    monkeypatch.setattr(flow, "MANY_MESSAGES", 1)
+    with runtime(harness.world.platform):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = GivenRelay(left, right, worker=None)
+        client.write(message)
+        assert server.read(len(message)) == message
+        outcome = relay.cancel().left_to_right
+        assert (outcome.backend, outcome.mover, outcome.bytes) == (
+            "userspace",
+            "copy",
+            len(message),
+        )
+    harness.world.check_quiet()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_demanded_kernel_is_used_from_the_start(name: str) -> None:
     harness = ModelHarness(name.split()[1])
@@ -216,38 +240,6 @@ def test_the_loop_ends_no_splice(name: str) -> None:
     assert held_up
     assert not any(held_up)
     world.check_quiet()
-
-
-class LoopsWorker(LocalWorker):
-    """Whose thread is a loop of the modelled world, or the test's in ``its_thread``."""
-
-    def __init__(self, platform: ModelPlatform) -> None:
-        super().__init__(platform, None)
-        self.begun_elsewhere: list[str] = []
-        self.is_its_thread = False
-
-    @contextmanager
-    def its_thread(self) -> Iterator[None]:
-        self.is_its_thread = True
-        try:
-            yield
-        finally:
-            self.is_its_thread = False
-
-    def step(self) -> bool:
-        with self.its_thread():
-            self._serve(self._poller.wait(0 if self._ready else None))
-        return True
-
-    def mover(self, **kinds: bool) -> Mover:
-        if not self.is_its_thread:
-            self.begun_elsewhere.append("a mover")
-        return super().mover(**kinds)
-
-    def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
-        if not self.is_its_thread:
-            self.begun_elsewhere.append("a wait")
-        super().expect(flow, read=read, write=write)
 
 
 @pytest.mark.parametrize("name", ["model 14.3", "model 15.1"])

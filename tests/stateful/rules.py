@@ -21,13 +21,16 @@ class TransferRules(RuleBasedStateMachine):
         self.transfer = Transfer(self.version)
 
     @initialize(
-        relay=st.booleans(),
+        kind=st.sampled_from(["splice", "relay", "relay of sockets given up"]),
         limit=st.none() | st.sampled_from([0, 1, 100, 6_000, 10_000]),
         initial=st.sampled_from([b"", b"", b"ahead", b"a" * 7_000]),
         buffers=st.sampled_from([4_096, 20_000]),
     )
-    def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
-        self.transfer.set_up(relay, limit, initial, buffers)
+    def set_up(self, kind: str, limit: int | None, initial: bytes, buffers: int) -> None:
+        given_up = kind == "relay of sockets given up"
+        self.transfer.set_up(kind != "splice", limit, initial, buffers, given_up=given_up)
+        if given_up:  # a connection has to last before anything is special about it
+            self.begin(None)
 
     # The user
 
@@ -37,7 +40,9 @@ class TransferRules(RuleBasedStateMachine):
         self._step()
         self.transfer.begin(idle_timeout)
 
-    @precondition(lambda self: self.transfer.over is None)
+    @precondition(
+        lambda self: self.transfer.over is None and not self.transfer.directions[0].is_given_up
+    )
     @rule()
     def the_drain_is_shut_down_before(self) -> None:
         """F21: nothing may be spliced into it."""
@@ -57,6 +62,8 @@ class TransferRules(RuleBasedStateMachine):
         self._step()
         if what == "cancel":
             self.transfer.cancel()
+        elif self._direction(0).is_given_up:
+            return  # nobody else has them
         elif what == "unsplice":
             self.transfer.unsplice(0)
         elif what == "shut down":

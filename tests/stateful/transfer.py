@@ -6,6 +6,9 @@ import socket
 from contextlib import suppress
 
 from freebsd_splice import Outcome, Reason, Relay, Splice, _runtime
+from freebsd_splice._relay import GivenRelay
+from freebsd_splice._userspace import flow as userspace_flow
+from model.local_worker import LoopsWorker
 from model.world import ModelPeer, ModelSocket, World
 
 #: Bytes in which no two short pieces are alike.
@@ -16,6 +19,9 @@ CALLS_AN_EVENT = 40
 #: Model seconds within which each end is reported once the world is quiet: a flow looks for lost
 #: events at least every second.
 REPORTED_WITHIN = 2.5
+
+#: What shows that a proxy's connection lasts.
+USUAL = userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES
 
 KERNEL_CALLS = (
     "set",
@@ -42,7 +48,9 @@ class Direction:
         receiver: ModelPeer,
         initial: bytes = b"",
         limit: int | None = None,
+        is_given_up: bool = False,
     ) -> None:
+        self.is_given_up = is_given_up
         self.sender, self.receiver = sender, receiver
         self.source, self.drain = source, drain
         self.source_end, self.drain_end = source.endpoint, drain.endpoint
@@ -83,7 +91,7 @@ class Direction:
             possible.add(Reason.UNSPLICED)
         assert outcome.reason in possible, (outcome, possible)
         assert self.limit is None or outcome.bytes <= self.limit, "a limit is overrun"
-        assert outcome.backend == "kernel", outcome
+        assert outcome.backend == "kernel" or self.is_given_up, outcome
         if outcome.reason is Reason.EOF and not self.source_shut:
             assert outcome.bytes == len(self.stream), "EOF before the last byte"
         assert (outcome.error is None) == (
@@ -118,17 +126,22 @@ class Transfer:
         self.events = 0
         self.drain_was_dead = False  # before the last step
 
-    def set_up(self, relay: bool, limit: int | None, initial: bytes, buffers: int) -> None:
+    def set_up(
+        self, relay: bool, limit: int | None, initial: bytes, buffers: int, *, given_up: bool
+    ) -> None:
         left, client = self.world.pair(buffers, buffers)
         right, server = self.world.pair(buffers, buffers)
         self.directions = [
-            Direction(client, left, right, server, initial, None if relay else limit)
+            Direction(client, left, right, server, initial, None if relay else limit, given_up)
         ]
         if relay:
-            self.directions.append(Direction(server, right, left, client))
+            self.directions.append(Direction(server, right, left, client, is_given_up=given_up))
 
     def begin(self, idle_timeout: float | None) -> None:
         direction = self.directions[0]
+        if direction.is_given_up:
+            self._begin_given_up(direction, idle_timeout)
+            return
         for end in (direction.source, direction.drain):
             end.setblocking(True)  # F24: the package must make them non-blocking
         if len(self.directions) == 2:
@@ -145,6 +158,25 @@ class Transfer:
                 max_bytes=direction.limit,
                 idle_timeout=idle_timeout,
                 initial=direction.initial,
+            )
+        if idle_timeout is not None:
+            self.asked.add(Reason.IDLE)
+
+    def _begin_given_up(self, direction: Direction, idle_timeout: float | None) -> None:
+        """As a proxy does: userspace begins, and soon the kernel goes on."""
+        for each in self.directions:  # a message, after which it is spliced
+            each.write(100)
+            self.world.deliver(each.sender.outgoing)
+        worker = LoopsWorker(self.world.platform)
+        self.world.start(worker.step, "the loop")
+        userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES = 1, 1_000
+        with worker.its_thread():
+            self.over = GivenRelay(
+                direction.source,  # type: ignore[arg-type]
+                direction.drain,  # type: ignore[arg-type]
+                worker=worker,
+                idle_timeout=idle_timeout,
+                initial=(direction.initial, b""),
             )
         if idle_timeout is not None:
             self.asked.add(Reason.IDLE)
@@ -254,6 +286,7 @@ class Transfer:
         return [self.over.wait()]
 
     def tear_down(self) -> None:
+        userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES = USUAL
         _runtime.install(self._before)
         self.world.automatic = True
         self.runtime.close()
