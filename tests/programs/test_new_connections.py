@@ -155,7 +155,7 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"m"])
-def test_one_that_is_cancelled_before_its_first_splice_was_userspaces(
+def test_what_is_cancelled_before_its_first_splice(
     message: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = ModelHarness("15.1")
