@@ -5,13 +5,14 @@ emptied first and whose transport reads nothing meanwhile::
 
     outcome = await aio.relay((client_reader, client_writer), (reader, writer))
 
-Nothing here has a thread of its own, or copies: ``Splice`` and ``Relay`` do the work, and tell the
-loop when it is over.  Only a stream that can't be handed over (TLS; any stream on Windows) is
-copied by the loop, and ``Outcome.fallback`` says so.
+These functions have no thread of their own and copy nothing: ``Splice`` and ``Relay`` do the work,
+and report to the loop when it is over. Two things the loop does itself: it writes bytes that a
+reader has buffered already, where they are all that is wanted; and it copies a stream that can't be
+handed over (TLS; any stream on Windows), which ``Outcome.fallback`` says.
 
-Cancelling the task ends what it awaits, with nothing in flight any more, and the ``CancelledError``
-carries how far it came; so does whatever it is turned into (``asyncio.timeout``, ``wait_for``):
-``outcome_of(error)``.
+Cancelling the task ends the call, with nothing in flight any more. The ``CancelledError`` carries
+how far the call came, and so does any exception that it is turned into (``asyncio.timeout``,
+``wait_for``): ``outcome_of(error)`` returns it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ __all__ = ["IncompleteTransferError", "Side", "outcome_of", "relay", "splice", "
 
 
 class IncompleteTransferError(ConnectionError):
-    """``transfer`` ended before all bytes were there; ``outcome`` says why and how far it came."""
+    """``transfer`` ended before it had moved all bytes.
+
+    Attributes:
+        outcome (Outcome): why it ended, and how many bytes were moved.
+    """
 
     def __init__(self, outcome: Outcome, wanted: int) -> None:
         super().__init__(f"{outcome.bytes} of {wanted} bytes were transferred: {_why(outcome)}")
@@ -68,19 +73,40 @@ async def splice(
     initial: _Data = b"",
     fallback: bool = True,
 ) -> Outcome:
-    """Deliver all that arrives at ``source`` to ``drain``, until the end (see ``Splice``).
+    """Deliver everything that arrives at one side to the other, until the end, as ``Splice`` does.
 
-    What the writer of ``drain`` still holds goes first; then ``initial``, which the caller has
-    read; then what the reader of ``source`` has buffered; then what arrives.  Nobody else may read
-    from ``source`` or write to ``drain`` until it is over.  Then both are the caller's again, and
-    the reader of ``source`` goes on behind the last byte that was taken.
+    The bytes go in this order: those that the writer of ``drain`` still holds; ``initial``; those
+    that the reader of ``source`` has buffered; those that arrive. Until the call is over, nothing
+    else may read from ``source`` or write to ``drain``; the other direction of both stays free.
+    Afterwards both are the caller's again, and the reader goes on after the last byte taken.
 
-    The options are ``Splice``'s; the times begin with the call.  ``fallback=False`` raises
-    BackendUnavailable where the kernel can't serve the pair, errno EPROTONOSUPPORT for TLS.
+    Args:
+        source: a non-blocking socket, or a ``(StreamReader, StreamWriter)`` pair.
+        drain: the side to write to, likewise.
+        max_bytes: how many bytes to move at most, those of ``initial`` included. None: no limit.
+        idle_timeout: as for ``Splice``, in seconds from the call on.
+        timeout: as for ``Splice``, in seconds from the call on.
+        initial: bytes that the caller has read from the source already.
+        fallback: as for ``Splice``. A stream that speaks TLS is never the kernel's.
 
-    Raises what ``Splice`` raises; TypeError for a transport or half a pair; ValueError for a socket
-    that blocks; what the reader or the writer has to report already (ConnectionResetError).  Then
-    nothing has been taken.  CancelledError, with ``outcome``, when the task is cancelled.
+    Returns:
+        The outcome; a failure of one of the connections is its ``reason`` and ``error``.
+
+    Raises:
+        OSError: as ``Splice``; also what the reader or the writer has to report already
+            (ConnectionResetError).
+        BackendUnavailable: (an OSError, ENOPROTOOPT or EPROTONOSUPPORT) as ``Splice``; with
+            EPROTONOSUPPORT for TLS.
+        ValueError: as ``Splice``; also for a socket that blocks.
+        TypeError: as ``Splice``; also for a transport, or for half a pair.
+        CancelledError: the task was cancelled; ``outcome_of(error)`` says how far the call came.
+
+    Where it raises one of the first four, nothing has been taken.
+
+    Example::
+
+        outcome = await aio.splice((reader, writer), target, idle_timeout=60)
+        print(outcome)  # 78 bytes, eof, 0.250 s, userspace/os.splice
     """
     limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
     done = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
@@ -99,13 +125,34 @@ async def transfer(
     initial: _Data = b"",
     fallback: bool = True,
 ) -> Outcome:
-    """Deliver exactly ``count`` bytes, ``initial`` included: a body with a Content-Length.
+    """Deliver exactly ``count`` bytes from one side to the other: a body with a Content-Length.
 
-    Then both sides are the caller's again; what follows is still to be read at ``source``.  The
-    rest is as for ``splice``.
+    Afterwards both sides are the caller's again, and what follows is still to be read at
+    ``source``. Reading from its reader and transfers may alternate. Everything else is as for
+    ``splice``.
 
-    Raises what ``splice`` raises, and IncompleteTransferError where it ended before that: at an
-    EOF, a time limit, or a failure of one of the connections.
+    Args:
+        source: as for ``splice``.
+        drain: as for ``splice``.
+        count: how many bytes, those of ``initial`` included.
+        idle_timeout: as for ``splice``, in seconds.
+        timeout: as for ``splice``, in seconds.
+        initial: as for ``splice``.
+        fallback: as for ``splice``.
+
+    Returns:
+        The outcome, with the reason LIMIT.
+
+    Raises:
+        IncompleteTransferError: (a ConnectionError) it ended before: at an EOF, a time limit, or a
+            failure of one of the connections.
+        OSError: as ``splice``, and so for its other exceptions.
+
+    Example::
+
+        head = await reader.readuntil(b"\\r\\n\\r\\n")
+        target[1].write(head)
+        await aio.transfer((reader, writer), target, content_length)
     """
     limit = check_limit(count, "count", may_be_none=False)
     ahead = check_bytes("initial", initial)
@@ -216,12 +263,34 @@ async def relay(
 ) -> RelayOutcome:
     """Deliver what arrives at each side to the other, until both directions have ended.
 
-    As ``Relay``, ``linger`` included, with ``splice``'s care for what readers and writers have
-    buffered.  A TLS side can't half-close: an EOF that it sends ends the pair, as does one that a
-    TLS client should be sent.  A TLS server answers first: give a time limit if it may wait for the
-    EOF.
+    It does what ``Relay`` does, and treats what readers and writers have buffered as ``splice``
+    does. A side that speaks TLS can't half-close: an EOF that it sends ends the pair, and so does
+    an EOF that a TLS client would have to be sent. A TLS server that would have to be sent one
+    answers first; give a time limit if it may wait for the EOF.
 
-    Raises as ``splice`` does.  Then nothing has been taken, and nothing is closed.
+    Args:
+        left: a non-blocking socket, or a ``(StreamReader, StreamWriter)`` pair.
+        right: the other side, likewise.
+        idle_timeout: as for ``Relay``, in seconds.
+        timeout: as for ``Relay``, in seconds.
+        half_close: as for ``Relay``.
+        close: as for ``Relay``: True closes both sides at the end.
+        linger: as for ``Relay``, in seconds.
+        initial: as for ``Relay``: bytes read from the left, and bytes read from the right.
+        fallback: as for ``splice``.
+
+    Returns:
+        The outcome of the pair.
+
+    Raises:
+        OSError: as ``splice``, and so for its other exceptions. Then nothing has been taken, and
+            nothing is closed.
+        CancelledError: the task was cancelled; ``outcome_of(error)`` says how far the pair came.
+
+    Example::
+
+        there = await asyncio.open_connection(host, port)
+        outcome = await aio.relay((reader, writer), there, idle_timeout=300, close=True)
     """
     ahead, linger = check_pair(initial), check_linger(linger)
     sides = side(left), side(right)

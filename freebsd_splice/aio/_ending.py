@@ -58,10 +58,15 @@ def attach(error: BaseException, outcome: object) -> None:
 
 
 def outcome_of(error: BaseException) -> Outcome | RelayOutcome | None:
-    """How far what ``error`` has cut short came; None where it has cut nothing of ours short.
+    """Return how far the call came that an exception has cut short.
 
-    For a CancelledError, a TimeoutError that one was turned into (``asyncio.timeout``,
-    ``wait_for``), and whatever was raised while one of them was handled.
+    Args:
+        error: a CancelledError, a TimeoutError that one was turned into (``asyncio.timeout``,
+            ``wait_for``), or an exception that was raised while one of them was handled.
+
+    Returns:
+        The outcome of the ``splice``, ``transfer`` or ``relay``; None where the exception has cut
+        none of them short.
     """
     waiting, seen = [error], set()
     while waiting:

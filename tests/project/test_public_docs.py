@@ -12,7 +12,7 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import Harness
-from freebsd_splice import Backend, Outcome, Reason, Relay, RelayOutcome, Splice
+from freebsd_splice import Backend, Outcome, Reason, Relay, RelayOutcome, Splice, aio
 
 PUBLIC = [name for name in freebsd_splice.__all__ if name != "SO_SPLICE"]  # a number
 RECORDS = [Outcome, RelayOutcome, Backend]
@@ -22,9 +22,10 @@ METHODS = [
     for name, method in inspect.getmembers(kind, inspect.isroutine)
     if not name.startswith("_") and "For the package's own use" not in (method.__doc__ or "")
 ]
+ASYNC = [f"aio.{name}" for name in aio.__all__ if name[0].islower()]
 PROPERTIES = [f"{kind}.{name}" for kind in ("Splice", "Relay") for name in ("bytes", "done")]
 #: ``unsplice`` and ``spliced_bytes`` have one argument, which the summary line names.
-CALLED = ["Splice", "Relay", "splice", "backend", "shutdown", *METHODS]
+CALLED = ["Splice", "Relay", "splice", "backend", "shutdown", *METHODS, *ASYNC]
 
 
 def _value(path: str) -> Any:
@@ -58,7 +59,7 @@ def test_each_parameter_is_described(name: str) -> None:
     assert _described(called, "Args") == parameters
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, *METHODS, *PROPERTIES])
+@pytest.mark.parametrize("name", [*PUBLIC, *METHODS, *PROPERTIES, *ASYNC])
 def test_each_docstring_begins_with_a_summary(name: str) -> None:
     first = (inspect.getdoc(_value(name)) or "").split("\n")[0]
     assert re.fullmatch(r"[A-Z`].*[.:]", first), first
