@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_mandoc_finds_nothing_to_say(page: Path) -> None:
     assert findings == []
 
 
+@cache
 def _help(*command: str) -> str:
     run = [sys.executable, "-m", "freebsd_splice", *command, "--help"]
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout

@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.slowness import SLOWNESS
 
 ROOT = Path(__file__).parents[2]
+
+#: Each runs a pytest of its own.
+pytestmark = pytest.mark.slow
 
 
 def _pytest(*arguments: str) -> str:

@@ -13,6 +13,9 @@ from support.slowness import SLOWNESS
 
 ROOT = Path(__file__).parents[2]
 
+#: Each runs a pytest of its own.
+pytestmark = pytest.mark.slow
+
 #: On a machine that is four times as slow as this one pretends to be.
 TESTS = """
 import time
