@@ -368,6 +368,9 @@ class GivenRelay(Relay):
         super().__init__(left, right, idle_timeout=idle_timeout, close=True, initial=initial)
 
     def _make_flows(self, fallback: bool) -> list[Flow]:
+        # Once the flows have begun the caller must not close the sockets, as it does where this
+        # raises.
+        self._runtime.timers.begin()
         return self._runtime.flows(2, fallback=fallback, is_new=True, worker=self._worker)
 
     def _acquire_both(self, left: SocketLike, right: SocketLike) -> None:

@@ -61,6 +61,12 @@ class Timers:
                 self._poller.wake()
         return timer
 
+    def begin(self) -> None:
+        """Have the watcher, for what must not fail later for want of its thread."""
+        with self._lock:
+            if self._poller is None:
+                self._start()
+
     def listen(self, endpoint: Endpoint, call: Callable[[], object]) -> None:
         """Run ``call`` whenever ``endpoint`` can be read; the call must read it empty."""
         with self._lock:

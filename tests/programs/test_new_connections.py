@@ -8,7 +8,7 @@ import random
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from conformance.backends import MODELS, MOVERS
 from conformance.harness import DEADLINE, Harness
 from freebsd_splice import Reason, Relay, RelayOutcome
 from freebsd_splice._kernel.backend import KernelBackend
-from freebsd_splice._platform.interface import Endpoint, Pipe
+from freebsd_splice._platform.interface import Endpoint, Pipe, Runner
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._runtime import current
 from freebsd_splice._userspace import flow
@@ -504,6 +504,29 @@ def test_a_defect_at_the_start_is_an_end(
         harness.until(lambda: harness.readable(left), "it is there")
         outcome = _closed(worker, GivenRelay(left, right, worker=worker), harness)
         assert outcome.reason is Reason.SOURCE_ERROR
+        worker.close()
+
+
+class _NoWatcherPlatform(RecordingPlatform):
+    """A system that has no thread left for the timers."""
+
+    def run(self, step: Callable[[], bool], name: str) -> Runner:
+        if name == "freebsd-splice-watcher":
+            raise RuntimeError("can't start new thread")
+        return super().run(step, name)
+
+
+def test_without_a_thread_for_its_times_nothing_has_begun(harness: Harness) -> None:
+    """Its caller closes the sockets then: nothing may watch their numbers, which are others' soon."""
+    with runtime(_NoWatcherPlatform()):
+        worker = current().local_worker()
+        if worker is None:
+            pytest.skip("no poller of this system can be watched")
+        left, _ = harness.pair()
+        right, _ = harness.pair()
+        with pytest.raises(RuntimeError, match="new thread"):
+            GivenRelay(left, right, worker=worker, idle_timeout=1.0)
+        assert not worker._watched
         worker.close()
 
 
