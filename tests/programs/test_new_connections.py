@@ -517,7 +517,7 @@ class _NoWatcherPlatform(RecordingPlatform):
 
 
 def test_without_a_thread_for_its_times_nothing_has_begun(harness: Harness) -> None:
-    """Its caller closes the sockets then: nothing may watch their numbers, which are others' soon."""
+    """Its caller closes the sockets then, and nothing may watch numbers that are others' soon."""
     with runtime(_NoWatcherPlatform()):
         worker = current().local_worker()
         if worker is None:
