@@ -109,8 +109,12 @@ def test_the_handshakes_limits_are_for_those_that_have_one(
 ) -> None:
     for command in (["connect"], ["socks5"], ["sni", "routes.toml"]):
         assert limits_of(parsed(*command, option, "7")) != Limits()
+    forward = ("forward", option, "7", "127.0.0.1:1", "127.0.0.1:80")
+    if option == "--handshake-timeout":  # a PROXY header may have to come
+        assert limits_of(parsed(*forward)) != Limits()
+        return
     with pytest.raises(SystemExit):
-        parsed("forward", option, "7", "127.0.0.1:0", "127.0.0.1:80")
+        parsed("forward", option, "7", "127.0.0.1:80")
     assert option in capsys.readouterr().err
 
 

@@ -156,7 +156,7 @@ def test_a_target_that_speaks_first_gets_its_header_at_once(
         assert receive(client, 9) == b"220 hello"
 
 
-def test_a_target_that_does_not_take_the_header_is_a_failure_of_its_own(
+def test_a_target_that_does_not_take_the_header_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, echo_server: Server
 ) -> None:
     """And the client learns of a reset as of a reset."""
@@ -585,7 +585,7 @@ def test_what_a_proxy_reads_is_looked_at_too(
 
 @pytest.mark.parametrize("command", ["connect", "socks5"])
 @pytest.mark.parametrize("header", [b"", LINE, HEADER])
-def test_a_header_from_anybody_else_is_refused_by_proxies_that_are_asked(
+def test_proxies_that_are_asked_refuse_a_strangers_header(
     command: str, header: bytes, echo_server: Server, proxy: Callable[..., Proxy]
 ) -> None:
     if command == "connect":
