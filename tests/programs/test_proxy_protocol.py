@@ -46,6 +46,7 @@ from programs.processes import (
     Proxy,
     Server,
     closing_all,
+    echo,
     exchange,
     needs_address,
     receive,
@@ -647,6 +648,21 @@ def test_a_client_that_a_header_names_has_its_own_places(
             client.sendall(make_header("v1", ("192.0.2.2", 3), FRONT))
             assert exchange(client, b"hello") == b"hello"
     no_accidents(front)
+
+
+@pytest.mark.parametrize("options", [ACCEPT, ("--send-proxy", "v1")])
+def test_a_client_without_a_header_has_one_place(
+    options: tuple[str, ...], heard: Heard, server: StartServer, forwarder: StartForwarder
+) -> None:
+    """It is counted once, and given back once."""
+    serve = echo if options is ACCEPT else heard
+    front = forwarder(server(serve).address, *options, "--max-per-client", "1")
+    for number in (1, 2):
+        with connect_from(front, "127.0.0.2") as client:
+            assert exchange(client, b"hello") == b"hello"
+            with connect_from(front, "127.0.0.2") as refused:
+                assert is_closed(refused)
+        front.expect("5 bytes up, 5 bytes down, eof", number)
 
 
 def test_a_client_that_hangs_up_is_named_too(
