@@ -16,54 +16,60 @@ from .movers import CopyMover, Mover, MoverRefusedError
 
 logger = logging.getLogger("freebsd_splice")
 
-#: How often a flow may go back to its source in one turn before the others have theirs.
+#: How often a flow may go back to its source in one turn before the other flows get theirs.
 MOVES_A_TURN = 16
-#: A flow that has so much at once is served by a thread, and by the mover for much.
+#: A flow that takes at least this many bytes at once is served by a worker with a thread, and by
+#: the mover for busy flows.
 MUCH_BYTES = 1 << 15
-#: So many messages are no short connection.
+#: From this many messages on, a connection does not count as short any more.
 MANY_MESSAGES = 16
-#: Nothing is taken.
+#: No bytes held.
 _EMPTY = memoryview(b"")
-#: Asked of the source at once where there is no limit.
+#: The most bytes to ask of the source at once where there is no limit.
 _NO_LIMIT = 1 << 30
 
 
 class FlowWorker(Protocol):
-    """What a flow asks of the worker that it belongs to."""
+    """The interface through which a flow uses the worker that it belongs to."""
 
     @property
     def platform(self) -> Platform: ...
 
     @property
     def is_local(self) -> bool:
-        """Whether the threads that start flows here are the one that gives them their turns."""
+        """Whether flows are started here on the same thread that gives them their turns."""
         ...
 
     @property
     def message_buffer(self) -> memoryview:
-        """MUCH_BYTES of room that all its flows use, each during its turn."""
+        """A buffer of MUCH_BYTES that all flows of this worker use, each during its own turn."""
         ...
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
-        """A mover for one flow; with ``copy`` the one that can serve any socket.
+        """Return a mover for one flow.
 
-        ``busy``: one that has shown that it has much to move.
+        Args:
+            copy: return the mover that can serve any socket.
+            busy: the flow has shown that it has much to move.
         """
         ...
 
     def expect(self, flow: UserspaceFlow, *, read: bool, write: bool) -> None:
         """Give ``flow`` a turn once its source can be read, or once its drain can be written.
 
-        It is told when the drain fails, also while it has nothing to write.
+        Call its ``drain_failed`` when the drain fails, even while it has nothing to write.
+
+        Raises:
+            OSError: the poller has no room.
         """
         ...
 
     def quieten(self, endpoint: Endpoint) -> None:
-        """What the poller has reported of ``endpoint`` has led to nothing."""
+        """Have ``endpoint`` reported less often, because its last report led to nothing."""
         ...
 
     def release(self, flow: UserspaceFlow) -> None:
-        """Watch neither of its sockets for it any more, so that they can be closed."""
+        """Stop watching the sockets of ``flow`` on its behalf, so that they can be closed."""
         ...
 
 
@@ -71,41 +77,42 @@ class UserspaceFlow:
     """A flow (see ``_core.flow.Flow``) that a worker moves."""
 
     def __init__(self, worker: FlowWorker, home: FlowWorker) -> None:
-        self.queued = False  # the worker's own mark: it waits for its turn
+        self.queued = False  # set by the worker: the flow waits for its turn
         self.source: Endpoint
         self.drain: Endpoint
         self._source_socket: SharedSocket
         self._drain_socket: SharedSocket
         self._worker = worker
-        self._home = home  # the worker that it goes to when it has much to move
+        self._home = home  # the worker it moves to once it has much to move
         self._has_much = self._is_settled = False
-        self._has_all = False  # that was at its source when it last took something
+        self._has_all = False  # the last fill took all that the source had
         self._messages = 0
-        #: It ends with LIMIT, though there is none, once it has shown that it has much to move or
-        #: lasts: somebody else goes on then.
+        #: The flow ends with LIMIT, although no limit is reached, once it has shown that it has
+        #: much to move or lasts long. Its creator then continues in another way.
         self.ends_when_busy = False
-        #: The poller reports only changes of its source (the worker's mark).
+        #: Set by the worker: the poller reports only changes of the source.
         self.reads_until_empty = False
         self._platform = worker.platform
         self._mover = worker.mover()
-        self._lock = threading.Lock()  # a turn, against a stop from elsewhere
+        self._lock = threading.Lock()  # keeps a turn apart from a stop by another thread
         self._waiting = (False, False)
-        #: It waits for a message, holds nothing, has no limit and copies: see ``_pass_message``.
+        #: The flow waits for a message, holds nothing, has no limit and copies: see
+        #: ``_pass_message``.
         self.takes_messages = False
         self._limit: int | None = None
         self._on_end: Callable[[End], None]
         self._moved = 0
-        self._ahead = memoryview(b"")  # goes before anything that the mover takes
-        self._surplus = b""  # what of ``initial`` is past the limit
+        self._ahead = memoryview(b"")  # sent before anything that the mover takes
+        self._surplus = b""  # the part of ``initial`` past the limit
         self._started = False
         self._stopped_early: Reason | None = None
         self._end: End | None = None
 
     def prepare(self, source: SharedSocket, drain: SharedSocket) -> None:
-        """Userspace serves any pair."""
+        """Do nothing: userspace serves any pair."""
 
     def look_soon(self) -> None:
-        """The poller tells of every end."""
+        """Do nothing: the poller reports every end."""
 
     def start(
         self,
@@ -129,7 +136,7 @@ class UserspaceFlow:
             elif limit == 0:
                 end = self._finish(Reason.LIMIT)
             elif not self._worker.is_local and not self._platform.is_connected(self.drain):
-                # Some systems say nothing at all of a socket that is not connected (kqueue).
+                # Some systems (kqueue) report nothing at all about a socket that is not connected.
                 error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
                 end = self._finish(Reason.DRAIN_ERROR, self._drain_failure() or error)
             else:
@@ -145,12 +152,12 @@ class UserspaceFlow:
                 end = self._failed(error)
             if end is not None or self._waiting != (False, False):
                 return end
-        # Both: what is waiting already, bytes, EOF or a socket that can't be read at all, is found
-        # at once, without a turn on the caller's thread.
+        # Wait for both, so that the flow gets a turn at once. That turn finds what is there already
+        # (bytes, EOF, or a socket that can't be read at all), and not on the caller's thread.
         return self._wait(read=True, write=True)
 
     def _begin_here(self) -> End | None:
-        """Give it its first turn, as most clients have sent something."""
+        """Give the flow its first turn now, because most clients have already sent something."""
         if self._ahead or not self._copies_all():
             return self._advance(self._moved)
         if not self._pass_message() and (self._has_much or self._ahead):
@@ -158,7 +165,7 @@ class UserspaceFlow:
         return self._end or self._wait(read=True, write=False)
 
     def _tell(self, end: End) -> None:
-        """Call ``on_end``, and let go of it: it leads back here in a circle."""
+        """Call ``on_end`` and drop the reference to it, which would be part of a cycle."""
         on_end, self._on_end = self._on_end, _nothing
         on_end(end)
 
@@ -178,7 +185,7 @@ class UserspaceFlow:
         return end
 
     def turn(self) -> bool:
-        """Move what can be moved now, within bounds; True: there was more."""
+        """Move what can be moved now, within bounds; return whether there was more."""
         interruption = None
         with self._lock:
             if self._end is not None:
@@ -194,8 +201,8 @@ class UserspaceFlow:
             except Exception as error:
                 end = self._failed(error)
             except BaseException as error:
-                # A signal's handler has raised it, on an event loop's thread. It can have been
-                # between any two steps: what is held is not to be trusted from now on.
+                # A signal handler raised this on an event loop's thread, possibly between any two
+                # steps: the bytes held can't be trusted from now on.
                 interruption, end = error, self._failed(error)
             if end is None:
                 return self._waiting == (False, False)
@@ -205,7 +212,7 @@ class UserspaceFlow:
         return False
 
     def drain_failed(self) -> None:
-        """The poller says that the drain can take nothing any more."""
+        """End the flow: the poller has reported that the drain can take nothing any more."""
         with self._lock:
             if self._end is not None:
                 return
@@ -221,9 +228,12 @@ class UserspaceFlow:
             return self._end is None and self._source_socket.failure() is not None
 
     def _pass_message(self) -> bool:
-        """Do by one recv and one send what ``_advance`` takes many steps for: ``takes_messages``.
+        """Move a message with one recv and one send, where ``_advance`` would take many steps.
 
-        False: the rest of the turn is for ``_advance``.
+        Only for a flow that holds nothing, has no limit and copies (``takes_messages``).
+
+        Returns:
+            False if ``_advance`` must do the remainder of the turn.
         """
         if self.reads_until_empty:
             return False
@@ -241,7 +251,7 @@ class UserspaceFlow:
         if not taken:
             self._finish_source(failure)
             return True
-        # Until it is known how much of it was sent: a signal's handler may raise in between.
+        # Hold all of it until it is known how much was sent: a signal handler may raise in between.
         self._ahead = buffer[:taken]
         sent = 0
         with drain.lock:
@@ -252,7 +262,7 @@ class UserspaceFlow:
             except OSError as error:
                 failure = self._why_drain_failed(error)
         self._moved += sent
-        # Others use the buffer next.
+        # Copy what was not sent: other flows use the buffer next.
         self._ahead = memoryview(bytes(buffer[sent:taken])) if sent < taken else _EMPTY
         if failure is not None:
             self._finish(Reason.DRAIN_ERROR, failure)
@@ -270,7 +280,11 @@ class UserspaceFlow:
         return None
 
     def _advance(self, before: int) -> End | None:
-        """Move what can be moved; ``before``: the count at the beginning of this turn."""
+        """Move what can be moved in this turn; return the end, if the flow has ended.
+
+        Args:
+            before: how many bytes had been moved when this turn began.
+        """
         told = self._waiting == (True, False)
         try:
             for _ in range(MOVES_A_TURN):
@@ -288,7 +302,7 @@ class UserspaceFlow:
                 if end is not None:
                     return end
                 if self._has_all and not self.reads_until_empty:
-                    # To ask again would be a system call for nothing: the poller tells of more.
+                    # Asking again would waste a system call: the poller reports when there is more.
                     end = self._push()
                     if end is not None:
                         return end
@@ -301,16 +315,23 @@ class UserspaceFlow:
         except _NotNow as wanted:
             self._mover.rest()
             if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
-                # It was told that it can, and can't: an error queue looks so to select(2).
+                # The poller reported it ready, yet it isn't: to select(2), an error queue looks
+                # like that.
                 self._worker.quieten(self.source if wanted.read else self.drain)
             return self._wait(read=wanted.read, write=not wanted.read)
-        # More is there, and it is the others' turn.
+        # There is more to move, but it is the other flows' turn.
         self._mover.rest()
         self._waiting = (False, False)
         return None
 
     def _settle(self) -> None:
-        """It has much to move, and the drain has all that was taken: it is served for that."""
+        """Serve the flow as a busy one from now on: it has shown that it has much to move.
+
+        The drain must have taken all that was taken from the source.
+
+        Raises:
+            _GoneHome: the flow now belongs to another worker.
+        """
         self._is_settled = True
         self.takes_messages = False
         self._mover.rest()
@@ -320,11 +341,11 @@ class UserspaceFlow:
         self._worker.release(self)
         self._worker, self._waiting = self._home, (False, False)
         self._mover = self._worker.mover(busy=True)
-        # From here on its thread may wait for our lock.
+        # From here on the other worker's thread may wait for this flow's lock.
         raise _GoneHome(self._wait(read=True, write=True))
 
     def _push(self) -> End | None:
-        """Into the drain with all that has been taken from the source."""
+        """Push all bytes that have been taken from the source into the drain."""
         try:
             with self._drain_socket.lock:
                 try:
@@ -343,16 +364,16 @@ class UserspaceFlow:
         return None
 
     def _why_drain_failed(self, error: OSError) -> OSError:
-        """Note what a send raised; what it failed of (with the drain's lock)."""
+        """Note the error that a send raised; return its cause. Hold the drain's lock."""
         failure = None
         if isinstance(error, BrokenPipeError):
-            # The BSDs say so of a connection that was reset; SO_ERROR has the cause there.
+            # The BSDs raise this for a connection that was reset; SO_ERROR has the cause there.
             failure = self._drain_socket.failure()
         self._drain_socket.failed(error)
         return failure or error
 
     def _pull(self, *, told: bool) -> End | None:
-        """Take from the source; nothing is held before."""
+        """Take bytes from the source; called only while nothing is held."""
         room = _NO_LIMIT if self._limit is None else self._limit - self._moved
         if room == 0:
             return self._finish(Reason.LIMIT)
@@ -372,9 +393,13 @@ class UserspaceFlow:
         return self._finish_source(failure)
 
     def _finish_source(self, failure: OSError | None) -> End:
-        """The source has nothing more; ``failure`` is what its connection died of."""
+        """End the flow, because the source has no more bytes.
+
+        Args:
+            failure: what ended the source's connection; None after a FIN.
+        """
         if failure is None or isinstance(failure, BrokenPipeError):
-            # EPIPE is of the sending side, or of a reset that came behind the FIN.
+            # EPIPE belongs to the sending side, or to a reset that came after the FIN.
             return self._finish(Reason.EOF)
         return self._finish(Reason.SOURCE_ERROR, failure)
 
@@ -389,21 +414,25 @@ class UserspaceFlow:
         return None
 
     def _copies_all(self) -> bool:
-        """Whether it copies what comes, without a limit, and that has been little so far."""
+        """Return whether the flow copies, has no limit, and has had little to move so far."""
         return not self._has_much and self._limit is None and isinstance(self._mover, CopyMover)
 
     def _failed(self, error: BaseException) -> End:
-        """A defect here must not leave a flow that never ends."""
+        """End the flow after an unexpected error: a defect must not leave it unended."""
         logger.error("moving bytes failed unexpectedly", exc_info=error)
         failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
         return self._finish(Reason.SOURCE_ERROR, failure)
 
     def _finish(self, reason: Reason, error: OSError | None = None) -> End:
-        """Let go of both sockets and say how it ended, by the order that ``Reason`` states."""
+        """Let go of both sockets; store and return the end.
+
+        Where several reasons hold, the one that stands first in ``Reason`` is reported.
+        """
         self.takes_messages = False
         self._worker.release(self)
         if reason is not Reason.DRAIN_ERROR:
-            # F16: bytes that a dead drain has taken are no success.
+            # Bytes that a dead drain has taken are not a success: after a reset by the drain's peer
+            # they can be lost (F16).
             failure = self._drain_failure()
             if failure is not None:
                 reason, error = Reason.DRAIN_ERROR, failure
@@ -426,14 +455,14 @@ class UserspaceFlow:
 
 
 class _GoneHome(Exception):
-    """No error: another worker goes on; or ``end``, where it can't."""
+    """Not an error: another worker continues the flow, or ``end`` is set because it can't."""
 
     def __init__(self, end: End | None) -> None:
         self.end = end
 
 
 class _NotNow(Exception):
-    """No error: the source has nothing, or the drain no room."""
+    """Not an error: the source has no data now (``read``), or the drain has no room."""
 
     def __init__(self, *, read: bool) -> None:
         self.read = read

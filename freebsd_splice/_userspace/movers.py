@@ -1,8 +1,8 @@
 """How bytes get from a source to a drain in userspace: os.splice through a pipe, or a copy.
 
 A mover takes bytes from the source (``fill``), holds them, and pushes them into the drain
-(``pour``).  It belongs to one flow; what is costly to make belongs to the worker (``Supplies``).
-All calls are non-blocking: BlockingIOError says that the socket has nothing, or no room, now.
+(``pour``). It belongs to one flow; what is costly to make belongs to the worker (``Supplies``).
+All calls are non-blocking: BlockingIOError means that the socket has no data, or no room, now.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Protocol
 from .._backend import COPY, OS_SPLICE
 from .._platform.interface import Endpoint, Pipe, Platform
 
-#: Bytes copied at once at most, and at least: what a slow drain leaves over is kept for each flow.
+#: The largest and the smallest number of bytes copied at once. It shrinks for a slow drain, as the
+#: bytes that such a drain leaves over are kept for each flow.
 _SCRATCH_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
-#: Empty pipes that a worker keeps for its next flows.
+#: How many empty pipes a worker keeps for its next flows.
 _SPARE_PIPES = 16
 
-#: What os.splice answers where it cannot serve these sockets, and a copy can.
+#: Errors of os.splice which mean that it cannot serve these sockets, although a copy can.
 _REFUSALS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
-#: No pipe to be had now.
+#: Errors which mean that no pipe is available now.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class MoverRefusedError(Exception):
-    """This mover cannot serve this flow.  What it holds can still be taken back."""
+    """This mover cannot serve this flow. The bytes that it holds can still be taken back."""
 
 
 class Mover(Protocol):
@@ -36,37 +37,51 @@ class Mover(Protocol):
 
     @property
     def held(self) -> int:
-        """Bytes taken from the source that the drain has not taken yet."""
+        """The number of bytes taken from the source that the drain has not taken yet."""
         ...
 
     @property
     def drained(self) -> bool:
-        """Whether the last ``fill`` has taken all there was."""
+        """Whether the last ``fill`` is known to have taken everything that was there."""
         ...
 
     def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
-        """Take up to ``count`` bytes; 0 at EOF.  Only called while nothing is held.
+        """Take up to ``count`` bytes from the source; called only while nothing is held.
 
-        ``told``: a poller has said that it can.
+        Args:
+            source: the socket to read.
+            count: the most bytes to take.
+            told: a poller has reported the source readable.
+
+        Returns:
+            The number of bytes taken; 0 at EOF.
+
+        Raises:
+            BlockingIOError: the source has no data now.
+            MoverRefusedError: this mover cannot serve the flow.
+            OSError: the source failed.
         """
         ...
 
     def pour(self, drain: Endpoint) -> int:
-        """Push what is held; how many bytes the drain took."""
+        """Push the held bytes into the drain; return how many it took."""
         ...
 
     def rest(self) -> None:
-        """The flow is going to wait: keep nothing that another flow could use."""
+        """Give up whatever another flow could use, because this flow is going to wait."""
         ...
 
     def take_back(self) -> bytes:
-        """All that is held, which is then held no more."""
+        """Return all held bytes, and hold nothing afterwards."""
         ...
 
 
 class Supplies:
-    """What the movers of one worker share: a buffer, and pipes.  For that worker's thread, except
-    ``give``, which a flow that is stopped from elsewhere calls too."""
+    """The buffer and the pipes that the movers of one worker share.
+
+    Only that worker's thread uses them, except that a flow that is stopped from another thread
+    calls ``give`` too.
+    """
 
     def __init__(self, platform: Platform, mover: str | None = None) -> None:
         self.platform = platform
@@ -100,10 +115,14 @@ class Supplies:
 
 
 class SpliceMover:
-    """os.splice: the bytes go from socket to pipe to socket inside the system (F30-F32)."""
+    """os.splice: the bytes go from socket to pipe to socket inside the system.
+
+    F30 has its speed. Pipes are limited, so a flow borrows one only while it has bytes to move
+    (F31). Bytes in a pipe are nowhere else, so whoever ends the flow must take them back (F32).
+    """
 
     name = OS_SPLICE
-    drained = False  # it takes less for want of room in the pipe as well
+    drained = False  # unknown: a full pipe makes it take less, too
 
     def __init__(self, supplies: Supplies) -> None:
         self._supplies = supplies
@@ -121,8 +140,8 @@ class SpliceMover:
                 raise
         if self._platform.peek(source, told=told) == 0:
             return 0
-        # Something is there, so that this doesn't block whatever the socket's flags are, and that
-        # "nothing" and "EOF" mean: os.splice doesn't get past TCP's urgent mark.
+        # The peek has found a byte. So this call doesn't block, whatever the socket's flags are,
+        # and an answer of "nothing" or "EOF" means that os.splice can't pass TCP's urgent mark.
         try:
             self.held = self._platform.splice_in(source, self._pipe, min(count, self._pipe.size))
         except BlockingIOError as error:
@@ -158,7 +177,7 @@ class SpliceMover:
 
 
 class CopyMover:
-    """recv_into and send, through the worker's buffer."""
+    """A copy by recv_into and send, through the worker's buffer."""
 
     name = COPY
 
@@ -183,12 +202,12 @@ class CopyMover:
     def pour(self, drain: Endpoint) -> int:
         taken = self._platform.send(drain, self._view)
         self._view = self._view[taken:]
-        if taken == self._size:  # all of it at once: the drain keeps up
+        if taken == self._size:  # a full buffer at once: the drain keeps up
             self._size = min(2 * self._size, _SCRATCH_BYTES)
         return taken
 
     def rest(self) -> None:
-        # The buffer is the worker's: other flows fill it while this one waits for its drain.
+        # The buffer belongs to the worker: other flows fill it while this one waits for its drain.
         if self._view and self._view.obj is self._scratch.obj:
             self._view = memoryview(bytes(self._view))
             self._size = max(self._size // 4, _SMALL_BYTES)
@@ -199,10 +218,10 @@ class CopyMover:
 
 
 class SmallMover(CopyMover):
-    """The copy that a flow begins with where os.splice would serve it.
+    """The copy that a flow begins with where os.splice could serve it.
 
-    A message takes two system calls so, and no pipe; os.splice has to ask first whether there is
-    something, and moves pages, which pays from some of them on.
+    A message then takes two system calls and no pipe. os.splice has to ask first whether there is
+    anything to read, and it moves pages, which pays only from several pages on.
     """
 
     def __init__(self, supplies: Supplies) -> None:

@@ -1,7 +1,8 @@
 """The userspace engine: a few worker threads that move the bytes of every flow.
 
-It mirrors the kernel's design (F6): one worker per CPU, started on first use, a flow belongs to
-one of them.  An idle flow costs nothing: no wake-up, no pipe, no buffer.
+It mirrors the kernel's design (F6: one kernel thread per CPU, and each splice stays on one of
+them): one worker per CPU, started on first use, and each flow belongs to one worker. An idle flow
+costs nothing: no wake-up, no pipe, no buffer.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from .movers import Mover, Supplies
 
 _READ, _WRITE, _HANGUP = int(Readiness.READ), int(Readiness.WRITE), int(Readiness.HANGUP)
 _FAILURE = _HANGUP | int(Readiness.ERROR)
-#: By whether somebody reads, and whether somebody writes.
+#: What to watch a socket for, indexed by whether a flow reads it and whether a flow writes it.
 _INTERESTS = (
     (Readiness.NONE, Readiness.WRITE),
     (Readiness.READ, Readiness.READ | Readiness.WRITE),
 )
 
-#: So many flows that move at a time are many, and are served so often before others.
+#: Once this many sockets are reported at a time, a local worker is busy: it then serves its flows
+#: for up to ``_ROUNDS`` rounds before the event loop's other work.
 _BUSY, _ROUNDS = 4, 4
 
 logger = logging.getLogger("freebsd_splice")
@@ -42,7 +44,7 @@ class Engine:
         self._closed = False
 
     def local(self) -> LocalWorker | None:
-        """A worker whose thread is the caller's; None where no poller can be watched by another."""
+        """Return a worker on the caller's thread, or None where pollers can't be nested."""
         worker = LocalWorker(self._platform, self._mover)
         if worker.fileno() >= 0:
             return worker
@@ -50,12 +52,16 @@ class Engine:
         return None
 
     def flows(self, count: int, local: LocalWorker | None = None) -> list[UserspaceFlow]:
-        """That many new flows, on the worker whose turn it is: from the start, or later.
+        """Return ``count`` new flows, all for the next worker in turn.
 
-        ``local`` has them until they are busy.
+        With ``local`` they begin on that worker, and move to the next one in turn when busy.
 
-        The two directions of a pair share a worker.  Dealt out singly, all the pairs' busy
-        directions would meet on one worker and their quiet ones on another.
+        The two directions of a pair share a worker. If directions were dealt out singly, all the
+        pairs' busy directions would meet on one worker and their quiet ones on another.
+
+        Raises:
+            RuntimeError: the engine was closed; or no thread could be started for the first worker.
+            OSError: no descriptors were left for the first worker.
         """
         with self._lock:
             if self._closed:
@@ -70,13 +76,13 @@ class Engine:
         return [UserspaceFlow(local or worker, worker) for _ in range(count)]
 
     def start(self) -> None:
-        """Have one worker, for flows that must not fail for want of one."""
+        """Make sure that one worker exists, for flows that must not fail for lack of a worker."""
         with self._lock:
             if not self._workers:
                 self._add_worker()
 
     def close(self) -> None:
-        """End the workers.  Every flow must have been stopped before."""
+        """End the workers. Every flow must have been stopped before."""
         with self._lock:
             self._closed = True
             for worker in self._workers:
@@ -89,15 +95,15 @@ class Engine:
 
 
 class Worker:
-    """A thread that waits for sockets, and gives each flow that can move a turn.
+    """A thread that waits for sockets, and gives a turn to each flow that can move bytes.
 
-    Its flows know it as a ``FlowWorker``.
+    Flows see it through the ``FlowWorker`` protocol.
     """
 
-    #: Whether the threads that start flows here are the one that gives them their turns.
+    #: Whether flows are started here on the same thread that gives them their turns.
     is_local = False
 
-    #: What a flow may raise without ending the thread: even SystemExit, of a program's callback.
+    #: Exceptions from a flow that must not end the thread: even SystemExit from a user's callback.
     survived: type[BaseException] = BaseException
 
     def __init__(self, platform: Platform, mover: str | None, name: str | None) -> None:
@@ -118,7 +124,7 @@ class Worker:
                 raise
 
     def step(self) -> bool:
-        """Wait until some flow can move, and give each such flow one turn."""
+        """Wait until a flow can move bytes, and give each such flow one turn; False: closing."""
         self._serve(self._poller.wait(0 if self._ready else None))
         return not self._closing
 
@@ -129,17 +135,17 @@ class Worker:
                 watched = self._watched.get(descriptor)
                 reader = watched.reader if watched else None
                 if reader and reader.takes_messages and not reader.queued:
-                    self._give_turn(reader)  # most of all turns: at once
+                    self._give_turn(reader)  # the most common kind of turn: at once
                     continue
             failed_drains += self._report(descriptor, ready)
-        # One turn each, in order of arrival: whoever has more to move goes to the back, behind
-        # those that become ready meanwhile.
+        # One turn each, in order of arrival. A flow that has more to move goes to the back of the
+        # queue, after those that became ready meanwhile.
         for _ in range(len(self._ready)):
             flow = self._ready.popleft()
             flow.queued = False
             self._give_turn(flow)
-        # After the turns: a socket that fails is often a source as well, and as that it says
-        # first what came before the failure.
+        # Failed drains come after the turns: a socket that fails is often a source as well, and
+        # the bytes that arrived there before the failure must be read first.
         for flow in failed_drains:
             try:
                 flow.drain_failed()
@@ -213,7 +219,7 @@ class Worker:
     def _apply(self, watched: _Watched) -> None:
         interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
         if not (interest or watched.guard):
-            # A socket that failed reports so as long as it is watched: nobody here would hear it.
+            # A failed socket is reported for as long as it is watched, and no flow would act on it.
             del self._watched[watched.descriptor]
             if watched.applied is not None:
                 self._poller.forget(watched.endpoint)
@@ -222,7 +228,7 @@ class Worker:
             watched.applied = interest
 
     def _report(self, descriptor: int, ready: Readiness) -> list[UserspaceFlow]:
-        """Queue who can move now; give back whose drain has failed."""
+        """Queue the flows that can move now; return the flow whose drain has failed, if any."""
         with self._lock:
             watched = self._watched.get(descriptor)
             if watched is None:
@@ -231,8 +237,8 @@ class Worker:
         shown = int(ready)  # operators of flags are slow
         failed = bool(shown & _FAILURE)
         if failed and not shown & _HANGUP and not _has_failed(reader, writer, guard):
-            # A time stamp in the error queue, for instance: it would be reported for ever.  It is
-            # its owner's to read.
+            # The report is for instance of a time stamp in the error queue. That would be reported
+            # for ever, and only the socket's owner may read it.
             failed = False
             if not shown & (_READ | _WRITE):
                 self.quieten(watched.endpoint)
@@ -246,32 +252,35 @@ class Worker:
 
 
 class LocalWorker(Worker):
-    """A worker without a thread of its own, for an event loop: ``turn`` when it is readable.
+    """A worker without a thread of its own, for an event loop.
 
-    What is started here is moved by the loop's own thread, which wakes nobody for it, and has to
-    wait for nobody: that is most of what a short connection, or a short message, costs. A flow
-    with much to move goes to a worker that has a thread.
+    The loop calls ``turn`` when ``fileno()`` is readable. The loop's own thread moves the bytes of
+    the flows that are started here. It doesn't have to wake another thread or wait for one, and
+    that is most of the cost of a short connection or a short message. A flow with much to move
+    goes to a worker that has a thread.
     """
 
     is_local = True
 
-    #: What a signal's handler raises on its loop's thread (KeyboardInterrupt) is the program's.
+    #: Not BaseException: what a signal handler raises on the loop's thread (KeyboardInterrupt) is
+    #: for the program to handle.
     survived = Exception
 
     def __init__(self, platform: Platform, mover: str | None) -> None:
         super().__init__(platform, mover, None)
 
     def fileno(self) -> int:
-        """Readable while some flow can move; -1: there is no such descriptor."""
+        """Return a descriptor that is readable while a flow can move, or -1 if there is none."""
         return self._poller.fileno()
 
     def turn(self) -> bool:
-        """Give each flow that can move one turn; whether some could go on at once."""
+        """Give a turn to each flow that can move; return whether any could continue at once."""
         reported = self._poller.wait(0)
         for _ in range(_ROUNDS):
             self._serve(reported)
-            # Where many are busy, more have become ready meanwhile: the loop's own round takes
-            # longer than to look. Where few are, the next message comes later than that.
+            # When many flows are busy, more have become ready meanwhile, and looking again is
+            # faster than a round of the loop. When few are, the next message comes too late for
+            # another look to find it.
             if len(reported) < _BUSY:
                 break
             reported = self._poller.wait(0)
@@ -290,7 +299,7 @@ def _log_failure() -> None:
 
 
 class _Watched:
-    """One socket in the poller: at most one flow reads it, and one writes it."""
+    """One socket in the poller: at most one flow reads it, and at most one writes it."""
 
     __slots__ = ("applied", "descriptor", "endpoint", "guard", "is_quiet", "reader", "writer")
 
