@@ -173,7 +173,7 @@ def _at_once(
     initial: bytes,
     fallback: bool,
 ) -> int | Outcome:
-    """The outcome, if no splice is needed; else how many bytes are written already."""
+    """Return the outcome if no splice is needed; else how many bytes are written already."""
     check_seconds("idle_timeout", idle_timeout)
     check_seconds("timeout", timeout)
     return write_buffered(source, drain, limit, initial) if limit and fallback else 0
@@ -244,7 +244,7 @@ async def _splice(
         outcome = await end_of(made)
         _tell_readers(outcome, from_side, to_side)
     finally:
-        if made.done:  # or it goes on to its end, nobody waiting for that any more
+        if made.done:  # otherwise it goes on to its end, which nothing waits for any more
             from_side.resume()
     return outcome
 
@@ -349,14 +349,14 @@ async def relay(
 def _tell_readers(
     outcome: Outcome, source: SocketSide | StreamSide, drain: SocketSide | StreamSide
 ) -> None:
-    """The splice was told of a failure, and the system tells it once."""
+    """Report a failure that the splice met to the reader; the system reports it only once."""
     if outcome.error is not None:
         failed = source if outcome.reason is Reason.SOURCE_ERROR else drain
         failed.failed(outcome.error)
 
 
 def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
-    """Why the loop has to copy, where it has to; BackendUnavailable where it must not."""
+    """Return why the loop has to copy, or None. Raise BackendUnavailable where it must not."""
     why = next((each.why_copied for each in sides if each.why_copied), None)
     if why is not None and (not fallback or not current().may_fall_back()):
         raise BackendUnavailable(errno.EPROTONOSUPPORT, f"the kernel can't splice this pair: {why}")
@@ -364,10 +364,13 @@ def _why_copied(*sides: SocketSide | StreamSide, fallback: bool) -> str | None:
 
 
 def _reset(sides: Sequence[SocketSide | StreamSide], linger: float) -> None:
-    """What their writers hold will not come; what their sockets hold is delivered first."""
+    """Reset the sides, after what their sockets hold is delivered.
+
+    What their writers hold will not arrive.
+    """
     runtime = current()
     for each in sides:
-        with contextlib.suppress(OSError):  # no descriptor for it: at once, then
+        with contextlib.suppress(OSError):  # no descriptor left: reset it immediately
             endpoint, _ = runtime.platform.duplicate(each.original)
             closing = Closing(reset=True, after_delivery=True)
             runtime.closer.close(endpoint, closing, linger, partial(_release, runtime, endpoint))
@@ -386,7 +389,7 @@ def _pair_not_begun(reason: Reason, initial: tuple[bytes, bytes], started: float
 
 
 def _not_begun(reason: Reason, initial: bytes, started: float) -> Outcome:
-    """It was over before the writer had sent what it held."""
+    """Return the outcome of a call that ended before the writer had sent what it held."""
     return Outcome(
         bytes=0,
         unsent=initial,
@@ -399,7 +402,7 @@ def _not_begun(reason: Reason, initial: bytes, started: float) -> Outcome:
 
 
 def _left(timeout: float | None, started: float) -> float | None:
-    """What the flushing has left of it; more than 0, as no time at all would be no limit."""
+    """Return the time that the flush has left; more than 0, because 0 is not a valid limit."""
     return None if timeout is None else max(1e-3, timeout - (time.monotonic() - started))
 
 

@@ -1,8 +1,9 @@
-"""Bytes that the program has in its memory already: written here and now, by one call.
+"""Write bytes that the program already has in memory, immediately and with one call.
 
-To splice them would mean to hand them to a thread, or to have them sent by one before the kernel
-is asked for a splice, and to wait for the answer: that costs many times what writing them does.  So
-only what this leaves over is spliced, because the socket has no room or the reader hasn't it yet.
+Splicing those bytes would mean handing them to a thread, or having a thread send them before the
+kernel is asked for a splice, and waiting for the answer. That costs many times as much as writing
+them. So only the remainder is spliced: bytes that the socket has no room for, or that the reader
+doesn't have yet.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ from ._sides import Side, StreamSide
 
 _LIMIT = Reason.LIMIT  # an enum's members cost a call each, on some versions
 
-#: What the system answers each time: a splice finds out what there is to say of such a drain, which
-#: may be that it is none (it is closed, or listening), and that nothing has been taken.
+#: Errors that the system reports again at each call. A splice finds out what to report about such a
+#: drain: possibly that it is not a valid drain (closed, or listening) and nothing has been taken.
 _SAYS_AGAIN = frozenset({errno.EBADF, errno.EPIPE, errno.ENOTCONN})
 
-#: Elsewhere a socket's descriptor can be written to.
+#: On other systems a socket's descriptor can be written to.
 _IS_WINDOWS = sys.platform == "win32"
 
 
 def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int | Outcome:
     """Write ``initial`` and what the reader of ``source`` has buffered: ``count`` bytes in all.
 
-    The outcome; or how many were written, and taken, before the socket was full.  0: nothing was
-    touched, and nothing raised, where the reader has too little or where there is more to it: what
-    is to be said of such a pair, whoever serves it then says.
+    Return the outcome; or the number of bytes that were written, and taken, before the socket was
+    full. 0 means that nothing was touched and nothing was raised, because the reader has too few
+    bytes or the pair is not a simple case. The code that serves the pair next reports any error.
     """
-    # Flat, and without an object for each side: the whole has to cost about as much as the
-    # program's own ``readexactly`` and ``write``, which is little more than the system call.
+    # The code is flat and makes no object for each side: the whole call has to cost about as much
+    # as the program's own ``readexactly`` and ``write``, which is little more than the system call.
     started = monotonic()
     if type(source) is not tuple:
         return 0
@@ -83,20 +84,21 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
 
 
 async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -> Outcome:
-    """The outcome of the whole, of which so many bytes were written already.
+    """Wait for ``splicing`` and return the outcome of the whole, with the ``sent`` bytes included.
 
-    ``unsent`` of the rest were never in the reader.
+    ``sent`` bytes were written before the splice. ``unsent`` holds those bytes of the remainder
+    that were never in the reader.
     """
     started = monotonic()
     try:
         outcome = await splicing
     except CancelledError as error:
         so_far = outcome_of(error)
-        if isinstance(so_far, Outcome):  # always, unless somebody else raised it
+        if isinstance(so_far, Outcome):  # always, unless other code raised it
             attach(error, replace(so_far, bytes=sent + so_far.bytes))
         raise
     except (OSError, RuntimeError) as error:
-        # No descriptor, or no thread.  Raised, it would say that nothing has been taken.
+        # No descriptor, or no thread. Raising the error would say that nothing has been taken.
         failure = error if isinstance(error, OSError) else OSError(errno.EAGAIN, str(error))
         seconds = monotonic() - started
         return Outcome(sent, unsent, Reason.SOURCE_ERROR, failure, "userspace", STREAMS, seconds)
@@ -104,9 +106,12 @@ async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -
 
 
 def _socket_of(side: Any) -> SocketLike | None:
-    """What it is written to by; None: it is no side, or speaks TLS, or has an end to tell first."""
+    """Return the socket of a side.
+
+    None: the side is not valid, speaks TLS, or has an end that must be reported first.
+    """
     if type(side) is not tuple:
-        # A datagram socket would take it all, as one datagram.
+        # A datagram socket would take all the bytes, as one datagram.
         is_usual = type(side) is socket.socket and side.type is socket.SOCK_STREAM
         return side if is_usual and side.gettimeout() == 0 else None
     if len(side) != 2 or _IS_WINDOWS:
@@ -118,7 +123,7 @@ def _socket_of(side: Any) -> SocketLike | None:
     try:
         if transport.get_extra_info("ssl_object") is not None or transport.is_closing():
             return None
-    except AttributeError:  # TLS that has let go of its connection
+    except AttributeError:  # a TLS transport that has dropped its connection
         return None
     if reader.exception() is not None:
         return None
@@ -127,7 +132,7 @@ def _socket_of(side: Any) -> SocketLike | None:
 
 def _failed(drain: Side, error: OSError, data: bytes, started: float) -> Outcome:
     if isinstance(drain, tuple):
-        with suppress(OSError, TypeError):  # the program closes it: there is nobody to be told
+        with suppress(OSError, TypeError):  # the program closes the stream: no reader to notify
             StreamSide(*drain).failed(error)
     reason, seconds = Reason.DRAIN_ERROR, monotonic() - started
     return Outcome(0, data, reason, error, "userspace", STREAMS, seconds)

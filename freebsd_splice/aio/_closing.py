@@ -1,6 +1,7 @@
-"""Closing the sides of a copied pair: by the runtime's ``Closer``, which needs no loop for it.
+"""Close the sides of a copied pair with the runtime's ``Closer``, which needs no loop.
 
-A task of the loop would not do: a loop that ends leaves behind what was started while it ended.
+A task of the loop would not suffice: a loop that ends abandons tasks that were started while it
+ended.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from .._runtime import current
 from ._sides import StreamSide
 from ._sockets import CopiedSocket
 
-#: How often a stream has to be found empty before it is reset: no transport says exactly when the
-#: last of it has gone to the socket.
+#: How often a stream has to be found empty before it is reset: no transport says exactly when its
+#: last bytes have gone to the socket.
 _LOOKS_BEFORE_RESET = 3
 
-#: Seconds that closing takes at most where nothing has to be waited for.
+#: The most seconds that closing takes where nothing has to be waited for.
 _A_MOMENT = 0.1
 
 
 class ClosingSide:
-    """One side on its way to its end, behind what it was sent."""
+    """One side that is being closed, after the bytes that were sent to it."""
 
     def __init__(self, side: CopiedSocket | StreamSide, how: Closing, linger: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -41,14 +42,14 @@ class ClosingSide:
 
     @property
     def undelivered(self) -> int | None:
-        """Bytes that may not arrive, as far as is known now; None: the system doesn't tell."""
+        """The bytes that may not arrive, as far as is known now; None: the system doesn't say."""
         waiting = self._waiting
         if waiting is None or waiting.is_over:
             return self._undelivered
         return waiting.unacknowledged
 
     def _close_socket(self, side: CopiedSocket, how: Closing, linger: float) -> None:
-        side.close()  # the caller's own; the one that is copied by is a duplicate
+        side.close()  # the caller's own socket; copying uses a duplicate
         if how.after_delivery:
             release = partial(self._socket_released, side)
             self._waiting = current().closer.close(side.endpoint, how, linger, release)
@@ -56,7 +57,7 @@ class ClosingSide:
             self._socket_released(side, 0)
 
     def _socket_released(self, side: CopiedSocket, undelivered: int | None) -> None:
-        """On any thread."""
+        """Release the socket and store what was not delivered. Runs on any thread."""
         self._undelivered = undelivered
         side.release()
         self._on_loop(lambda: None)
@@ -65,7 +66,7 @@ class ClosingSide:
         runtime = current()
         try:
             endpoint, _ = runtime.platform.duplicate(side.original)
-        except (OSError, ValueError):  # it is gone, or there is no descriptor for it: at once, then
+        except (OSError, ValueError):  # closed, or no descriptor left: end it immediately
             self._end_stream(side, how)
             return
         self._waiting = runtime.closer.close(
@@ -78,7 +79,7 @@ class ClosingSide:
         )
 
     def _held(self, side: StreamSide) -> int:
-        """Bytes that the writer holds and that may still leave it.  On any thread."""
+        """Return how many bytes the writer holds that may still leave it. Runs on any thread."""
         if self._loop.is_closed() or side.is_lost:
             return 0
         return side.pending
@@ -90,7 +91,7 @@ class ClosingSide:
         close_duplicate: Callable[[], object],
         undelivered: int | None,
     ) -> None:
-        """On any thread."""
+        """Store what was not delivered, and have the loop end the stream. Runs on any thread."""
         self._undelivered = undelivered
         close_duplicate()
         self._on_loop(partial(self._end_stream, side, how))
@@ -107,7 +108,7 @@ class ClosingSide:
             end()
             self._tell()
 
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits, nothing is sent
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no wait, nothing is sent
             self._loop.call_soon_threadsafe(call)
 
     def _tell(self) -> None:
@@ -118,7 +119,7 @@ class ClosingSide:
 async def a_moment(*sides: ClosingSide) -> bool:
     """Wait as long as closing takes where nothing has to be waited for.
 
-    Whether that was cancelled meanwhile: the waiting itself goes on.
+    Return whether the wait was cancelled meanwhile. A cancellation doesn't end the wait.
     """
     until, cancelled = monotonic() + _A_MOMENT, False
     while (left := until - monotonic()) > 0:

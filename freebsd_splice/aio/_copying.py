@@ -1,4 +1,4 @@
-"""For streams that can't be handed over: the loop copies, with the same promises."""
+"""Copy on the loop, for streams that can't be handed over, with the same promises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._sides import SocketSide, StreamSide
 from ._sockets import CopiedSocket
 from ._time_limits import LoopTimeLimits
 
-#: What ``Outcome.mover`` says of it.
+#: The ``Outcome.mover`` of a copied pair.
 STREAMS = "streams"
 
 _PIECE = 1 << 16
@@ -36,7 +36,7 @@ async def copy_one_way(
     initial: bytes,
     why: str,
 ) -> Outcome:
-    """``splice`` by copying."""
+    """Do what ``splice`` does, by copying."""
     limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
         way = _Way(
@@ -71,7 +71,7 @@ async def copy_both_ways(
     initial: tuple[bytes, bytes],
     why: str,
 ) -> RelayOutcome:
-    """``relay`` by copying."""
+    """Do what ``relay`` does, by copying."""
     limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     with contextlib.ExitStack() as held:
         left, right = (_taken(each, held, source=True, drain=True) for each in sides)
@@ -107,7 +107,7 @@ async def copy_both_ways(
 async def _closed(
     closing: Sequence[ClosingSide], limits: LoopTimeLimits, both: _Both
 ) -> Reason | None:
-    """Wait until both are closed; or why nobody waits any longer."""
+    """Wait until both sides are closed. Return None, or the reason why the wait was given up."""
     live = [side.over for side in closing]
     while live:
         late = await limits.wait(live, both.progress)
@@ -120,7 +120,7 @@ async def _closed(
 def _taken(
     side: SocketSide | StreamSide, held: contextlib.ExitStack, *, source: bool, drain: bool
 ) -> CopiedSocket | StreamSide:
-    """What bytes are read from and written to, until ``held`` is left."""
+    """Return the object to read from and write to; it is valid until ``held`` is left."""
     if isinstance(side, StreamSide):
         return side
     copied = CopiedSocket(side, source=source, drain=drain)
@@ -129,7 +129,7 @@ def _taken(
 
 
 class _Way:
-    """One direction."""
+    """One direction of a pair."""
 
     def __init__(
         self,
@@ -150,14 +150,17 @@ class _Way:
         self._seconds = 0.0
 
     async def run(self) -> None:
-        """Move until the end, which is a ``reason`` of its own."""
+        """Move bytes until the direction ends by itself, and store its ``reason``."""
         try:
             self.reason = await self._move()
         finally:
             self._seconds = time.monotonic() - self._started
 
     def move_at_once(self) -> bool:
-        """All of it, where the reader has buffered it and the writer has room for it."""
+        """Move all bytes, if the reader has buffered them and the writer has room for them.
+
+        Return whether they were moved.
+        """
         if self._limit is None or isinstance(self._source, CopiedSocket):
             return False
         if isinstance(self._drain, CopiedSocket) or self._drain.is_lost:
@@ -171,13 +174,16 @@ class _Way:
         return True
 
     def is_lost(self) -> Reason | None:
-        """What has ended it without anybody's being told: nothing comes, so nothing is written."""
+        """Return what has ended the direction unnoticed; None if it has not ended.
+
+        No read or write reports such an end: nothing arrives, so nothing is written.
+        """
         if self._source.was_closed or self._drain.was_closed:
             return Reason.CLOSED
         return Reason.DRAIN_ERROR if self._drain.is_lost else None
 
     def end(self, reason: Reason) -> None:
-        """It has ended for ``reason``, unless it has come to an end by itself."""
+        """Store ``reason`` as the reason of the end, unless the direction has ended by itself."""
         self.reason = self.reason or reason
         if self.reason is Reason.DRAIN_ERROR and self._error is None:
             self._error = OSError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -187,7 +193,7 @@ class _Way:
         return Ended(self.reason, self._error, bool(self._ahead), passed_on, found_drain_dead)
 
     def outcome(self, reason: Reason, undelivered: int | None = 0) -> Outcome:
-        """What became of it; ``reason`` where it hasn't come to an end by itself."""
+        """Return the outcome, with ``reason`` unless the direction has ended by itself."""
         self.end(reason)
         assert self.reason is not None
         return Outcome(
@@ -203,32 +209,36 @@ class _Way:
         )
 
     def progress(self) -> tuple[int, int | None]:
-        """Changes with every byte that enters the drain's writer, or leaves for its peer."""
+        """Return a value that changes with every byte of traffic.
+
+        It changes when a byte enters the drain's writer, and when one leaves for its peer.
+        """
         return self.moved, self._drain.undelivered()
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether nothing more will come to be moved."""
+        """Whether no more bytes will arrive to be moved."""
         return self._source.is_exhausted and not self._ahead
 
     def pass_eof_on(self) -> bool:
-        """Whether the other direction can go on behind it."""
+        """Pass the EOF on to the drain. Return whether the other direction can go on after it."""
         try:
             goes_on = self._drain.write_eof()
-        except (OSError, RuntimeError) as error:  # uvloop's, of one that is closed
-            # It has died with bytes in it that its peer may not have got (F16).
+        except (OSError, RuntimeError) as error:  # RuntimeError: uvloop, for a closed one
+            # The drain died with bytes in it that its peer may not have received: what a dead drain
+            # has taken is not a success (F16).
             self.reason = Reason.DRAIN_ERROR
             self._error = error if isinstance(error, OSError) else None
             return False
-        # TLS closes both ways at once: at its EOF nothing can be sent there any more.
+        # TLS closes both directions at once: after its EOF nothing can be sent to it any more.
         return goes_on and not self._source.is_tls
 
     def has_rest(self) -> bool:
-        """Whether more has arrived at its source, or would have but for a failure."""
+        """Return whether more has arrived at the source, or would have but for a failure."""
         return self._source.has_rest()
 
     def close_drain(self, how: Closing, linger: float) -> ClosingSide:
-        """Behind what it was sent."""
+        """Begin to close the drain, after the bytes that were sent to it."""
         return ClosingSide(self._drain, how, linger)
 
     async def _move(self) -> Reason:
@@ -251,19 +261,19 @@ class _Way:
             self._ahead = memoryview(data)
 
     async def _push(self) -> None:
-        """All that has been taken, as far as the limit goes."""
+        """Send all that has been taken, up to the limit."""
         while self._ahead and self.moved != self._limit:
             room = _PIECE if self._limit is None else min(_PIECE, self._limit - self.moved)
             sent = await self._drain.send(self._ahead[:room])
             self.moved += sent
             self._ahead = self._ahead[sent:]
             await self._drain.sent()
-            # None of these waits where both ends are fast: the loop's other tasks have their turn.
+            # Where both ends are fast, nothing above waits: give the loop's other tasks their turn.
             await asyncio.sleep(0)
 
 
 class _Both:
-    """The two directions of a pair, by the rules of ``PairPolicy``."""
+    """The two directions of a pair, which end by the rules of ``PairPolicy``."""
 
     def __init__(self, towards: _Way, back: _Way, policy: PairPolicy) -> None:
         self._ways = towards, back
@@ -273,7 +283,10 @@ class _Both:
         self._closing: Sequence[ClosingSide] = ()
 
     async def run(self, limits: LoopTimeLimits) -> Reason | None:
-        """Until both have ended; gives which time of the caller's has ended them, if one has."""
+        """Run both directions until they have ended.
+
+        Return which of the caller's time limits ended them, or None.
+        """
         self._tasks = [asyncio.ensure_future(way.run()) for way in self._ways]
         running = {task: direction for direction, task in enumerate(self._tasks)}
         while running:
@@ -305,8 +318,8 @@ class _Both:
         return RelayOutcome(towards, back, decisive.reason, decisive.error, seconds)
 
     def close(self, linger: float) -> Sequence[ClosingSide]:
-        """Begin to close both sides, each behind what it was sent."""
-        # Before the first of them is closed.
+        """Begin to close both sides, each after the bytes that were sent to it."""
+        # Both sides are asked before the first of them is closed.
         rests = [
             self._policy.may_have_more(side) and self._ways[side].has_rest() for side in (0, 1)
         ]
@@ -319,13 +332,16 @@ class _Both:
         return self._closing
 
     def progress(self) -> object:
-        """Changes as long as there is traffic."""
+        """Return a value that changes as long as there is traffic."""
         if self._closing:
             return [side.undelivered for side in self._closing]
         return [way.progress() for way in self._ways]
 
     def _ended(self, direction: int) -> Reason | None:
-        """One has ended; what the other is to be stopped with, if it is."""
+        """Tell the policy that a direction has ended.
+
+        Return the reason to stop the other direction with; None if it is not to be stopped.
+        """
         way = self._ways[direction]
         assert way.reason is not None
         if not self._policy.passes_on(way.reason):
@@ -345,7 +361,7 @@ class _Both:
         for direction, way in enumerate(self._ways):
             if self._policy.has_ended(direction):
                 continue
-            if way.reason is not None:  # by itself, in the same moment
+            if way.reason is not None:  # ended by itself, at the same moment
                 self._ended(direction)
             else:
                 way.end(reason)
@@ -355,16 +371,16 @@ class _Both:
         if Reason.CLOSED in [way.is_lost() for way in self._ways]:
             return Reason.CLOSED
         if len(running) > 1:
-            # A drain that is lost is a source, too, and says first what came before.
+            # A lost drain is also a source, and first gives what arrived before the loss.
             return None
-        if running[0].is_lost():  # and nobody reads from there any more
+        if running[0].is_lost():  # and nothing reads from it any more
             return Reason.DRAIN_ERROR
         drain_died = any(way.reason is Reason.DRAIN_ERROR for way in self._ways)
         return Reason.CANCELLED if drain_died and running[0].is_exhausted else None
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel what is not done yet; none of them waits for anything on its way out."""
+    """Cancel the tasks that are not done yet; none waits for anything once it is cancelled."""
     for task in tasks:
         task.cancel()
     if not all(task.done() for task in tasks):
@@ -372,7 +388,10 @@ async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def _stop_in_spite_of_cancelling(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """The same where an exception is on its way already, which a second one must not replace."""
+    """Do what ``_stop`` does while an exception is being raised.
+
+    A second exception must not replace the first.
+    """
     for task in tasks:
         task.cancel()
     while not all(task.done() for task in tasks):
@@ -381,7 +400,7 @@ async def _stop_in_spite_of_cancelling(tasks: Sequence[asyncio.Task[None]]) -> N
 
 
 def _raise_defects(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """What is no failure of a connection."""
+    """Raise what is a defect, not a failure of a connection."""
     for task in tasks:
         if not task.cancelled():
             task.result()

@@ -1,4 +1,4 @@
-"""Waiting for an end, on a loop."""
+"""Wait on a loop for an operation to end."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ OutcomeT = TypeVar("OutcomeT")
 async def end_of(
     made: Operation[OutcomeT], is_in_callback: Callable[[], bool] = lambda: False
 ) -> OutcomeT:
-    """Wait until it is over.  Cancelled, it ends it, waits for that, and says how far it came.
+    """Wait until the operation is over, and return its outcome.
 
-    ``is_in_callback`` says, on the loop's thread, whether the loop is in a callback just then: it
-    need not be woken from there.
+    When the wait is cancelled, end the operation, wait for its end, and attach to the exception how
+    far it came. ``is_in_callback`` says, on the loop's thread, whether the loop is running a
+    callback at that moment; the loop need not be woken from there.
     """
     try:
         await _told(made, is_in_callback)
     except BaseException as error:
         made.end_soon()
         if isinstance(error, asyncio.CancelledError):
-            # Another one: a cancelled task cancels what it awaits.
+            # Wait on a new future: a cancelled task cancels the one that it awaits.
             await _in_spite_of_cancelling(_told(made, is_in_callback))
             attach(error, made.wait(0))
         raise
@@ -36,13 +37,13 @@ async def end_of(
 
 
 def _told(made: Operation[Any], is_in_callback: Callable[[], bool]) -> asyncio.Future[None]:
-    """Done once it is over."""
+    """Return a future that is done once the operation is over."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     over: asyncio.Future[None] = loop.create_future()
 
     def tell() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            # A signal's handler runs on the loop's thread too, while the loop sleeps.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
+            # A signal handler also runs on the loop's thread, while the loop sleeps.
             if threading.get_ident() == thread and is_in_callback():
                 _set(over)
             else:
@@ -53,7 +54,10 @@ def _told(made: Operation[Any], is_in_callback: Callable[[], bool]) -> asyncio.F
 
 
 def attach(error: BaseException, outcome: object) -> None:
-    """Let ``outcome_of`` find it.  On the very exception: ``asyncio.timeout`` takes no other."""
+    """Attach the outcome to the exception, for ``outcome_of`` to find.
+
+    The exception stays the same object: ``asyncio.timeout`` accepts no other.
+    """
     error.outcome = outcome  # type: ignore[attr-defined]
 
 
@@ -82,7 +86,10 @@ def outcome_of(error: BaseException) -> Outcome | RelayOutcome | None:
 
 
 async def _in_spite_of_cancelling(over: asyncio.Future[None]) -> None:
-    """It comes soon, and until then bytes are under way: a second cancelling changes nothing."""
+    """Wait for the end, which comes soon, and ignore another cancellation.
+
+    Bytes are in flight until then.
+    """
     while not over.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([over])

@@ -1,4 +1,4 @@
-"""Before a stream is handed over: what its writer holds has to be in the socket."""
+"""Flush a stream's writer into its socket, before the stream is handed over."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ async def flush(
     idle_timeout: float | None,
     timeout: float | None,
 ) -> Reason | None:
-    """Wait until no side's writer holds anything; None, or the reason why that is given up.
+    """Wait until no side's writer holds anything.
 
-    When it returns None there has been no moment since.  Raises what the writers have to report.
+    Return None, or the reason why the wait was given up. When it returns None, the loop has run
+    nothing since the writers were found empty. Raise what the writers have to report.
     """
     limits = LoopTimeLimits(idle_timeout=idle_timeout, timeout=timeout)
     while any(each.pending for each in sides):
@@ -44,13 +45,16 @@ async def _flush(sides: Sequence[SocketSide | StreamSide]) -> None:
 
 
 async def _flush_one(stream: StreamSide) -> None:
-    with _no_limit(stream.transport):  # ``drain`` waits for less than all otherwise
+    with _no_limit(stream.transport):  # otherwise ``drain`` waits for only some of the bytes
         await stream.writer.drain()
 
 
 @contextlib.contextmanager
 def _no_limit(transport: asyncio.Transport) -> Iterator[None]:
-    """Have the writer wait until nothing is held; its own limits are back after the last of us."""
+    """Have the writer's ``drain`` wait until the writer holds nothing.
+
+    The transport's own limits are restored after the last flush that uses it.
+    """
     limits, users = _in_use.get(id(transport), (transport.get_write_buffer_limits(), 0))
     _in_use[id(transport)] = limits, users + 1
     transport.set_write_buffer_limits(high=0)
@@ -61,9 +65,9 @@ def _no_limit(transport: asyncio.Transport) -> Iterator[None]:
         _in_use[id(transport)] = limits, users
         if not users:
             del _in_use[id(transport)]
-            with contextlib.suppress(RuntimeError):  # uvloop's, of one that is closed
+            with contextlib.suppress(RuntimeError):  # uvloop, for a closed transport
                 transport.set_write_buffer_limits(high=limits[1], low=limits[0])
 
 
-#: By the transport's identity: its own limits, and how many flushes have taken them off.
+#: By the transport's identity: its own limits, and how many flushes have lifted them.
 _in_use: dict[int, tuple[tuple[int, int], int]] = {}

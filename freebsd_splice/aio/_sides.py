@@ -1,4 +1,4 @@
-"""What can be spliced on a loop: a socket, or a pair of streams whose socket is taken over."""
+"""Sides that can be spliced on a loop: a socket, or a stream pair whose socket is taken over."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .._platform.send_queue import unacknowledged
 
 T = TypeVar("T")
 
-#: What a TLS transport that has let go of its connection would say.
+#: Stands for what a TLS transport that has dropped its connection would say.
 _UNKNOWN: Any = object()
 
 #: A non-blocking socket, or both halves of a stream.
 Side = socket.socket | tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-#: What a connection dies of, in both directions.
+#: Errors that end a connection in both directions.
 _DEATHS = (
     *(errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT),
     *(errno.EHOSTUNREACH, errno.ENETUNREACH),
@@ -36,12 +36,15 @@ _POLLOUT, _POLLHUP, _POLLNVAL = (
     getattr(select, name, 0) for name in ("POLLOUT", "POLLHUP", "POLLNVAL")
 )
 
-#: The most that is asked of a reader at once.
+#: The most bytes that a reader is asked for at once.
 _PIECE = 1 << 16
 
 
 def side(given: Side) -> SocketSide | StreamSide:
-    """See ``Side``.  Raises TypeError and ValueError, which say what to hand in instead."""
+    """Return the object that serves a ``Side``.
+
+    Raise TypeError or ValueError, which say what to pass instead, if ``given`` is not a valid side.
+    """
     reader_and_writer: Any = given
     if isinstance(given, tuple):
         if (
@@ -67,7 +70,7 @@ def side(given: Side) -> SocketSide | StreamSide:
 
 
 class SocketSide:
-    """A socket of the caller's: nothing has been taken from it, and nothing waits for it."""
+    """The caller's socket: nothing was taken from it, and nothing waits to be written to it."""
 
     why_copied: str | None = None
 
@@ -99,27 +102,27 @@ class SocketSide:
     def failed(self, error: OSError) -> None: ...
 
     def reset(self) -> None:
-        """Close it so that its peer is told that something is missing."""
-        with contextlib.suppress(OSError):  # it is gone already
+        """Close the socket so that its peer learns that something is missing."""
+        with contextlib.suppress(OSError):  # it is closed already
             reset_on_close(self.socket)
         self.abandon()
 
     def abandon(self) -> None:
-        """Close it, though somebody else may hold a duplicate."""
+        """Close the socket, although other code may hold a duplicate."""
         self.socket.close()
 
 
 class StreamSide:
-    """A stream, whose socket can be taken over and given back."""
+    """A stream whose socket can be taken over and given back."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.transport = cast(asyncio.Transport, writer.transport)
-        #: Asked once: it doesn't change, and a transport that has let go couldn't tell.
+        # Asked once: it doesn't change, and a transport that has dropped its connection can't tell.
         tls = self._asked(lambda: self.transport.get_extra_info("ssl_object"), _UNKNOWN)
         self.is_tls = tls is not None
         self._peer_is_server = not getattr(tls, "server_side", True)
-        if not self.is_tls:  # which closes at its peer's EOF, and has all that came before
+        if not self.is_tls:  # TLS closes at its peer's EOF, and holds all that came before
             self.check_open()
             if self._socket() is None:
                 raise TypeError(f"{_name(self.transport)} has no socket")
@@ -131,31 +134,31 @@ class StreamSide:
         if self.is_tls:
             return f"{_name(self.transport)} speaks TLS in this process"
         if sys.platform == "win32":
-            # The loop's receive that is under way there can't be taken back without losing bytes.
+            # The loop's pending receive can't be cancelled there without losing bytes.
             return f"{_name(self.transport)} can't be taken over on Windows"
         return None
 
     @property
     def pending(self) -> int:
-        """Bytes that wait to be written to the socket; about as many, with TLS."""
+        """Bytes that wait to be written to the socket; with TLS, approximately."""
         held = self._asked(self.transport.get_write_buffer_size, 0)
         return held + self._pending_below() if self.is_tls else held
 
     @property
     def room(self) -> int:
-        """Bytes that the writer takes before it asks to be waited for."""
+        """Bytes that the writer takes before its ``drain`` waits."""
         limits = self._asked(self.transport.get_write_buffer_limits, (0, 0))
         return max(0, limits[1] - self.pending)
 
     def undelivered(self) -> int | None:
-        """Bytes that were written and that the peer has not acknowledged; None: can't be told."""
+        """Return how many written bytes the peer has not acknowledged; None: unknown."""
         sock = self._socket()
         sent = unacknowledged(sock) if sock is not None else 0
         return None if sent is None else self.pending + sent
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing can be written any more.  The error itself is left for who reads."""
+        """Whether nothing can be written any more. The error itself is left for the reader."""
         if self._is_closed():
             return True
         sock = self._socket()
@@ -163,32 +166,32 @@ class StreamSide:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether nothing will come any more, and the reader has not been told so.
+        """Whether nothing more will arrive and the reader has not been told of that.
 
         A TLS transport that was closed gives its reader nothing more, and waits for its peer to
-        close as well: up to 30 s, on Python 3.10 for ever. A reader that has been told its EOF
-        ends by itself, once what it gave is written.
+        close as well: up to 30 s, on Python 3.10 for ever. A direction whose reader has been told
+        its EOF ends by itself, once the bytes that the reader gave are written.
         """
         reader = _inside(self.reader)
         return self.is_tls and self._is_closed() and not (reader._buffer or reader._eof)
 
     @property
     def was_closed(self) -> bool:
-        """Whether the program has closed it.  TLS closes at its peer's EOF by itself as well."""
+        """Whether the program has closed it. False for TLS, which also closes at its peer's EOF."""
         return not self.is_tls and self.transport.is_closing()
 
     def check_open(self) -> None:
-        """Raise what the connection was lost by, or EBADF."""
+        """Raise the error that ended the connection, or EBADF, if the stream is closed."""
         if self._is_closed():
             raise self.reader.exception() or OSError(
                 errno.EBADF, f"{os.strerror(errno.EBADF)}: {_name(self.transport)} is closed"
             )
 
     def take_over(self, limit: int | None) -> bytes:
-        """What the reader has buffered, up to ``limit``; and where that is all, read no more.
+        """Take what the reader has buffered, up to ``limit``. If that is all, stop reading.
 
-        Without a moment in between: the loop would read what arrives in it.  Raises what the reader
-        has to report.
+        Nothing is awaited in between: the loop would read what arrives meanwhile. Raise what the
+        reader has to report.
         """
         taken = bytearray()
         try:
@@ -198,10 +201,10 @@ class StreamSide:
                 if data is None:
                     self._pause()
                     break
-                if not data:  # EOF, which the socket goes on to report
+                if not data:  # EOF, which the socket keeps reporting
                     break
                 taken += data
-        except BaseException:  # somebody else waits for more, for instance
+        except BaseException:  # other code waits for more, for instance
             _unread(self.reader, taken)
             raise
         return bytes(taken)
@@ -218,19 +221,20 @@ class StreamSide:
         self._paused = False
 
     def failed(self, error: OSError) -> None:
-        """Have whoever reads it learn what the splice was told, and the system tells only once.
+        """Report to the reader the error that the splice met; the system reports it only once.
 
-        What comes next is an EOF to the transport, and a truncated answer would look like a whole.
+        After that the transport sees an EOF, and a truncated answer would look complete.
         """
-        # With others (EPIPE of a drain that was shut down for writing, EBUSY) it can still be read.
+        # After other errors the stream can still be read: EBUSY, or EPIPE where the drain was shut
+        # down for writing.
         if error.errno in _DEATHS and self.reader.exception() is None:
             self.reader.set_exception(error)
 
     async def receive(self, count: int) -> bytes:
-        """Some bytes, b"" at EOF.  Cancelled, it has taken none.
+        """Return some bytes, b"" at EOF. A cancelled call has taken none.
 
-        Not by the reader's own ``read``: that raises a failure before it gives back what came
-        before the failure, and loses bytes where the transport can't be resumed any more.
+        The reader's own ``read`` is not used: it raises a failure before it returns the bytes that
+        came before the failure, and loses bytes where the transport can't be resumed any more.
         """
         inside = _inside(self.reader)
         if not (inside._buffer or self.reader.at_eof() or self.reader.exception()):
@@ -257,8 +261,8 @@ class StreamSide:
         return data
 
     async def send(self, data: memoryview) -> int:
-        """How many it has taken: the writer holds what the socket doesn't take yet."""
-        # Before the transport meets the failure: it would stop reading, with an answer unread.
+        """Return how many bytes were taken: the writer holds what the socket doesn't take yet."""
+        # Checked before the transport meets the failure: it would stop reading, an answer unread.
         if self.is_lost:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self.writer.write(bytes(data))
@@ -273,45 +277,45 @@ class StreamSide:
             raise
 
     def write_eof(self) -> bool:
-        """Whether what it sends is worth waiting for.  TLS has no half-close.
+        """Pass an EOF on. Return whether what the peer still sends is worth waiting for.
 
-        So a TLS server isn't told before it has answered; a TLS client has its answer, and has to
-        be told by a close.
+        TLS has no half-close. So a TLS server isn't told of the EOF before it has answered; a TLS
+        client has its answer, and has to be told by a close.
         """
         if not self.is_tls:
             self.writer.write_eof()
         return self._peer_is_server or not self.is_tls
 
     def has_rest(self) -> bool:
-        """Whether something has arrived that nobody has taken, or would have but for a failure."""
+        """Return whether bytes have arrived that nobody took, or would have but for a failure."""
         return bool(_inside(self.reader)._buffer) or self.reader.exception() is not None
 
     def close(self) -> None:
-        # A TLS transport that is closed a second time lets go of everything (see ``_asked``).
+        # A TLS transport that is closed a second time drops its connection (see ``_asked``).
         if not self._asked(self.transport.is_closing, True):
             self.transport.close()
 
     def reset(self) -> None:
-        """Close it so that its peer is told that something is missing."""
-        if not self.is_tls:  # which has an end of its own, that is missing then
+        """Close the stream so that its peer learns that something is missing."""
+        if not self.is_tls:  # TLS has an end of its own, which is then missing
             sock = self._socket()
             if sock is not None:
-                with contextlib.suppress(OSError):  # it is gone already
+                with contextlib.suppress(OSError):  # it is closed already
                     reset_on_close(sock)
         self.abandon()
 
     def abandon(self) -> None:
-        """Close it with whatever the writer holds, though somebody else may hold a duplicate."""
+        """Close it and discard what the writer holds, although other code may hold a duplicate."""
         self._asked(self.transport.abort, None)
 
     def _is_closed(self) -> bool:
-        """As far as the loop has noticed."""
-        if self.is_tls and _inside(self.reader)._eof:  # TLS closes both ways at once
+        """Return whether the stream is closed, as far as the loop has noticed."""
+        if self.is_tls and _inside(self.reader)._eof:  # TLS closes both directions at once
             return True
         return self.reader.exception() is not None or self.transport.is_closing()
 
     def _raise_failure(self) -> None:
-        """What the connection was lost by, as an OSError; asyncio has others too."""
+        """Raise the error that ended the connection as an OSError; asyncio has other types too."""
         error = self.reader.exception()
         if isinstance(error, OSError):
             raise error
@@ -319,23 +323,23 @@ class StreamSide:
             raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
 
     def _socket(self) -> Any:
-        """None where the transport has closed it, or has let go of it."""
+        """Return the socket; None where the transport has closed or dropped it."""
         sock = self._asked(lambda: self.transport.get_extra_info("socket"), None)
         return sock if sock is not None and sock.fileno() >= 0 else None
 
     def _pending_below(self) -> int:
-        """What waits in the transport that TLS writes to; TLS's own doesn't count that."""
+        """Return how many bytes wait in the transport below TLS; TLS's own count omits them."""
         below = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
         if below is not None:
             return int(below.get_write_buffer_size())
         sock = self._socket()
-        # uvloop doesn't tell; what it has it writes as soon as the socket takes it.
+        # uvloop doesn't say; it writes what it holds as soon as the socket takes it.
         return 0 if sock is None or _is_writable(sock) else 1
 
     def _asked(self, ask: Callable[[], T], gone: T) -> T:
-        """What the transport says; ``gone`` where it has let go of its connection.
+        """Return what the transport says; ``gone`` where it has dropped its connection.
 
-        asyncio's TLS raises AttributeError then: when it was closed twice, the first time perhaps
+        asyncio's TLS then raises AttributeError: after it was closed twice, the first time perhaps
         by itself at its peer's EOF; on Python 3.10, when the connection is lost.
         """
         try:
@@ -350,7 +354,7 @@ class StreamSide:
 
 
 class _SocketOfTransport:
-    """A transport's socket, as long as that isn't closed; what the loop gives is no socket."""
+    """A transport's socket while it is open. The object that the loop gives is not a socket."""
 
     def __init__(self, transport: asyncio.WriteTransport, sock: Any) -> None:
         self._transport = transport
@@ -361,7 +365,7 @@ class _SocketOfTransport:
         return -1 if self._socket is None else int(self._socket.fileno())
 
     def close(self) -> None:
-        """Of a relay that closes: from one of its threads."""
+        """Have the loop close the transport. A relay that closes calls this from its threads."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._transport.close)
 
@@ -370,7 +374,7 @@ class _SocketOfTransport:
 
 
 class _Inside(Protocol):
-    """What a StreamReader has no public names for."""
+    """The parts of a StreamReader that have no public names."""
 
     _buffer: bytearray
     _eof: bool
@@ -385,9 +389,9 @@ def _inside(reader: asyncio.StreamReader) -> _Inside:
 
 
 def hangs_up(sock: Any) -> bool:
-    """Whether a connection is over in both directions.
+    """Return whether a connection is over in both directions.
 
-    POLLERR alone doesn't say so: a socket's error queue may have notices of other things.
+    POLLERR alone doesn't show that: a socket's error queue may hold messages about other things.
     """
     return bool(_polled(sock, 0) & (_POLLHUP | _POLLNVAL))
 
@@ -397,7 +401,7 @@ def _is_writable(sock: Any) -> bool:
 
 
 def _polled(sock: Any, events: int) -> int:
-    if sys.platform == "win32":  # which can't be asked
+    if sys.platform == "win32":  # has no poll(2)
         return events
     descriptor = sock.fileno()
     if descriptor < 0:
@@ -408,10 +412,10 @@ def _polled(sock: Any, events: int) -> int:
 
 
 def read_now(reader: asyncio.StreamReader, count: int) -> bytes | None:
-    """``reader.read(count)`` if that need not wait; None: it would.
+    """Return ``reader.read(count)`` if that need not wait; None if it would wait.
 
-    A reader doesn't say what it has buffered.  Its own ``read`` is asked for that, one step of it:
-    what it does before it waits is to give back what there is.
+    A reader doesn't say what it has buffered. So its own ``read`` is run for one step: before it
+    waits, it returns what there is.
     """
     reading = reader.read(count)
     try:
@@ -423,7 +427,10 @@ def read_now(reader: asyncio.StreamReader, count: int) -> bytes | None:
 
 
 def _unread(reader: asyncio.StreamReader, data: bytes | bytearray) -> None:
-    """Put it before what else the reader has; ``feed_data`` puts it behind, and not after EOF."""
+    """Put ``data`` before what the reader has buffered.
+
+    ``feed_data`` would put it after that, and can't be called after EOF.
+    """
     _inside(reader)._buffer[:0] = data
 
 

@@ -15,24 +15,26 @@ from ._sides import SocketSide, hangs_up
 #: Keeps a call from blocking the loop whatever the program has done to the socket's flags.
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
-#: Windows' usual loop.
+#: The default loop on Windows.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
 
 class CopiedSocket:
-    """A duplicate of it, as flows have: EBUSY where a splice has it in that role already.
+    """A duplicate of the caller's socket, as flows use it.
 
-    Nobody can close it under the loop, which would go on to watch that number, whoever has it next.
+    EBUSY is raised where a splice already uses the socket in that role. Other code can't close the
+    duplicate while the loop uses it. Otherwise the loop would go on watching its number, no matter
+    which file has that number next.
     """
 
     is_tls = False
-    #: Nothing waits to be written to the socket, and it says itself what will come.
+    #: Nothing waits to be written to the socket, and the socket itself reports what will arrive.
     pending = 0
     is_exhausted = False
 
     def __init__(self, side: SocketSide, *, source: bool, drain: bool) -> None:
         if isinstance(asyncio.get_running_loop(), _PROACTOR):
-            # It tells of no readiness, and loses what a cancelled receive has got.
+            # This loop doesn't report readiness, and loses what a cancelled receive has received.
             raise NotImplementedError(
                 f"this loop can't copy between a stream and a socket ({side.socket!r}): make it a "
                 "stream as well (asyncio.open_connection(sock=...))"
@@ -56,20 +58,20 @@ class CopiedSocket:
 
     @property
     def was_closed(self) -> bool:
-        """Whether the program has closed its own."""
+        """Whether the program has closed its own socket."""
         return self._side.socket.fileno() < 0
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing can be written any more.  The error itself is left for who reads."""
+        """Whether nothing can be written any more. The error itself is left for the reader."""
         return hangs_up(self._socket)
 
     def undelivered(self) -> int | None:
-        """Bytes that were sent and that the peer has not acknowledged; None: can't be told."""
+        """Return how many sent bytes the peer has not acknowledged; None: unknown."""
         return unacknowledged(self._socket)
 
     async def receive(self, count: int) -> bytes:
-        """Some bytes, b"" at EOF.  Cancelled, it has taken none."""
+        """Return some bytes, b"" at EOF. A cancelled call has taken none."""
         pauses = _pauses()
         while True:
             try:
@@ -79,7 +81,7 @@ class CopiedSocket:
                 await asyncio.sleep(next(pauses))
 
     async def send(self, data: memoryview) -> int:
-        """How many it has taken.  Cancelled, it has taken none."""
+        """Return how many bytes the socket has taken. A cancelled call has sent none."""
         pauses = _pauses()
         while True:
             try:
@@ -89,14 +91,14 @@ class CopiedSocket:
                 await asyncio.sleep(next(pauses))
 
     async def sent(self) -> None:
-        """``send`` has waited already."""
+        """Do nothing: ``send`` has waited already."""
 
     def write_eof(self) -> bool:
         self._socket.shutdown(socket.SHUT_WR)
         return True
 
     def has_rest(self) -> bool:
-        """Whether something has arrived that nobody has taken, or would have but for a failure."""
+        """Return whether bytes have arrived that nobody took, or would have but for a failure."""
         try:
             return bool(self._socket.recv(1, socket.MSG_PEEK | _DONT_WAIT))
         except BlockingIOError:
@@ -108,7 +110,10 @@ class CopiedSocket:
         self._side.socket.close()
 
     async def _ready(self, *, to_read: bool) -> None:
-        """Wait for it, and do nothing yet: ``sock_recv`` may have received when it is cancelled."""
+        """Wait until the socket is ready, without a call that moves bytes.
+
+        ``sock_recv`` may already have received bytes when it is cancelled.
+        """
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         watch, forget = (
@@ -124,10 +129,11 @@ class CopiedSocket:
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds to wait before a call is made again that was told it could be made.
+    """Yield the seconds to wait before a call is repeated after the socket was reported ready.
 
-    None at first; ever more where it could not: a message in the socket's error queue, which is its
-    owner's to read, is reported as readiness for as long as it is there.
+    The first wait is 0. The waits grow while the call still fails: a message in the socket's error
+    queue, which is for the socket's owner to read, is reported as readiness for as long as it is
+    there.
     """
     yield 0.0
     seconds = 0.001
@@ -137,7 +143,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _nobody() -> None:
-    """Waits to be told: it is looked at."""
+    """Do nothing: nobody waits to be notified, because ``was_closed`` is polled."""
 
 
 def _set(future: asyncio.Future[None]) -> None:

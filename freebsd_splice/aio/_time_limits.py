@@ -1,4 +1,4 @@
-"""The caller's time limits, for waits that are the loop's own."""
+"""The caller's time limits, for waits that the loop itself does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from time import monotonic
 from .._core.flow import Reason
 from .._core.time_limits import IdleClock, check_seconds
 
-#: Seconds between two looks whether a connection is lost that nobody reads or writes.
+#: Seconds between two checks whether a connection that nothing reads or writes is lost.
 _LOST_SECONDS = 0.8
 
 
 class LoopTimeLimits:
-    """``timeout`` seconds from now, and ``idle_timeout`` in which the count stays the same."""
+    """``timeout`` seconds from now, and ``idle_timeout`` seconds in which nothing has moved."""
 
     def __init__(self, *, idle_timeout: float | None, timeout: float | None) -> None:
         self._idle_timeout = check_seconds("idle_timeout", idle_timeout)
@@ -29,9 +29,10 @@ class LoopTimeLimits:
         moved: Callable[[], object],
         lost: Callable[[], Reason | None] | None = None,
     ) -> Reason | None:
-        """Wait until one of ``tasks`` is done: None; or for the end of a time limit, or ``lost()``.
+        """Wait until one of ``tasks`` is done, a time limit ends, or ``lost()`` gives a reason.
 
-        There is traffic as long as ``moved()`` changes.
+        Return None if a task is done, otherwise the reason. There is traffic as long as the value
+        of ``moved()`` changes.
         """
         if self._idle is None and self._idle_timeout is not None:
             self._idle = IdleClock(self._idle_timeout, moved(), self._began)
