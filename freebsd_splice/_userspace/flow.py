@@ -313,14 +313,14 @@ class UserspaceFlow:
         except _GoneHome as gone:
             return gone.end
         except _NotNow as wanted:
-            self._mover.rest()
+            self._mover.release_buffers()
             if self._waiting == (wanted.read, not wanted.read) and self._moved == before:
                 # The poller reported it ready, yet it isn't: to select(2), an error queue looks
                 # like that.
                 self._worker.quieten(self.source if wanted.read else self.drain)
             return self._wait(read=wanted.read, write=not wanted.read)
         # There is more to move, but it is the other flows' turn.
-        self._mover.rest()
+        self._mover.release_buffers()
         self._waiting = (False, False)
         return None
 
@@ -334,7 +334,7 @@ class UserspaceFlow:
         """
         self._is_settled = True
         self.takes_messages = False
-        self._mover.rest()
+        self._mover.release_buffers()
         if self._worker is self._home:
             self._mover = self._worker.mover(busy=True)
             return

@@ -67,7 +67,7 @@ class Mover(Protocol):
         """Push the held bytes into the drain; return how many it took."""
         ...
 
-    def rest(self) -> None:
+    def release_buffers(self) -> None:
         """Give up whatever another flow could use, because this flow is going to wait."""
         ...
 
@@ -161,7 +161,7 @@ class SpliceMover:
         self.held -= taken
         return taken
 
-    def rest(self) -> None:
+    def release_buffers(self) -> None:
         if self._pipe is not None and not self.held:
             self._supplies.give(self._pipe)
             self._pipe = None
@@ -172,7 +172,7 @@ class SpliceMover:
             assert self._pipe is not None
             parts.append(self._platform.read_pipe(self._pipe, self.held))
             self.held -= len(parts[-1])
-        self.rest()
+        self.release_buffers()
         return b"".join(parts)
 
 
@@ -206,7 +206,7 @@ class CopyMover:
             self._size = min(2 * self._size, _SCRATCH_BYTES)
         return taken
 
-    def rest(self) -> None:
+    def release_buffers(self) -> None:
         # The buffer belongs to the worker: other flows fill it while this one waits for its drain.
         if self._view and self._view.obj is self._scratch.obj:
             self._view = memoryview(bytes(self._view))
