@@ -28,6 +28,7 @@ from support.slowness import SLOWNESS
 T = TypeVar("T")
 
 DEADLINE = 25.0 * SLOWNESS  # seconds; only a failing case ever waits this long
+ALWAYS_FITS = 16 * 1024  # bytes that the buffers between two ends take on every system
 SMALL_BUFFER = 8192  # bytes asked for each buffer of a small pair
 RESET_ON_CLOSE = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -53,7 +54,11 @@ class Peer:
         return tuple(self._connection.getsockname())
 
     def write(self, data: bytes) -> None:
-        """Send all of data."""
+        """Send all of data; more than any system's buffers hold only where the case reads on."""
+        if len(data) > ALWAYS_FITS and threading.current_thread() is threading.main_thread():
+            raise AssertionError(
+                f"{len(data)} bytes, and nobody reads while they are written: harness.in_background"
+            )
         self._connection.sendall(data)
 
     def write_what_fits(self, data: bytes = b"f" * 65536) -> int:

@@ -58,10 +58,11 @@ def test_all_of_a_full_receive_buffer_is_moved_within_the_call(
     """F34: as much as the drain has room for."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
     source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 400_000)
-    client.write(b"x" * 300_000)
+    writer = harness.in_background(client.write, b"x" * 300_000)
     drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
     sent = 300_000
     harness.until(lambda: len(source.recv(sent, socket.MSG_PEEK)) == sent, "all of it waiting")
+    writer.join()
     thin.splice(source, drain)
     moved = thin.spliced_bytes(source)
     assert moved == sent or thin.backend == "kernel"
@@ -140,9 +141,10 @@ def test_a_limit_is_met_over_several_writes(thin: Thin, harness: Harness) -> Non
 def test_a_limit_of_zero_is_none(thin: Thin, harness: Harness) -> None:
     (source, client), (drain, server) = harness.pair(), harness.pair()
     thin.splice(source, drain, max_bytes=0)
-    client.write(b"x" * 50_000)
+    writer = harness.in_background(client.write, b"x" * 50_000)
     assert len(server.read(50_000)) == 50_000
     thin.is_live(source)
+    writer.join()
 
 
 def test_the_largest_limit_is_accepted(thin: Thin, harness: Harness) -> None:
