@@ -15,7 +15,7 @@ import pytest
 
 from freebsd_splice import Reason
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._kernel.flow import TRANSITIONS
+from freebsd_splice._kernel.phases import TRANSITIONS
 from model.platform import ModelPlatform
 from stateful.rig import Rig, rig
 from support.slowness import SLOWNESS
