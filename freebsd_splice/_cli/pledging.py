@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 
 from .._platform.pledge import pledge, why_no_pledge
 
@@ -34,6 +35,5 @@ def limiting(options: argparse.Namespace) -> Callable[[], object]:
     if why_not is not None:
         raise ValueError(f"--pledge: {why_not}")
     # Imported for the first name that is looked up; a module in C couldn't be any more.
-    import encodings.idna  # noqa: F401
-
+    import_module("encodings.idna")
     return lambda: pledge(PROMISES)

@@ -182,7 +182,7 @@ def test_the_workflows_actions_are_pinned_and_allowed_little(path: Path) -> None
     assert re.search(r"^permissions:\n  contents: read\n", workflow, re.M)
 
 
-def test_what_is_published_is_attested_with_its_bill_of_materials() -> None:
+def test_what_is_published_is_attested() -> None:
     """Its origin, what it takes to install it, and, for the index, both by PEP 740."""
     yaml = pytest.importorskip("yaml", reason="reads the workflows")
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
