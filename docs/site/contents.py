@@ -45,6 +45,7 @@ PARTS = {
         "docs/benchmarks",
         "docs/cost_of_a_connection",
         "docs/conformance",
+        "docs/threat_model",
         "docs/packaging",
     ],
     "The project": ["README", "CHANGELOG", "CONTRIBUTING", "SECURITY"],

@@ -26,9 +26,9 @@ RULE is WHAT or WHAT:PORTS. WHAT is * for everything, a host name, which stands 
 it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
 PORTS is 443 or 8000-8999. Rules are tried in their order, and the first that decides wins.
 
-Loopback, private, link-local and other addresses that are not global are refused unless a rule
-that names their network allows them. The address that is connected to counts, as the owner of a
-name chooses what it stands for.
+Loopback, private, link-local and other addresses that are not global, and those of this machine,
+are refused unless a rule that names their network allows them. The address that is connected to
+counts, as the owner of a name chooses what it stands for.
 """
 
 _CONNECT = f"""\

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from ..proxies import Address
 from ..proxies._addresses import Resolved, look_up
 from ..proxies._log import fields, logger
+from ..proxies._own_addresses import is_of_this_machine
 
 
 def warn_of_loops(targets: Iterable[Address], listeners: Sequence[socket.socket]) -> None:
@@ -46,14 +47,4 @@ def _is_reached_by(own: Resolved, target: Resolved) -> bool:
     if own.address[0] == target.address[0]:
         return True
     listens_on_all = ipaddress.ip_address(own.address[0]).is_unspecified
-    return listens_on_all and _is_of_this_machine(target)
-
-
-def _is_of_this_machine(resolved: Resolved) -> bool:
-    """Return whether a socket can be bound to the address, on any port."""
-    try:
-        with socket.socket(resolved.family, socket.SOCK_STREAM) as probe:
-            probe.bind((resolved.address[0], 0, *resolved.address[2:]))
-    except OSError:
-        return False
-    return True
+    return listens_on_all and is_of_this_machine(ipaddress.ip_address(target.address[0]))

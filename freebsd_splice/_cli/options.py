@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..proxies import Limits
 from ..proxies._addresses import parse_listen
+from .pledging import add_pledge
 from .proxy_protocol import add_proxy_protocol
 
 Value = TypeVar("Value")
@@ -123,6 +124,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="USER[:GROUP]",
         help="go on as this user once the sockets listen",
     )
+    add_pledge(parser)
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),

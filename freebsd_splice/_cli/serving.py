@@ -22,6 +22,7 @@ from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
 from .options import CannotStartError, UsageError, limits_of
+from .pledging import limiting
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 
@@ -53,6 +54,7 @@ def serve(
     _raise_descriptor_limit()
     try:
         give_up = None if options.user is None else _giving_up(options.user)
+        limit = limiting(options)
         server = _make_server(options, make(options))
         backend()
         current()  # made now, so that errors of its environment variables end the program
@@ -60,6 +62,8 @@ def serve(
         listening(listeners[0])
         if give_up is not None:
             give_up()
+        if options.workers == 1:
+            limit()
     except (OSError, ValueError) as error:
         raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
@@ -72,7 +76,7 @@ def serve(
 
         supervise(
             options.workers,
-            partial(_work, server, listeners),
+            partial(_work, server, listeners, limit),
             ready=lambda: say_listening(listeners[0]),
             stopping=lambda: _close(listeners),
             before_fork=before_fork,
@@ -88,11 +92,18 @@ def _complaint(error: OSError | ValueError) -> str:
     return reason + advice if file is None else f"{file}: {reason}{advice}"
 
 
-def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:
+def _work(
+    server: ProxyServer,
+    listeners: Sequence[Listeners],
+    limit: Callable[[], object],
+    number: int,
+    parent: int,
+) -> None:
     own = listeners[number % len(listeners)]
     # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
     # parent keeps all, for workers to come, and closes them when it is told to stop.
     _close(others for others in listeners if others is not own)
+    limit()
     asyncio.run(_run(server, own, parent))
     shutdown()  # a worker ends without the interpreter's own end
 
