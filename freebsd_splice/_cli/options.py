@@ -250,12 +250,12 @@ def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
 
 def known_user(text: str) -> str:
     """Return it if there is such a user, and such a group; raise ValueError."""
-    if sys.platform == "win32":
-        raise ValueError("not on Windows")
-    from .privileges import User
+    if sys.platform != "win32":
+        from .privileges import User
 
-    User.parse(text)
-    return text
+        User.parse(text)
+        return text
+    raise ValueError("not on Windows")
 
 
 def seconds(text: str) -> float:
