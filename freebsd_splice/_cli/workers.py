@@ -128,8 +128,10 @@ class _Supervisor:
         self._stopping = False
         #: By the worker's number. Their closing tells the workers that the parent has ended.
         self._pipes: dict[int, int] = {}
-        #: The pipes of the workers that only finish, by their processes.
-        self._retired: dict[int, int] = {}
+        #: The workers whose places others take, by their processes: their numbers and pipes.
+        self._retired: dict[int, tuple[int, int]] = {}
+        #: Those of them that accept clients until all the others have been started.
+        self._retiring: set[int] = set()
 
     def run(self) -> None:
         self._start_missing()
@@ -145,22 +147,33 @@ class _Supervisor:
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             self._start_missing()
+            if not self._missing:
+                self._retire()
 
     def _stop(self) -> None:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
-        for pipe in (*self._pipes.values(), *self._retired.values()):
+        for pipe in self._all_pipes():
             self._tell(pipe, _STOP)
 
     def _replace_all(self) -> None:
-        """Have new workers accept clients, and the others finish what they have begun."""
+        """Have new workers start, and the others finish once all of the new ones have started."""
         for process, number in self._live.items():
-            self._retired[process] = self._pipes.pop(number)
-            self._tell(self._retired[process], _RETIRE)
+            self._retired[process] = number, self._pipes.pop(number)
+        self._retiring |= set(self._live)
         self._live.clear()
         self._missing = list(range(self._count))
         self._started.clear()
+
+    def _retire(self) -> None:
+        """Have the workers whose places are taken accept no more clients."""
+        for process in self._retiring:
+            self._tell(self._retired[process][1], _RETIRE)
+        self._retiring.clear()
+
+    def _all_pipes(self) -> list[int]:
+        return [*self._pipes.values(), *(pipe for _, pipe in self._retired.values())]
 
     def _tell(self, pipe: int, word: bytes) -> None:
         # The worker has just ended, or has not read the last 65,536 messages.
@@ -172,23 +185,21 @@ class _Supervisor:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
+            ended = os.waitstatus_to_exitcode(status)
             if process in self._retired:
-                os.close(self._retired.pop(process))
+                number, pipe = self._retired.pop(process)
+                self._retiring.discard(process)
+                os.close(pipe)
+                if ended and not self._stopping:
+                    _say_died(number, process, ended)
                 continue
             # A program that was exec'ed by another one, or is process 1, has other children too.
-            number = self._live.pop(process, None)
-            if number is None:
+            if process not in self._live:
                 continue
+            number = self._live.pop(process)
             os.close(self._pipes.pop(number))
             if not self._stopping:
-                ended = os.waitstatus_to_exitcode(status)
-                logger.error(
-                    "worker %d (process %d) has died: %s",
-                    number,
-                    process,
-                    f"signal {-ended}" if ended < 0 else f"status {ended}",
-                    extra=fields("worker died", worker=number, status=ended),
-                )
+                _say_died(number, process, ended)
                 self._missing.append(number)
 
     def _start_missing(self) -> None:
@@ -231,7 +242,7 @@ class _Supervisor:
     def _be_worker(self, number: int, hears: int) -> NoReturn:
         status = 1
         try:
-            for says in (*self._pipes.values(), *self._retired.values()):
+            for says in self._all_pipes():
                 os.close(says)  # else the other workers would not notice the parent's end
             # The signals that the parent waits for stay blocked here: they are for it alone.
             self._work(number, hears)
@@ -243,3 +254,13 @@ class _Supervisor:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # write the last lines of the log
             os._exit(status)  # without the parent's exit handlers
+
+
+def _say_died(number: int, process: int, ended: int) -> None:
+    logger.error(
+        "worker %d (process %d) has died: %s",
+        number,
+        process,
+        f"signal {-ended}" if ended < 0 else f"status {ended}",
+        extra=fields("worker died", worker=number, status=ended),
+    )

@@ -256,6 +256,60 @@ def test_workers_from_before_end_with_their_last_connection(
     assert run.stop() == 0
 
 
+def test_workers_go_on_until_all_others_have_started(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """While there are no processes to be had, the former ones serve as they did."""
+    run = served(
+        forward(server(named(b"1"))), "--workers", "2", patch=FEW_PROCESSES.format(tmp_path)
+    )
+    (port,) = run.ports(1)
+    assert told(port) == b"1"
+    run.reload(forward(server(named(b"2"))))
+    run.expect("cannot start worker [01]", 3)
+    assert told(port) == b"1"
+    (tmp_path / "more").touch()
+    until_told(port, b"2")
+    assert run.stop() == 0
+    assert not run.find("has died")
+
+
+FEW_PROCESSES = """
+import errno, os
+import freebsd_splice._cli.workers as workers
+workers._SHORT_LIFE = 0.1
+fork = os.fork
+calls = 0
+def scarce():
+    global calls
+    calls += 1
+    if calls > 2 and not os.path.exists("{}/more"):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = scarce
+"""
+
+
+def test_a_worker_that_dies_while_it_finishes_is_named(
+    served: StartServed, server: StartServer
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells of a program's children")
+    run = served(forward(server(named(b"1"))), "--workers", "2")
+    (port,) = run.ports(1)
+    with connect_to(port) as client:
+        assert asked(client) == b"1"
+        before = children(run)
+        run.reload(forward(server(named(b"2"))))
+        until(lambda: len(children(run) & before) == 1)
+        (finishing,) = children(run) & before
+        os.kill(finishing, signal.SIGKILL)
+        run.expect(rf"ERROR worker \d \(process {finishing}\) has died: signal 9$")
+    until_told(port, b"2")
+    assert len(children(run)) == 2
+    assert run.stop() == 0
+
+
 def children(run: Program) -> set[int]:
     text = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text()
     return set(map(int, text.split()))
