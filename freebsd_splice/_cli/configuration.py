@@ -219,9 +219,11 @@ class _File:
         self._found.mistakes.append(f"{place}: unknown key {name!r}{self._hint(name, known)}")
 
     def _hint(self, name: str, known: Iterable[str]) -> str:
-        """Return what may have been meant by a key: one that is like it, or the list it is for."""
+        """Return what may have been meant by a key: another place, another form, another key."""
+        if name in self._process:
+            return "; it stands at the top, before the first table"
         for key in self._shared.values():
-            if name in key.actions:
+            if name and name in key.actions:
                 return f'; write {key.name} = ["{name} ..."]'
         return did_you_mean(name, known)
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from .._platform.threads import start as start_thread
 from ..proxies._listening import say_listening
 from ..proxies._log import fields, logger
+from .listeners import Find, Kept, Served, close_all
 from .options import CannotStartError, MistakesError, UsageError
 from .plan import Plan, Read, reasons_of
-from .served import Find, Kept, Served, close_all
 
 #: Makes the servers of a plan, with their sockets.
 Open = Callable[[Plan, Find], list[Served]]

@@ -20,11 +20,11 @@ from ..proxies._addresses import parse_listen, show
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
+from .listeners import Find, Served, close, close_all, deal_out
 from .options import CannotStartError, UsageError, limits_of
 from .plan import Plan, Planned, Read, complaint, make_all
 from .reloading import InForce, Reloading, reload_now
-from .served import Find, Served, close, close_all, deal_out
-from .servers import Servers
+from .replacing import Servers
 from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 

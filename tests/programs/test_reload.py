@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import ssl
@@ -16,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from freebsd_splice import _cli
-from freebsd_splice._cli import served as served_module
+from freebsd_splice._cli import listeners
 from freebsd_splice._cli.plan import Made, Planned
 from freebsd_splice.proxies import Address
 from freebsd_splice.proxies._listening import listen_on
 from freebsd_splice.proxies._passwords import make_entry
-from programs.clients import NAME_THAT_WAITS, curl, no_accidents, page
+from programs.clients import NAME_THAT_WAITS, curl, no_accidents, page, read_to_eof
+from programs.every_backend import BACKENDS
 from programs.processes import (
     Forwarder,
     Program,
@@ -92,6 +94,35 @@ def test_live_connections_go_on_and_new_ones_get_what_is_new(
     run.expect(rf"-> {where(old)}: .*eof")
     assert run.stop() == 0
     assert len(run.find("listening on")) == 1
+    no_accidents(run)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_transfer_goes_on_over_each_backend(
+    backend: str, served: StartServed, server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the bytes before, half after; the answer to the end comes after it."""
+    for name, value in BACKENDS[backend].items():
+        monkeypatch.setenv(name, value)
+    data = random.Random(5).randbytes(1_000_000)
+    half = len(data) // 2
+
+    def turn(connection: socket.socket) -> None:
+        connection.sendall(receive(connection, half))
+        connection.sendall(read_to_eof(connection)[::-1])
+
+    run = served(forward(server(turn)))
+    (port,) = run.ports(1)
+    with connect_to(port) as client:
+        client.sendall(data[:half])
+        run.reload(forward(server(named(b"2"))))
+        assert told(port) == b"2"
+        assert receive(client, half) == data[:half]
+        client.sendall(data[half:])
+        client.shutdown(socket.SHUT_WR)
+        assert read_to_eof(client) == data[half:][::-1]
+    run.expect(f"{len(data)} bytes up, {len(data)} bytes down, eof")
+    assert run.stop() == 0
     no_accidents(run)
 
 
@@ -398,8 +429,8 @@ def test_a_socket_that_stays_has_the_new_backlog() -> None:
 
     (listener,) = listen_on(Address("127.0.0.1", 0), 5)
     with listener:
-        former = served_module.Served(planned("--backlog", "5"), None, None, [[listener]])  # type: ignore[arg-type]
-        kept = served_module.Kept([former])
+        former = listeners.Served(planned("--backlog", "5"), None, None, [[listener]])  # type: ignore[arg-type]
+        kept = listeners.Kept([former])
         ((found,),) = kept.find(planned("--backlog", "7", "--buffer-size", "30000"))
         with found:
             assert backlog_of(listener) == 5

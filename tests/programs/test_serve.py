@@ -268,6 +268,16 @@ def test_the_example_of_the_page_runs_as_printed(
     no_accidents(run)
 
 
+def test_the_example_of_the_help_is_right(served: StartServed, program: StartProgram) -> None:
+    shown = program(*MAIN, "serve", "--help")
+    assert shown.end() == 0
+    example = shown.text.partition("\nexample:\n")[2]
+    lines = re.findall(r"^  (?:[\w-]+ = |\[\[).*", example, re.M)
+    assert len(lines) == 7
+    checked = served("\n".join(lines), "--check")
+    assert checked.end() == 0, checked.text
+
+
 def test_all_toml_of_the_page_is_right(served: StartServed, tmp_path: Path) -> None:
     (tmp_path / "proxy.passwords").write_text(make_entry("alice", "secret") + "\n")
     blocks = re.findall(r"^```toml\n(.*?)^```$", SERVE, re.M | re.S)

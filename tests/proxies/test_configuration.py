@@ -205,6 +205,7 @@ FORWARD = '[[forward]]\nlisten = "1"\ntarget = "a:1"\n'
         ("[[Forward]]", "unknown key 'Forward'; did you mean 'forward'?"),
         ("idle_timeout = 3\n", "unknown key 'idle_timeout'; did you mean 'idle-timeout'?"),
         ("zzz = 3\n", "unknown key 'zzz'"),
+        ("'' = 3\n", "unknown key ''"),
         ("listen = '3'\n", "unknown key 'listen'"),
         ("no-keepalive = true\n", "unknown key 'no-keepalive'; did you mean 'keepalive'?"),
         ("allow = 'x'\n", "unknown key 'allow'; write rules = [\"allow ...\"]"),
@@ -267,7 +268,7 @@ def test_a_mistake_is_named(text: str, wrong: str) -> None:
             "[[socks5]]\nretry-after = 3\n[[socks5]]\nworkers = 3\nlisten = '5'",
             [
                 "[[socks5]] 1: unknown key 'retry-after'",
-                "[[socks5]] 2: unknown key 'workers'",
+                "[[socks5]] 2: unknown key 'workers'; it stands at the top, before the first table",
             ],
         ),
         (

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ..proxies import ProxyServer
-from .served import Served
+from .listeners import Served
 
 
 class Servers:

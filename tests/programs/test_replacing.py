@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from freebsd_splice._cli.listeners import Served
 from freebsd_splice._cli.plan import Planned
-from freebsd_splice._cli.served import Served
-from freebsd_splice._cli.servers import Servers
+from freebsd_splice._cli.replacing import Servers
 from freebsd_splice.proxies import Address, ListenError, ProxyServer, forwarder
 from programs.processes import PATIENCE, Server
 

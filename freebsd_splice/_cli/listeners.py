@@ -1,4 +1,4 @@
-"""The proxies that a process serves now, and which of their sockets stay when others follow."""
+"""The proxies that a process serves, and their sockets: which stay when other proxies follow."""
 
 from __future__ import annotations
 
