@@ -28,6 +28,7 @@ PARTS = {
         "docs/connect",
         "docs/socks5",
         "docs/sni",
+        "docs/serve",
     ],
     "Reference": [
         "docs/reference/operations",

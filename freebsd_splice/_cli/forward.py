@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..proxies import OpenTarget
 from ..proxies._addresses import parse_target
 from ..proxies._transparent import why_not_transparent
 from ..proxies.forward import to_targets
@@ -19,7 +18,8 @@ from .options import (
     add_serving,
     parsed_by,
 )
-from .serving import serve
+from .plan import Made
+from .serving import serve_alone
 
 _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.
@@ -66,24 +66,21 @@ def add_forward(commands: Any) -> None:
     )
     add_handshake_timeout(parser, "for a PROXY header to come, where one must")
     add_serving(parser)
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=serve_alone, make=make)
 
 
-def _serve(options: argparse.Namespace) -> int:
-    return serve(
-        options, _make, listening=lambda listeners: warn_of_loops(options.target, listeners)
-    )
-
-
-def _make(options: argparse.Namespace) -> OpenTarget:
+def make(options: argparse.Namespace) -> Made:
     if options.transparent:
         if options.user is not None:
             raise UsageError("--transparent needs root's privileges, which --user gives up")
         why_not = why_not_transparent()
         if why_not is not None:
             raise ValueError(f"--transparent: {why_not}")
-    return to_targets(
-        options.target,
-        retry_after=options.retry_after,
-        transparent=options.transparent,
+    return Made(
+        to_targets(
+            options.target,
+            retry_after=options.retry_after,
+            transparent=options.transparent,
+        ),
+        listening=lambda listeners: warn_of_loops(options.target, listeners),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from ..proxies import Limits
@@ -24,6 +25,37 @@ class CannotStartError(Exception):
 
 class UsageError(Exception):
     """The command line is wrong; the text says how, in one line. The exit status is 2."""
+
+
+class MistakesError(Exception):
+    """A configuration can't be used. The exit status is 2.
+
+    Attributes:
+        mistakes: a line for each mistake, with the file and the key.
+    """
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class FileName:
+    """The type of an argument that names a file.
+
+    A configuration file names files relative to its own folder.
+
+    Attributes:
+        tables: the keys that a configuration file may have in place of the name, with the JSON
+            schema of each: what the file would hold.
+    """
+
+    def __init__(self, tables: Mapping[str, object] | None = None) -> None:
+        self.tables = tables or {}
+
+    def __call__(self, text: str) -> str:
+        if not text or "\0" in text:
+            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+        return text
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +144,14 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
     add_proxy_protocol(parser)
+    add_process(parser)
+
+
+def add_process(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a process has once, however many proxies it runs.
+
+    In a configuration file they are keys at the top.
+    """
     parser.add_argument(
         "--workers",
         type=count,
@@ -121,6 +161,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--user",
+        type=parsed_by(known_user),
         metavar="USER[:GROUP]",
         help="go on as this user once the sockets listen",
     )
@@ -207,6 +248,16 @@ def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def known_user(text: str) -> str:
+    """Return it if there is such a user, and such a group; raise ValueError."""
+    if sys.platform != "win32":
+        from .privileges import User
+
+        User.parse(text)
+        return text
+    raise ValueError("not on Windows")
 
 
 def seconds(text: str) -> float:

@@ -429,4 +429,6 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
 def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
     """For ten minutes."""
     seeds = [*SEEDS, *(data for data, _ in (*LINES_REFUSED, *BINARY_REFUSED))]
-    fuzz("_proxy_protocol", "test_proxy_protocol", seeds, tmp_path, seconds=600, longest=400)
+    fuzz(
+        "proxies._proxy_protocol", "test_proxy_protocol", seeds, tmp_path, seconds=600, longest=400
+    )
