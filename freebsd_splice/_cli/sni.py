@@ -7,7 +7,15 @@ from typing import Any
 
 from ..proxies import OpenTarget, Routes, by_server_name
 from .loops import warn_of_loops
-from .options import add_command, add_handshake, add_listen, add_retry_after, add_serving
+from .options import (
+    add_command,
+    add_handshake,
+    add_listen,
+    add_resolver,
+    add_retry_after,
+    add_serving,
+    resolver_of,
+)
 from .serving import serve
 
 _DESCRIPTION = """\
@@ -31,6 +39,8 @@ example:
   alpn = ["h2"]                                     # optional
   target = ["10.0.0.6:443", "10.0.0.7:443"]         # each connection gets the next
 
+A target may also be srv:_https._tcp.example.org: its SRV records say where to connect to. That
+needs dnspython: pip install "freebsd-splice[dns]".
 On Python 3.10 it needs tomli: pip install "freebsd-splice[proxy]".
 """
 
@@ -46,6 +56,7 @@ def add_sni(commands: Any) -> None:
     parser.add_argument("routes", metavar="ROUTES", help="the TOML file")
     add_listen(parser, "127.0.0.1:8443")
     add_retry_after(parser)
+    add_resolver(parser)
     add_handshake(parser)
     add_serving(parser)
     parser.set_defaults(run=_serve)
@@ -56,7 +67,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     def make(given: argparse.Namespace) -> OpenTarget:
         known.append(Routes.load(given.routes))
-        return by_server_name(known[0], retry_after=given.retry_after)
+        return by_server_name(
+            known[0],
+            retry_after=given.retry_after,
+            resolver=resolver_of(given, known[0].targets()),
+        )
 
     return serve(
         options, make, listening=lambda listeners: warn_of_loops(known[0].targets(), listeners)

@@ -13,9 +13,10 @@
     alpn = ["h2"]                               # optional: if the client offers one of these
     target = ["10.0.0.6:443", "10.0.0.7:443"]
 
-A target, and the default, is one address (``host:port``, ``[v6]:port``, or a port of 127.0.0.1) or
-a list of them. Names are the same in upper and lower case, with and without a dot at the end, and
-as Unicode and as A-labels (``xn--…``, by Python's ``idna`` codec).
+A target, and the default, is one address (``host:port``, ``[v6]:port``, or a port of 127.0.0.1), a
+service (``srv:_https._tcp.example.org``), or a list of them. Names are the same in upper and lower
+case, with and without a dot at the end, and as Unicode and as A-labels (``xn--…``, by Python's
+``idna`` codec).
 
 A client gets the route with its own name, else the one with the longest wildcard; among those with
 the same name one for the protocols that it offers before one for any, and then the first in the
@@ -33,9 +34,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from ._addresses import Address, parse_target
 from ._client_hello import ClientHello
 from ._log import fields, logger
+from ._services import Target, parse_target_or_service
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
@@ -102,7 +103,7 @@ class Routes:
             except ValueError as error:
                 raise RoutesError(f"{os.fspath(path)}: {error}") from error
 
-    def find(self, hello: ClientHello) -> tuple[Address, ...] | None:
+    def find(self, hello: ClientHello) -> tuple[Target, ...] | None:
         """Return the targets for a client, in the file's order; None: there is no route for it.
 
         Args:
@@ -114,7 +115,7 @@ class Routes:
                     return route.targets
         return self._default
 
-    def targets(self) -> list[Address]:
+    def targets(self) -> list[Target]:
         """Return all targets of all routes, the default's included."""
         routes = (route for same_name in self._routes.values() for route in same_name)
         return [*(self._default or ()), *(target for route in routes for target in route.targets)]
@@ -124,7 +125,7 @@ class _Route(NamedTuple):
     name: str
     #: Empty: the route is for any protocol.
     protocols: frozenset[str]
-    targets: tuple[Address, ...]
+    targets: tuple[Target, ...]
 
 
 def _toml_parser() -> Any:
@@ -218,15 +219,15 @@ def _is_protocol(value: Any) -> bool:
     return isinstance(value, str) and value != "" and value.isascii()
 
 
-def _parse_default(value: Any) -> tuple[Address, ...]:
+def _parse_default(value: Any) -> tuple[Target, ...]:
     try:
         return _parse_targets(value)
     except ValueError as error:
         raise ValueError(f"default: {error}") from error
 
 
-def _parse_targets(value: Any) -> tuple[Address, ...]:
+def _parse_targets(value: Any) -> tuple[Target, ...]:
     targets = value if isinstance(value, list) else [value]
     if not targets or not all(isinstance(target, str) for target in targets):
         raise ValueError("a target must be an address or a list of addresses, as strings")
-    return tuple(map(parse_target, targets))
+    return tuple(map(parse_target_or_service, targets))

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 
 MISSING = (
-    *("anyio", "build", "cffi", "check_wheel_contents", "gevent", "h11", "hypothesis", "pycdlib"),
+    *(
+        "anyio",
+        "build",
+        "cffi",
+        "check_wheel_contents",
+        "dns",
+        "gevent",
+        "h11",
+        "hypothesis",
+        "pycdlib",
+    ),
     *("trio", "trustme", "twine", "uvloop", "yaml"),
 )
 
