@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from ..proxies import Limits
+from ..proxies import Limits, NameServers
 from ..proxies._addresses import parse_listen
+from ..proxies._name_servers import needed_for, parse_server
+from ..proxies._services import Target
 from .pledging import add_pledge
 from .proxy_protocol import add_proxy_protocol
 
@@ -226,6 +228,28 @@ def add_retry_after(parser: argparse.ArgumentParser) -> None:
         help="how long a target that can't be connected to is skipped where there are others "
         "(default: 10)",
     )
+
+
+def add_resolver(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resolver",
+        type=_checked_server,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="look targets up at this name server, as 192.0.2.53 or 127.0.0.1:8600, and keep the "
+        "answers for their TTL; may be given several times (default: the system's way)",
+    )
+
+
+def resolver_of(options: argparse.Namespace, targets: Iterable[Target]) -> NameServers | None:
+    """Return what looks the targets up; None: the system does."""
+    return needed_for(targets, options.resolver, timeout=options.connect_timeout)
+
+
+def _checked_server(text: str) -> str:
+    parsed_by(parse_server)(text)
+    return text
 
 
 def limits_of(options: argparse.Namespace) -> Limits:

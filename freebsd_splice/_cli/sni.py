@@ -7,7 +7,16 @@ from typing import Any
 
 from ..proxies import Routes, by_server_name
 from .loops import warn_of_loops
-from .options import FileName, add_command, add_handshake, add_listen, add_retry_after, add_serving
+from .options import (
+    FileName,
+    add_command,
+    add_handshake,
+    add_listen,
+    add_resolver,
+    add_retry_after,
+    add_serving,
+    resolver_of,
+)
 from .plan import Made
 from .serving import serve_alone
 
@@ -32,6 +41,8 @@ example:
   alpn = ["h2"]                                     # optional
   target = ["10.0.0.6:443", "10.0.0.7:443"]         # each connection gets the next
 
+A target may also be srv:_https._tcp.example.org: its SRV records say where to connect to. That
+needs dnspython: pip install "freebsd-splice[dns]".
 On Python 3.10 it needs tomli: pip install "freebsd-splice[proxy]".
 """
 
@@ -78,6 +89,7 @@ def add_sni(commands: Any) -> None:
     parser.add_argument("routes", metavar="ROUTES", type=FileName(_TABLES), help="the TOML file")
     add_listen(parser, "127.0.0.1:8443")
     add_retry_after(parser)
+    add_resolver(parser)
     add_handshake(parser)
     add_serving(parser)
     parser.set_defaults(run=serve_alone, make=make)
@@ -88,6 +100,10 @@ def make(options: argparse.Namespace) -> Made:
     within = isinstance(options.routes, dict)
     routes = Routes(options.routes) if within else Routes.load(options.routes)
     return Made(
-        by_server_name(routes, retry_after=options.retry_after),
+        by_server_name(
+            routes,
+            retry_after=options.retry_after,
+            resolver=resolver_of(options, routes.targets()),
+        ),
         listening=lambda listeners: warn_of_loops(routes.targets(), listeners),
     )

@@ -13,9 +13,10 @@
     alpn = ["h2"]                               # optional: if the client offers one of these
     target = ["10.0.0.6:443", "10.0.0.7:443"]
 
-A target, and the default, is one address (``host:port``, ``[v6]:port``, or a port of 127.0.0.1) or
-a list of them. Names are the same in upper and lower case, with and without a dot at the end, and
-as Unicode and as A-labels (``xn--…``, by Python's ``idna`` codec).
+A target, and the default, is one address (``host:port``, ``[v6]:port``, or a port of 127.0.0.1), a
+service (``srv:_https._tcp.example.org``), or a list of them. Names are the same in upper and lower
+case, with and without a dot at the end, and as Unicode and as A-labels (``xn--…``, by Python's
+``idna`` codec).
 
 A client gets the route with its own name, else the one with the longest wildcard; among those with
 the same name one for the protocols that it offers before one for any, and then the first in the
@@ -33,10 +34,10 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from ._addresses import Address, parse_target
 from ._client_hello import ClientHello
 from ._log import fields, logger
 from ._mistakes import Found, Mistakes, did_you_mean, mistakes_of
+from ._services import Target, parse_target_or_service
 
 #: What a document of routes has.
 DOCUMENT_KEYS = ("default", "route")
@@ -85,7 +86,7 @@ class Routes:
 
     def __init__(self, document: dict[str, Any]) -> None:
         found = Found()
-        self._default: tuple[Address, ...] | None = None
+        self._default: tuple[Target, ...] | None = None
         self._routes: dict[str, list[_Route]] = {}
         with found.at():
             _check_keys(document, required=set(), optional=set(DOCUMENT_KEYS))
@@ -121,7 +122,7 @@ class Routes:
             except RecursionError:  # tomllib's own way to say so, before Python 3.14
                 raise RoutesError(f"{os.fspath(path)}: too deeply nested") from None
 
-    def find(self, hello: ClientHello) -> tuple[Address, ...] | None:
+    def find(self, hello: ClientHello) -> tuple[Target, ...] | None:
         """Return the targets for a client, in the file's order; None: there is no route for it.
 
         Args:
@@ -133,7 +134,7 @@ class Routes:
                     return route.targets
         return self._default
 
-    def targets(self) -> list[Address]:
+    def targets(self) -> list[Target]:
         """Return all targets of all routes, the default's included."""
         routes = (route for same_name in self._routes.values() for route in same_name)
         return [*(self._default or ()), *(target for route in routes for target in route.targets)]
@@ -143,7 +144,7 @@ class _Route(NamedTuple):
     name: str
     #: Empty: the route is for any protocol.
     protocols: frozenset[str]
-    targets: tuple[Address, ...]
+    targets: tuple[Target, ...]
 
 
 def toml_parser() -> Any:
@@ -245,7 +246,7 @@ def _is_protocol(value: Any) -> bool:
     return isinstance(value, str) and value != "" and value.isascii()
 
 
-def _parse_targets(value: Any) -> tuple[Address, ...]:
+def _parse_targets(value: Any) -> tuple[Target, ...]:
     targets = value if isinstance(value, list) else [value]
     if not targets or not all(isinstance(target, str) for target in targets):
         raise ValueError("a target must be an address or a list of addresses, as strings")
@@ -253,7 +254,7 @@ def _parse_targets(value: Any) -> tuple[Address, ...]:
     parsed = []
     for target in targets:
         with found.at():
-            parsed.append(parse_target(target))
+            parsed.append(parse_target_or_service(target))
     found.check()
     return tuple(parsed)
 

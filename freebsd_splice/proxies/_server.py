@@ -30,6 +30,7 @@ from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
     Dialer,
+    LookUp,
     Prepare,
     Refusal,
     ReservedDescriptors,
@@ -261,6 +262,7 @@ class ProxyServer:
         address: Address,
         refusal: Refusal,
         prepare: Prepare,
+        look_up: LookUp | None,
     ) -> socket.socket:
         """Connect for a client, as ``Client.dial`` says.
 
@@ -283,6 +285,7 @@ class ProxyServer:
                     prepare=make_ready,
                     before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
                     client=counts_as,
+                    look_up=look_up,
                 )
             except TargetError:
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 
 MISSING = (
-    *("anyio", "build", "cffi", "check_wheel_contents", "fastjsonschema", "gevent", "h11"),
+    *("anyio", "build", "cffi", "check_wheel_contents", "dns", "fastjsonschema", "gevent", "h11"),
     *("hypothesis", "pycdlib", "trio", "trustme", "twine", "uvloop", "yaml"),
 )
 
