@@ -580,7 +580,7 @@ def test_a_defect_in_a_reload_is_in_the_log(
     (port,) = run.ports(1)
     run.signal(signal.SIGHUP)
     run.expect("ERROR a reload has failed, all stays as it was$")
-    run.expect("^ZeroDivisionError")
+    run.expect(r"^ +ZeroDivisionError")
     assert told(port) == b"1"
     assert run.stop() == 0
 
