@@ -295,7 +295,7 @@ def test_an_answer_in_the_send_buffer_survives_a_reset_behind_it(harness: Harnes
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
     answer = random.Random(5).randbytes(16_000)  # more than the client's buffer holds
-    relay = Relay(left, right, close=True)
+    relay = Relay(left, right, close=True, linger=0.5)
     server.write(answer)
     server.close()
     harness.until(lambda: relay.bytes[1] == len(answer), "the answer taken")
