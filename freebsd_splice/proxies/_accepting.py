@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from ._addresses import SocketAddress
 from ._connecting import ReservedDescriptors
+from ._unix_sockets import UnixPeer, peer_user
 
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
@@ -99,7 +101,9 @@ class Accepting:
             self._over.set_result(None)
         return self._reserved is not None
 
-    def _give(self, sock: socket.socket, address: SocketAddress) -> None:
+    def _give(self, sock: socket.socket, address: Any) -> None:
         reserved, self._reserved = self._reserved, None
         assert reserved is not None
+        if isinstance(address, (str, bytes)):  # a Unix socket, whose clients have no name mostly
+            address = UnixPeer(peer_user(sock))
         self._accepted(sock, address, reserved)

@@ -28,10 +28,11 @@ class Client:
     Attributes:
         socket (socket.socket): the client's connection, non-blocking. The server closes it.
         address: the client's address as ``socket.accept`` returned it; empty on systems that know
-            none for a client that has reset its connection already.
-        name (str): ``address`` as the log shows it, ``192.0.2.7:40000``.
+            none for a client that has reset its connection already. At a Unix socket it is a record
+            with the ``user`` (a number, or None) of the process that has connected.
+        name (str): ``address`` as the log shows it, ``192.0.2.7:40000`` or ``unix:uid=1000``.
         counts_as (str): what the client counts as for ``Limits.per_client`` and when clients take
-            turns: an IPv4 address, or an IPv6 network of 64 bits.
+            turns: an IPv4 address, an IPv6 network of 64 bits, or a user at a Unix socket.
         handshake (Handshake): reads and answers what the client says before its bytes are only
             passed on, within a time and a size.
         user (str | None): the user whose password was verified; None unless ``open_target``
@@ -128,7 +129,7 @@ class Client:
         when the client resets its connection.
 
         Args:
-            address: the host and port to connect to.
+            address: the host and port to connect to, or a ``UnixAddress``.
             refusal: says of each address that the name stands for why nobody may connect to it, or
                 None; ``Rules.refusal`` with a host is such a function.
             prepare: is given each socket before it connects, and the address; it may set options,

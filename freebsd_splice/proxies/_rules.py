@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ._addresses import Resolved
+from ._unix_sockets import AF_UNIX
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -166,6 +167,8 @@ class Rules:
             host: the host that the client asked for.
             resolved: one of the addresses that the host stands for.
         """
+        if resolved.family == AF_UNIX:
+            return "a Unix socket, which no rule allows"
         name = _plain_name(host)
         text, port = resolved.address[:2]
         address = ipaddress.ip_address(text.partition("%")[0])

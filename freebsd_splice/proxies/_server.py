@@ -43,7 +43,15 @@ from ._connecting import (
 from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
-from ._listening import ListenError, listen_on, listens, own_name, say_listening
+from ._listening import (
+    SOCKET_MODE,
+    ListenError,
+    close_listener,
+    listen_on,
+    listens,
+    own_name,
+    say_listening,
+)
 from ._log import logger
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
@@ -142,7 +150,9 @@ class ProxyServer:
         self._changes = Changes()
         self._shortage = Shortage(self._changes, lambda: len(self._clients))
 
-    def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
+    def listen(
+        self, address: Address, backlog: int = 1024, *, mode: int = SOCKET_MODE
+    ) -> list[SocketAddress]:
         """Listen on every address that a name stands for.
 
         Addresses that this machine doesn't have are left out, as long as one is left. Sockets for
@@ -150,18 +160,20 @@ class ProxyServer:
 
         Args:
             address: the host and port; host "" is every address of this machine, port 0 one free
-                port, the same on all addresses.
+                port, the same on all addresses. A ``UnixAddress`` is the path of a Unix socket:
+                its file is made, and removed once nobody is accepted any more.
             backlog: how many clients may wait to be accepted. Where the system allows fewer, a
                 warning in the log says so.
+            mode: the permissions of a Unix socket's file. Who may write to it may connect.
 
         Returns:
-            The addresses of the listening sockets.
+            The addresses of the listening sockets; that of a Unix socket is its path.
 
         Raises:
             ListenError: the name can't be looked up, or an address can't be listened on (errno
                 EADDRINUSE, EACCES, ...).
         """
-        opened = listen_on(address, backlog, buffers=self._buffer_size)
+        opened = listen_on(address, backlog, buffers=self._buffer_size, mode=mode)
         say_listening(opened)
         self.use(opened)
         return [listener.getsockname() for listener in opened]
@@ -172,7 +184,7 @@ class ProxyServer:
         They are made non-blocking, and ``run`` closes them at its end.
 
         Args:
-            listeners: listening TCP sockets.
+            listeners: listening TCP sockets, or Unix sockets for streams.
         """
         for listener in listeners:
             listener.setblocking(False)
@@ -209,7 +221,7 @@ class ProxyServer:
                 task.cancel()
             ends = await asyncio.gather(*accepting, return_exceptions=True)
             for listener in self._listeners:
-                listener.close()
+                close_listener(listener)
             await self._finish()
             if self._worker is not None:
                 loop.remove_reader(self._worker.fileno())
