@@ -24,17 +24,19 @@ from .serving import serve
 _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1;
-all addresses of a name are listened on, and port 0 takes a free one. TARGET is host:port,
-[v6]:port, or a port of 127.0.0.1; the addresses of a name are tried in turn, anew for each
-connection. Of several targets each connection gets the next; one that can't be connected to is
-skipped for a while.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path; all addresses of a name are listened on, and port 0 takes a free one. TARGET is
+host:port, [v6]:port, a port of 127.0.0.1, or unix:/path; the addresses of a name are tried in turn,
+anew for each connection. Of several targets each connection gets the next; one that can't be
+connected to is skipped for a while.
 """
 
 _EXAMPLE = """\
 examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
+  %(prog)s --socket-mode 660 unix:/run/front.sock unix:/run/app.sock
+  %(prog)s --takeover /run/front.takeover :80 10.0.0.5:8000
   %(prog)s --accept-proxy 10.0.0.0/8 --send-proxy v2 :80 backend.example:80
 
 SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal

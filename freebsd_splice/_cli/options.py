@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from ..proxies import Limits
 from ..proxies._addresses import parse_listen
 from .proxy_protocol import add_proxy_protocol
+from .starting import add_starting
 
 Value = TypeVar("Value")
 
@@ -81,7 +82,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.per_client,
         metavar="N",
-        help="live connections of one IPv4 address or IPv6 /64; further ones are closed "
+        help="live connections of one IPv4 address or IPv6 /64, or of one user at a Unix socket; "
+        "further ones are closed "
         f"(default: {limits.per_client}; for each worker)",
     )
     parser.add_argument(
@@ -123,6 +125,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="USER[:GROUP]",
         help="go on as this user once the sockets listen",
     )
+    add_starting(parser)
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),

@@ -16,14 +16,18 @@ from typing import Any
 from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
-from ..proxies._addresses import parse_listen, show
+from ..proxies._addresses import UnixAddress, parse_listen, show
 from ..proxies._connecting import advice_for
-from ..proxies._listening import listen_on, say_listening
+from ..proxies._listening import close_listener, listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
+from . import service_manager
+from .heartbeats import Heartbeats, run_with_heartbeat
 from .inherited import inherited_listeners
 from .options import CannotStartError, UsageError, limits_of
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
+from .stopping import Stopping
+from .takeover import Takeover, shared_out
 
 #: Makes the function that opens targets from the options; OSError and ValueError end the program.
 Make = Callable[[argparse.Namespace], OpenTarget]
@@ -55,8 +59,16 @@ def serve(
         give_up = None if options.user is None else _giving_up(options.user)
         server = _make_server(options, make(options))
         backend()
+        if options.check:
+            return 0
         current()  # made now, so that errors of its environment variables end the program
-        listeners = inherited_listeners(options.buffer_size) or _listen(options, options.listen)
+        takeover = Takeover(options.takeover, _number_of(options.user))
+        listeners = (
+            inherited_listeners(options.buffer_size)
+            or _take_over(options, takeover)
+            or _listen(options, options.listen)
+        )
+        takeover.listen()
         listening(listeners[0])
         if give_up is not None:
             give_up()
@@ -64,20 +76,59 @@ def serve(
         raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
         try:
-            asyncio.run(_run(server, listeners[0], None))
+            _serve_alone(server, listeners[0], takeover)
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(_complaint(error)) from error
+        finally:
+            takeover.close()
     elif sys.platform != "win32":
         from .workers import supervise
 
+        heartbeats = Heartbeats(options.workers)
         supervise(
             options.workers,
-            partial(_work, server, listeners),
+            partial(_work, server, listeners, takeover, heartbeats),
             ready=lambda: say_listening(listeners[0]),
-            stopping=lambda: _close(listeners),
+            stopping=lambda: _stop_parent(listeners, takeover),
             before_fork=before_fork,
+            heartbeats=heartbeats,
+            serving=lambda stop: _say_ready(listeners, takeover, stop),
         )
     return 0
+
+
+def _serve_alone(server: ProxyServer, listeners: Listeners, takeover: Takeover) -> None:
+    def stop() -> None:
+        service_manager.stopping()
+        takeover.close()
+        server.stop()
+
+    def begun() -> None:
+        loop = asyncio.get_running_loop()
+        _say_ready([listeners], takeover, partial(_call_soon, loop, stopping.handed_over))
+
+    stopping = Stopping(stop)
+    beat = service_manager.alive if service_manager.watchdog_seconds() else lambda: None
+    asyncio.run(run_with_heartbeat(_run(server, listeners, None, stopping), begun, beat))
+
+
+def _say_ready(
+    listeners: Sequence[Listeners], takeover: Takeover, stop: Callable[[], object]
+) -> None:
+    """Say that clients are served; ``stop`` is called once another process has taken over."""
+    takeover.serve(listeners, stop)
+    service_manager.ready()
+
+
+def _stop_parent(listeners: Sequence[Listeners], takeover: Takeover) -> None:
+    service_manager.stopping()
+    takeover.close()
+    _close(listeners)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: everything has ended
+        loop.call_soon_threadsafe(call)
 
 
 def _complaint(error: OSError | ValueError) -> str:
@@ -88,18 +139,28 @@ def _complaint(error: OSError | ValueError) -> str:
     return reason + advice if file is None else f"{file}: {reason}{advice}"
 
 
-def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:
+def _work(
+    server: ProxyServer,
+    listeners: Sequence[Listeners],
+    takeover: Takeover,
+    heartbeats: Heartbeats,
+    number: int,
+    parent: int,
+) -> None:
     own = listeners[number % len(listeners)]
+    takeover.leave()
     # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
     # parent keeps all, for workers to come, and closes them when it is told to stop.
     _close(others for others in listeners if others is not own)
-    asyncio.run(_run(server, own, parent))
+    serving = _run(server, own, parent, Stopping(server.stop))
+    beat = partial(heartbeats.beat, number)
+    asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
     shutdown()  # a worker ends without the interpreter's own end
 
 
 def _close(listeners: Iterable[Listeners]) -> None:
     for listener in (listener for several in listeners for listener in several):
-        listener.close()
+        close_listener(listener)
 
 
 def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyServer:
@@ -121,6 +182,12 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
 
     One set serves where the system doesn't deal a port's clients out among several sockets.
     """
+    if isinstance(address, UnixAddress):
+        return [
+            listen_on(
+                address, options.backlog, buffers=options.buffer_size, mode=options.socket_mode
+            )
+        ]
     share = _share_option() if options.workers > 1 else None
     if share is not None and address.port:
         # Sockets of another program would share the port as well, and get half the clients: bind
@@ -143,6 +210,12 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
     return made
 
 
+def _take_over(options: argparse.Namespace, takeover: Takeover) -> list[list[socket.socket]]:
+    """Return the sockets of the process before this one, for each worker; empty: it has none."""
+    sets = takeover.take(options.listen, backlog=options.backlog, buffers=options.buffer_size)
+    return shared_out(sets, options.workers)
+
+
 def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
         from .privileges import User
@@ -154,6 +227,15 @@ def _giving_up(user: str) -> Callable[[], None]:
     raise UsageError("--user: not on Windows")
 
 
+def _number_of(user: str | None) -> int | None:
+    """Return the user's number; None where there is no ``--user``."""
+    if user is not None and sys.platform != "win32":
+        from .privileges import User
+
+        return User.parse(user).number
+    return None
+
+
 def _share_option() -> int | None:
     if sys.platform != "win32":
         from .workers import share_option
@@ -162,10 +244,12 @@ def _share_option() -> int | None:
     raise UsageError("--workers: not on Windows")
 
 
-async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) -> None:
+async def _run(
+    server: ProxyServer, listeners: Listeners, parent: int | None, stopping: Stopping
+) -> None:
     """Serve until a signal, or until the pipe ``parent`` says to stop or is closed."""
     if parent is None:
-        _obey_signals(server)
+        _obey_signals(stopping)
         say_listening(listeners)  # after the handlers: somebody may answer this with a signal
     elif sys.platform != "win32":
         from .workers import obey
@@ -175,9 +259,9 @@ async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) ->
     await server.run()
 
 
-def _obey_signals(server: ProxyServer) -> None:
+def _obey_signals(stopping: Stopping) -> None:
     loop = asyncio.get_running_loop()
-    calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, server.stop)
+    calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, stopping.signalled)
     calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
     for number, call in calls.items():
         try:

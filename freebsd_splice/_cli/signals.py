@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from ..proxies._log import fields, logger
+from . import service_manager
 
 #: The first of these signals stops the proxy, a second one cuts. SIGINT works also where the
 #: program was started with SIGINT ignored, as a shell starts a background command: a sender of
@@ -19,9 +20,14 @@ WITHOUT_EFFECT = tuple(
 
 
 def say_without_effect(number: int) -> None:
+    is_reload = number == getattr(signal, "SIGHUP", None)
+    if is_reload:  # a service manager that has asked for it waits for the two answers
+        service_manager.reloading()
     name = signal.Signals(number).name
     logger.warning(
         "%s does nothing: for another configuration, stop and start again",
         name,
         extra=fields("signal without effect", signal=name),
     )
+    if is_reload:
+        service_manager.ready()

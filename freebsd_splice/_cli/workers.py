@@ -15,7 +15,9 @@ from typing import NoReturn
 
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
+from .heartbeats import Heartbeats
 from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .stopping import Stopping
 
 assert sys.platform != "win32"  # which has no fork(2)
 
@@ -58,6 +60,9 @@ def supervise(
     ready: Callable[[], object],
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
+    *,
+    heartbeats: Heartbeats | None = None,
+    serving: Callable[[Callable[[], None]], object] = lambda stop: None,
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
@@ -70,13 +75,16 @@ def supervise(
         stopping: is called at each such signal, before the workers are told.
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
+        heartbeats: says which workers are alive; None: nobody asks.
+        serving: is called once all of them serve. It is given a function that stops them all once
+            another process has taken over, and may be called on any thread.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     for number in _WATCHED:
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork).run()
+    _Supervisor(count, work, stopping, before_fork, heartbeats, serving).run()
 
 
 def obey(parent: int, stop: Callable[[], object]) -> None:
@@ -105,7 +113,13 @@ class _Supervisor:
         work: Work,
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
+        heartbeats: Heartbeats | None = None,
+        serving: Callable[[Callable[[], None]], object] = lambda stop: None,
     ) -> None:
+        self._heartbeats = heartbeats
+        self._tell_serving = serving
+        self._is_handed_over = False
+        self._rule = Stopping(self._stop)
         self._work = work
         self._tell_stopping = stopping
         self._before_fork = before_fork
@@ -123,10 +137,23 @@ class _Supervisor:
             if number == signal.SIGCHLD:
                 self._reap()
             elif number in STOPPING:
-                self._stop()
+                self._rule.signalled()
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
+            if self._is_handed_over:
+                self._rule.handed_over()
+            if self._heartbeats is not None:
+                self._look(self._heartbeats)
             self._start_missing()
+
+    def stop_soon(self) -> None:
+        """Stop, from any thread: another process has taken over."""
+        self._is_handed_over = True
+        os.kill(os.getpid(), signal.SIGALRM)  # wakes this process, and is nobody else's
+
+    def _look(self, heartbeats: Heartbeats) -> None:
+        if heartbeats.look(self._live.values()) and not self._stopping:
+            self._tell_serving(self.stop_soon)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -164,8 +191,11 @@ class _Supervisor:
         for number in [number for number in self._missing if self._due(number) <= now]:
             self._missing.remove(number)
             self._start(number)
-        if self._missing:
-            wait = min(map(self._due, self._missing)) - time.monotonic()
+        times = [*map(self._due, self._missing)]
+        if self._heartbeats is not None:
+            times += self._heartbeats.times()
+        if times:
+            wait = min(times) - time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(wait, _SHORTEST_WAIT))
 
     def _due(self, number: int) -> float:
@@ -173,6 +203,8 @@ class _Supervisor:
 
     def _start(self, number: int) -> None:
         self._started[number] = time.monotonic()
+        if self._heartbeats is not None:
+            self._heartbeats.starts(number)
         self._before_fork()
         try:
             hears, says = os.pipe()
