@@ -38,7 +38,8 @@ class Handover:
     def __init__(self, control: socket.socket, sets: Sequence[Sequence[socket.socket]]) -> None:
         self._control = control
         # The server closes its own on another thread, and a number may be another file's then.
-        self._sets = [[listener.dup() for listener in each] for each in sets]
+        self._sets = _duplicates(sets)
+        self._lock = threading.Lock()  # over what is given at a time
         self._connection: socket.socket | None = None
         self._hears, self._wakes = os.pipe()
         self._thread: threading.Thread | None = None
@@ -52,6 +53,15 @@ class Handover:
         self._control.setblocking(False)
         self._thread = start_thread(partial(self._run, handed_over), "takeover")
 
+    def replace(self, sets: Sequence[Sequence[socket.socket]]) -> None:
+        """Hand these sockets over from now on: the configuration was read again.
+
+        Those before are let go of. A socket that nobody accepts from must not go on listening.
+        """
+        with self._lock:
+            before, self._sets = self._sets, _duplicates(sets)
+        _close_all(before)
+
     def close(self) -> None:
         """Hand nothing over any more: this process stops for another reason."""
         os.write(self._wakes, b"!")
@@ -64,8 +74,7 @@ class Handover:
     def leave(self) -> None:
         """Close all descriptors, also in a forked worker, where there is no thread."""
         self._control.close()
-        for listener in (listener for each in self._sets for listener in each):
-            listener.close()
+        _close_all(self._sets)
         if self._connection is not None:
             self._connection.close()
         for descriptor in (self._hears, self._wakes):
@@ -117,7 +126,8 @@ class Handover:
             return False
         connection.settimeout(_PATIENCE)
         try:
-            give(connection, self._control, self._sets)
+            with self._lock:
+                give(connection, self._control, self._sets)
             if not self._is_asked(connection):
                 return False
             is_serving = connection.recv(len(SERVING)) == SERVING
@@ -134,6 +144,15 @@ class Handover:
         keep_files()
         logger.info("another process has taken the listening sockets over", extra=_HANDED_OVER)
         return True
+
+
+def _duplicates(sets: Sequence[Sequence[socket.socket]]) -> list[list[socket.socket]]:
+    return [[listener.dup() for listener in each] for each in sets]
+
+
+def _close_all(sets: Sequence[Sequence[socket.socket]]) -> None:
+    for listener in (listener for each in sets for listener in each):
+        listener.close()
 
 
 _HANDED_OVER = fields("handed over")

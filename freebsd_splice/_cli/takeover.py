@@ -129,6 +129,11 @@ class Takeover:
             self._relieve(self._passed, sets)
         self._handover.start(stop)
 
+    def replace(self, sets: Sequence[Sequence[socket.socket]]) -> None:
+        """Hand these sockets over from now on: the configuration was read again."""
+        if self._handover is not None:
+            self._handover.replace(sets)
+
     def close(self) -> None:
         """Hand nothing over any more. A process before this one that was not told goes on."""
         handover, self._handover = self._handover, None

@@ -18,7 +18,8 @@ import pytest
 
 from freebsd_splice._cli import passing
 from freebsd_splice._cli.stopping import Stopping
-from freebsd_splice._cli.takeover import shared_out
+from freebsd_splice._cli.takeover import Takeover, shared_out
+from freebsd_splice.proxies import Address
 from programs.processes import PATIENCE, Forwarder, Server, closing_all, exchange, until
 
 StartForwarder = Callable[..., Forwarder]
@@ -352,6 +353,34 @@ def test_no_socket_is_left_out(
     sets: list[list[int]], workers: int, shared: list[list[int]]
 ) -> None:
     assert shared_out(sets, workers) == shared  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_other_sockets_can_be_handed_over_later(tmp_path: Path) -> None:
+    """After a reload. Those before do not go on listening, as nobody accepts from them."""
+    path = str(tmp_path / "takeover")
+    over = threading.Event()
+    takeover = Takeover(path)
+    takeover.listen()
+    first, second = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    first.setblocking(False)
+    second.setblocking(False)
+    with first, second:
+        takeover.serve([[first]], over.set)
+        takeover.replace([[second]])
+        gone = first.getsockname()
+        first.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(gone, PATIENCE)
+        following = Takeover(path)
+        wanted = Address(*second.getsockname())
+        ((taken,),) = following.take(wanted, backlog=5)
+        following.listen()
+        following.serve([[taken]], lambda: None)
+        assert over.wait(PATIENCE)
+        takeover.close()
+        following.close()
+        assert taken.getsockname() == second.getsockname()
+        taken.close()
 
 
 def test_a_signal_and_a_takeover_together_stop_once() -> None:
