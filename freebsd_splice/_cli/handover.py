@@ -57,10 +57,16 @@ class Handover:
         """Hand these sockets over from now on: the configuration was read again.
 
         Those before are let go of. A socket that nobody accepts from must not go on listening.
+
+        Raises:
+            OSError: descriptors are short. The next process is given none then.
         """
         with self._lock:
-            before, self._sets = self._sets, _duplicates(sets)
+            before, self._sets = self._sets, []
         _close_all(before)
+        made = _duplicates(sets)
+        with self._lock:
+            self._sets = made
 
     def close(self) -> None:
         """Hand nothing over any more: this process stops for another reason."""

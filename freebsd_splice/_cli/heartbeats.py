@@ -62,6 +62,7 @@ class Heartbeats:
         self._count = count
         self._parent = os.getpid()
         self._are_known_to_serve = False
+        self._has_retired = False
         self._times = mmap.mmap(-1, count * _TIME.size)
         self._started = [0.0] * count
         whole = service_manager.watchdog_seconds()
@@ -69,8 +70,14 @@ class Heartbeats:
         self._next = time.monotonic()
 
     def beat(self, number: int) -> None:
-        """Note, in a worker, that its loop is alive."""
+        """Note, in a worker, that its loop is alive, unless another one has its place."""
+        if self._has_retired:
+            return
         _TIME.pack_into(self._times, number * _TIME.size, time.monotonic())
+
+    def retire(self) -> None:
+        """Note nothing any more, in a worker whose place another one takes."""
+        self._has_retired = True
 
     def wake_parent(self) -> None:
         """Have the parent look, now that this worker serves."""

@@ -19,6 +19,11 @@ from ..proxies._log import fields, logger
 _PATIENCE = 1.0
 
 
+def is_there() -> bool:
+    """Return whether anything is said to anybody."""
+    return bool(_socket_name())
+
+
 def ready() -> None:
     """Say that the program serves, after its start or after ``reloading``."""
     _say("READY=1")

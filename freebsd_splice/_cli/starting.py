@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 
 from ..proxies._listening import SOCKET_MODE
 
 
-def add_starting(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all proxies that are about the start."""
+def add_socket_mode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--socket-mode",
         type=_permissions,
@@ -18,8 +18,18 @@ def add_starting(parser: argparse.ArgumentParser) -> None:
         help="permissions of the file, where LISTEN is a Unix socket: who may write may connect "
         f"(default: {SOCKET_MODE:o})",
     )
+
+
+def add_starting(parser: argparse.ArgumentParser, path: Callable[[str], str]) -> None:
+    """Add the options about the start that a process has once.
+
+    Args:
+        parser: gets them.
+        path: the type of an argument that is a path.
+    """
     parser.add_argument(
         "--takeover",
+        type=path,
         metavar="SOCKET",
         help="take the listening sockets over from the process that was started with the same "
         "SOCKET, a path, which stops then; no client is refused",
@@ -27,7 +37,9 @@ def add_starting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read the command line and its files, and end: exit status 0 if they can be used",
+        default=argparse.SUPPRESS,  # so that there is no key for it in a configuration file
+        help="read the command line and all files, name what is wrong, and end: exit status 0 if "
+        "nothing is",
     )
 
 

@@ -14,16 +14,16 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .._errors import why
-from ..proxies import Address, ListenError, UnixAddress
-from ..proxies._addresses import Resolved, look_up, show
-from ..proxies._connecting import set_buffers
+from ..proxies import Address, ListenError
+from ..proxies._addresses import Resolved, show
+from ..proxies._connecting import reason_of, set_buffers
 from ..proxies._listening import close_listener, listen_on
 from ..proxies._log import fields, logger
 from ..proxies._unix_sockets import AF_UNIX, adopt_file, listen_at, path_of, peer_user
 from .handover import Handover
+from .matching import addresses_of, at_address, is_at
 from .options import CannotStartError, UsageError
 from .passing import SERVING, Passed, take
 
@@ -83,15 +83,22 @@ class Takeover:
         """
         if self._passed is None:
             return []
-        wanted = _addresses_of(address)
-        sets = [
-            [listener for listener in each if any(_is_at(listener, one) for one in wanted)]
+        left = [
+            listener
             for each in self._passed.sets
+            for listener in each
+            if listener not in self._taken
         ]
-        taken = [each for each in sets if each]
-        self._taken += (listener for each in taken for listener in each)
-        for listener in self._taken:
+        try:
+            wanted = addresses_of(address)
+            own = at_address(left, address)
+        except (OSError, UnicodeError):  # to listen there will fail as well, and say why
+            return []
+        for listener in own:
             set_buffers(listener, buffers)
+        self._taken += own
+        sets = [[listener for listener in each if listener in own] for each in self._passed.sets]
+        taken = [each for each in sets if each]
         if taken:
             _add_missing(taken, wanted, backlog, buffers)
         return taken
@@ -131,8 +138,17 @@ class Takeover:
 
     def replace(self, sets: Sequence[Sequence[socket.socket]]) -> None:
         """Hand these sockets over from now on: the configuration was read again."""
-        if self._handover is not None:
+        if self._handover is None:
+            return
+        try:
             self._handover.replace(sets)
+        except OSError as error:
+            reason = reason_of(error)
+            logger.error(
+                "the next process cannot take the listening sockets over: %s",
+                reason,
+                extra=fields("nothing to hand over", error=reason),
+            )
 
     def close(self) -> None:
         """Hand nothing over any more. A process before this one that was not told goes on."""
@@ -219,32 +235,11 @@ def _adopt(listener: socket.socket) -> None:
         logger.warning("%s: %s", show(listener.getsockname()), why(error))
 
 
-def _addresses_of(address: Address) -> list[Resolved]:
-    if isinstance(address, UnixAddress):
-        path: Any = address.host  # in the place of a pair
-        return [Resolved(AF_UNIX, path)]
-    try:
-        return look_up(address, socket.AI_PASSIVE)
-    except (OSError, UnicodeError):  # to listen there will fail as well, and say why
-        return []
-
-
-def _is_at(listener: socket.socket, wanted: Resolved) -> bool:
-    """Return whether the socket listens on that address; port 0 is any port."""
-    if listener.family != wanted.family:
-        return False
-    own = listener.getsockname()
-    if listener.family == AF_UNIX:
-        return bool(own == wanted.address)
-    host, port, *others = wanted.address
-    return bool((own[0], *own[2:]) == (host, *others) and port in (0, own[1]))
-
-
 def _add_missing(sets: Sets, wanted: Sequence[Resolved], backlog: int, buffers: int | None) -> None:
     """Listen as well on those addresses that the running process does not listen on."""
     for each in wanted:
         known = [listener for several in sets for listener in several]
-        if any(_is_at(listener, each) for listener in known):
+        if any(is_at(listener, each) for listener in known):
             continue
         port = each.address[1] or known[0].getsockname()[1]
         try:

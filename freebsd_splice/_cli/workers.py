@@ -16,7 +16,7 @@ from typing import NoReturn
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
 from .heartbeats import Heartbeats
-from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stopping import Stopping
 
 assert sys.platform != "win32"  # which has no fork(2)
@@ -25,12 +25,15 @@ assert sys.platform != "win32"  # which has no fork(2)
 Work = Callable[[int, int], object]
 
 #: The signals that the parent waits for.
-_WATCHED = frozenset({*STOPPING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset({*STOPPING, *RELOADING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
 
 #: What the parent writes to each worker at each signal that stops. Workers themselves have these
 #: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
 #: together with the parent's message those would be two, which cut connections.
 _STOP = b"!"
+
+#: What the parent writes to each worker whose place another one takes.
+_RETIRE = b"-"
 
 #: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
@@ -60,13 +63,15 @@ def supervise(
     ready: Callable[[], object],
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
+    reload: Callable[[], bool] = lambda: False,
     *,
     heartbeats: Heartbeats | None = None,
     serving: Callable[[Callable[[], None]], object] = lambda stop: None,
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
-    At each SIGINT or SIGTERM the workers are told to stop.
+    At each SIGINT or SIGTERM the workers are told to stop. At SIGHUP new workers can take the place
+    of all others, which end with their last connection.
 
     Args:
         count: how many workers.
@@ -75,6 +80,7 @@ def supervise(
         stopping: is called at each such signal, before the workers are told.
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
+        reload: is called at SIGHUP; returns whether new workers are needed.
         heartbeats: says which workers are alive; None: nobody asks.
         serving: is called once all of them serve. It is given a function that stops them all once
             another process has taken over, and may be called on any thread.
@@ -84,24 +90,28 @@ def supervise(
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork, heartbeats, serving).run()
+    _Supervisor(count, work, stopping, before_fork, reload, heartbeats, serving).run()
 
 
-def obey(parent: int, stop: Callable[[], object]) -> None:
-    """Call ``stop``, in a worker's loop, whenever the parent says so, and once it has ended."""
+def obey(parent: int, stop: Callable[[], object], retire: Callable[[], object]) -> None:
+    """Call these, in a worker's loop, whenever the parent says so.
+
+    ``stop`` is called as well once the parent has ended.
+    """
     loop = asyncio.get_running_loop()
+    calls = {_STOP: stop, _RETIRE: retire}
     stopped = False
 
     def hear() -> None:
         nonlocal stopped
         said = os.read(parent, 64)
-        for _ in said:
-            stop()
+        for word in said:
+            calls[bytes((word,))]()
         if not said:
             loop.remove_reader(parent)
             if not stopped:  # a second call would cut live connections
                 stop()
-        stopped = True
+        stopped = stopped or _STOP in said
 
     loop.add_reader(parent, hear)
 
@@ -113,9 +123,11 @@ class _Supervisor:
         work: Work,
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
+        reload: Callable[[], bool] = lambda: False,
         heartbeats: Heartbeats | None = None,
         serving: Callable[[Callable[[], None]], object] = lambda stop: None,
     ) -> None:
+        self._count = count
         self._heartbeats = heartbeats
         self._tell_serving = serving
         self._is_handed_over = False
@@ -123,21 +135,29 @@ class _Supervisor:
         self._work = work
         self._tell_stopping = stopping
         self._before_fork = before_fork
+        self._reload = reload
         self._missing = list(range(count))
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
         self._stopping = False
         #: By the worker's number. Their closing tells the workers that the parent has ended.
         self._pipes: dict[int, int] = {}
+        #: The workers whose places others take, by their processes: their numbers and pipes.
+        self._retired: dict[int, tuple[int, int]] = {}
+        #: Those of them that accept clients until all the others have been started.
+        self._retiring: set[int] = set()
 
     def run(self) -> None:
         self._start_missing()
-        while self._live or self._missing:
+        while self._live or self._missing or self._retired:
             number = signal.sigwait(_WATCHED)
             if number == signal.SIGCHLD:
                 self._reap()
             elif number in STOPPING:
                 self._rule.signalled()
+            elif number in RELOADING:
+                if not self._stopping and self._reload():
+                    self._replace_all()
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             if self._is_handed_over:
@@ -145,6 +165,8 @@ class _Supervisor:
             if self._heartbeats is not None:
                 self._look(self._heartbeats)
             self._start_missing()
+            if not self._missing:
+                self._retire()
 
     def stop_soon(self) -> None:
         """Stop, from any thread: another process has taken over."""
@@ -159,30 +181,52 @@ class _Supervisor:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
-        for pipe in self._pipes.values():
-            # The worker has just ended, or has not read the last 65,536 messages.
-            with contextlib.suppress(OSError):
-                os.write(pipe, _STOP)
+        for pipe in self._all_pipes():
+            self._tell(pipe, _STOP)
+
+    def _replace_all(self) -> None:
+        """Have new workers start, and the others finish once all of the new ones have started."""
+        for process, number in self._live.items():
+            self._retired[process] = number, self._pipes.pop(number)
+        self._retiring |= set(self._live)
+        self._live.clear()
+        self._missing = list(range(self._count))
+        self._started.clear()
+
+    def _retire(self) -> None:
+        """Have the workers whose places are taken accept no more clients."""
+        for process in self._retiring:
+            self._tell(self._retired[process][1], _RETIRE)
+        self._retiring.clear()
+
+    def _all_pipes(self) -> list[int]:
+        return [*self._pipes.values(), *(pipe for _, pipe in self._retired.values())]
+
+    def _tell(self, pipe: int, word: bytes) -> None:
+        # The worker has just ended, or has not read the last 65,536 messages.
+        with contextlib.suppress(OSError):
+            os.write(pipe, word)
 
     def _reap(self) -> None:
-        while self._live:
+        while self._live or self._retired:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
-            # A program that was exec'ed by another one, or is process 1, has other children too.
-            number = self._live.pop(process, None)
-            if number is None:
+            ended = os.waitstatus_to_exitcode(status)
+            if process in self._retired:
+                number, pipe = self._retired.pop(process)
+                self._retiring.discard(process)
+                os.close(pipe)
+                if ended and not self._stopping:
+                    _say_died(number, process, ended)
                 continue
+            # A program that was exec'ed by another one, or is process 1, has other children too.
+            if process not in self._live:
+                continue
+            number = self._live.pop(process)
             os.close(self._pipes.pop(number))
             if not self._stopping:
-                ended = os.waitstatus_to_exitcode(status)
-                logger.error(
-                    "worker %d (process %d) has died: %s",
-                    number,
-                    process,
-                    f"signal {-ended}" if ended < 0 else f"status {ended}",
-                    extra=fields("worker died", worker=number, status=ended),
-                )
+                _say_died(number, process, ended)
                 self._missing.append(number)
 
     def _start_missing(self) -> None:
@@ -230,7 +274,7 @@ class _Supervisor:
     def _be_worker(self, number: int, hears: int) -> NoReturn:
         status = 1
         try:
-            for says in self._pipes.values():
+            for says in self._all_pipes():
                 os.close(says)  # else the other workers would not notice the parent's end
             # The signals that the parent waits for stay blocked here: they are for it alone.
             self._work(number, hears)
@@ -242,3 +286,13 @@ class _Supervisor:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # write the last lines of the log
             os._exit(status)  # without the parent's exit handlers
+
+
+def _say_died(number: int, process: int, ended: int) -> None:
+    logger.error(
+        "worker %d (process %d) has died: %s",
+        number,
+        process,
+        f"signal {-ended}" if ended < 0 else f"status {ended}",
+        extra=fields("worker died", worker=number, status=ended),
+    )

@@ -60,7 +60,7 @@ def peer_user(sock: socket.socket) -> int | None:
 
 
 def _asked_by_getpeereid(sock: socket.socket) -> int | None:
-    ask = _getpeereid()
+    ask = load_getpeereid()
     if ask is None:
         return None
     import ctypes
@@ -71,7 +71,8 @@ def _asked_by_getpeereid(sock: socket.socket) -> int | None:
 
 
 @cache
-def _getpeereid() -> Callable[..., int] | None:
+def load_getpeereid() -> Callable[..., int] | None:
+    """Return the C library's getpeereid(3); None: it has none, or Python has no ctypes."""
     try:
         import ctypes
 
@@ -85,11 +86,20 @@ def _getpeereid() -> Callable[..., int] | None:
 
 
 class _File(NamedTuple):
-    """The file of a socket, and the process that removes it."""
+    """The file of a socket, and the process that removes it.
+
+    Attributes:
+        process: the process.
+        device: where the file is.
+        inode: which file it is.
+        holders: the descriptors of the sockets that listen at it, which are duplicates of each
+            other. The last one that is closed takes the file with it.
+    """
 
     process: int
     device: int
     inode: int
+    holders: set[int]
 
 
 #: By the path: the files that this process removes once it listens there no more.
@@ -170,9 +180,29 @@ def _is_left_over(path: str) -> bool:
 def adopt_file(listener: socket.socket) -> None:
     """Remove the file of a listening Unix socket once this process closes the socket."""
     path = path_of(listener)
-    if path is not None:
-        found = os.lstat(path)
-        _files[path] = _File(os.getpid(), found.st_dev, found.st_ino)
+    if path is None:
+        return
+    found = os.lstat(path)
+    made = _File(os.getpid(), found.st_dev, found.st_ino, {listener.fileno()})
+    known = _files.get(path)
+    if known is not None and known[:3] == made[:3]:
+        known.holders.add(listener.fileno())
+    else:
+        _files[path] = made
+
+
+def duplicate(listener: socket.socket) -> socket.socket:
+    """Return a duplicate of a listening socket that keeps the file of a Unix socket as well."""
+    made = listener.dup()
+    path = path_of(listener) if _files else None
+    if path is not None and path in _files and listener.fileno() in _files[path].holders:
+        _files[path].holders.add(made.fileno())
+    return made
+
+
+def has_file(listener: socket.socket) -> bool:
+    """Return whether this process removes the file of the listening socket."""
+    return path_of(listener) in _files
 
 
 def keep_files() -> None:
@@ -183,12 +213,17 @@ def keep_files() -> None:
 def remove_file(listener: socket.socket) -> None:
     """Remove the file of a listening Unix socket, if this process is the one to do so.
 
-    Another process can have put a socket of its own there; its file is left alone.
+    While a duplicate of the socket listens nothing is removed. Another process can have put a
+    socket of its own there; its file is left alone.
     """
     path = path_of(listener) if _files else None
     if path is None or path not in _files or _files[path].process != os.getpid():
         return
-    made = _files.pop(path)
+    made = _files[path]
+    made.holders.discard(listener.fileno())
+    if made.holders:
+        return
+    del _files[path]
     # A process that has given up root's privileges may not be allowed to: what is left is replaced
     # by the next one.
     with contextlib.suppress(OSError):
