@@ -19,6 +19,11 @@ class Servers:
         self._failure: BaseException | None = None
         self._is_stopping = False
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._is_stopping
+
     def replace(self, served: Sequence[Served]) -> bool:
         """Have these accept clients, and the others finish what they have begun.
 

@@ -144,7 +144,10 @@ def _serve_here(in_force: InForce, takeover: Takeover) -> None:
         servers.stop()
 
     def begin() -> None:
-        _obey_signals(stopping.signalled, Reloading(in_force, servers.replace).begin)
+        reloading = Reloading(in_force, servers.replace)
+        _obey_signals(
+            stopping.signalled, lambda: None if servers.is_stopping else reloading.begin()
+        )
         _say_listening(in_force.served)  # after the handlers: somebody may answer with a signal
 
     def begun() -> None:

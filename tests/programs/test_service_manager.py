@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from freebsd_splice._cli import service_manager
-from programs.processes import PATIENCE, Forwarder, Server, exchange
+from freebsd_splice._cli.heartbeats import Heartbeats
+from programs.processes import PATIENCE, Forwarder, Proxy, Server, exchange
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -111,10 +112,35 @@ def test_a_reload_is_answered_twice(
     assert reloading is not None
     assert before <= int(reloading[1]) <= time.monotonic_ns() // 1000
     assert manager.hear() == "READY=1"
-    front.signal(signal.SIGUSR1)
-    front.expect("SIGUSR1 does nothing")
+    front.signal(signal.SIGUSR2)
+    front.expect("SIGUSR2 does nothing")
     front.signal(signal.SIGTERM)
     assert manager.hear() == "STOPPING=1"
+
+
+def test_a_reload_that_fails_is_answered_too(
+    manager: ServiceManager, proxy: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    routes = tmp_path / "routes.toml"
+    routes.write_text('default = "127.0.0.1:1"')
+    front = proxy("sni", str(routes), "127.0.0.1:0", environment=manager.environment)
+    assert manager.hear() == "READY=1"
+    routes.write_text("nonsense")
+    front.signal(signal.SIGHUP)
+    assert manager.hear().startswith("RELOADING=1")
+    assert manager.hear() == "READY=1"
+    front.expect("not reloaded")
+
+
+def test_a_worker_whose_place_is_taken_hides_no_other() -> None:
+    """Both have one number. The one that finishes has a live loop, the new one perhaps not."""
+    heartbeats = Heartbeats(1)
+    heartbeats.retire()
+    heartbeats.beat(0)
+    assert not heartbeats.look([])
+    heartbeats = Heartbeats(1)
+    heartbeats.beat(0)
+    assert heartbeats.look([])
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

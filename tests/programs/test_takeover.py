@@ -182,8 +182,10 @@ def test_a_signal_to_the_one_that_stops_cuts_nothing(workers: str, succession: S
         succession.follow(first)
         first.expect("stopping: 1 connections live")
         first.signal(signal.SIGTERM)
-        first.signal(signal.SIGHUP)
-        first.expect("SIGHUP does nothing")
+        first.signal(signal.SIGHUP)  # its files are the other's business now
+        first.signal(signal.SIGUSR2)
+        first.expect("SIGUSR2 does nothing")
+        assert not first.find("reloading")
         assert exchange(client, b"hello") == b"hello"
         first.signal(signal.SIGTERM)
         with pytest.raises(ConnectionResetError):

@@ -209,7 +209,14 @@ def _parsed(text: str) -> configparser.RawConfigParser:
 
 def test_each_proxy_has_its_units() -> None:
     names = {path.stem.rpartition("-")[2] for path in UNITS.iterdir()}
-    assert names == set(COMMANDS)
+    assert names == {*COMMANDS, "serve"}
+
+
+def test_the_unit_of_serve_runs_a_file() -> None:
+    """Its sockets are those that the file names; with a socket unit they are systemd's."""
+    unit = _parsed(_unit("serve", "service"))
+    assert unit["Service"]["ExecStart"] == "/usr/bin/freebsd-splice serve $OPTIONS $FILE"
+    assert "Requires" not in unit["Unit"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -227,7 +234,7 @@ def test_a_unit_runs_the_proxy_on_its_socket(name: str) -> None:
     assert set(options) <= set(re.findall(r"^  --([\w-]+)", text, re.M))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "serve"])
 def test_all_units_are_hardened_alike(name: str) -> None:
     start = "# systemd before 253"
     assert (
@@ -237,11 +244,11 @@ def test_all_units_are_hardened_alike(name: str) -> None:
     assert "DynamicUser=yes\nCapabilityBoundingSet=\n" in _unit(name, "service")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "serve"])
 def test_the_units_are_right_for_systemd(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    units = [f"freebsd-splice-{name}.{kind}" for kind in ("socket", "service")]
+    units = [path.name for path in sorted(UNITS.glob(f"freebsd-splice-{name}.*"))]
     for unit in units:
         text = (UNITS / unit).read_text()
         (tmp_path / unit).write_text(text.replace("/usr/bin/freebsd-splice", sys.executable))

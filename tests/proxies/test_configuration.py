@@ -45,7 +45,7 @@ ARGUMENTS = {
 }
 
 #: Values for options, of which each takes one.
-SAMPLES = ["7", "10.0.0.0/8", "example.org:443", "root", "127.0.0.1:9"]
+SAMPLES = ["7", "10.0.0.0/8", "example.org:443", "root", "127.0.0.1:9", "660"]
 
 
 def read(text: str) -> tuple[Plan, list[str]]:
