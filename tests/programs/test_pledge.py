@@ -106,7 +106,8 @@ def test_a_service_manager_is_spoken_to(
         manager.bind(str(tmp_path / "notify"))
         told = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         front = forwarder(echo_server.address, "--pledge", patch=RECORDED, environment=told)
-        front.expect(f"^{PLEDGED} unix$")
+        front.expect("^serving$")
+        assert f"{PLEDGED} unix" in front.lines
         assert front.stop() == 0
 
 

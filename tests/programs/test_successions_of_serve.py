@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from freebsd_splice._cli import handover
+from freebsd_splice import _cli
+from freebsd_splice._cli import handover, listeners
+from freebsd_splice._cli.options import UsageError
+from freebsd_splice._cli.plan import Made, Planned
 from freebsd_splice._cli.takeover import Takeover
+from freebsd_splice.proxies import UnixAddress
+from freebsd_splice.proxies._listening import close_listener, listen_on
 from programs.clients import no_accidents
 from programs.processes import PATIENCE, Proxy, Served, Server, connect_to, exchange, until, where
 
@@ -103,6 +109,28 @@ def test_a_reload_that_fails_leaves_unix_sockets_alone(
     with at(path) as client:
         assert exchange(client, b"hello") == b"hello"
     assert run.stop() == 0
+    assert not path.exists()
+
+
+def test_the_mode_of_a_file_of_another_user_takes_a_restart(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after --user: the file is root's."""
+
+    def planned(*options: str) -> Planned:
+        arguments = ["forward", *options, f"unix:{path}", "127.0.0.1:1"]
+        return Planned(_cli._parser().parse_args(arguments), lambda options: Made(None))  # type: ignore[arg-type]
+
+    (listener,) = listen_on(UnixAddress(str(path)), 5)
+    try:
+        served = listeners.Served(planned(), None, None, [[listener]])  # type: ignore[arg-type]
+        kept = listeners.Kept([served])
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(UsageError, match=r"socket-mode: .* is another user's"):
+            kept.find(planned("--socket-mode", "660"))
+        listeners.close(kept.find(planned()))
+    finally:
+        close_listener(listener)
     assert not path.exists()
 
 
