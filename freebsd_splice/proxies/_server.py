@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 import sys
 from collections.abc import Iterable
@@ -24,7 +22,7 @@ from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from . import _pausing
-from ._accepting import Accepting
+from ._accepting import OF_ONE_CLIENT, Accepting
 from ._addresses import Address, Resolved, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
@@ -60,13 +58,6 @@ ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
 #: Descriptors that must be free besides those when a client is accepted: for pipes, look-ups of
 #: names, and files.
 _TO_SPARE = 8
-
-#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
-#: passes errors of the network on that are pending on the new socket (accept(2)).
-_OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
-_OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
-_OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-_OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class ProxyServer:
@@ -190,7 +181,7 @@ class ProxyServer:
         Raises:
             ListenError: a listening socket listens no more.
         """
-        _start_workers()
+        current().start_workers()
         loop = asyncio.get_running_loop()
         self._worker = current().local_worker()
         if self._worker is not None:
@@ -374,7 +365,7 @@ class ProxyServer:
         elif not listens(listener):
             reason = f"{own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
-        elif error.errno in _OF_ONE_CLIENT:
+        elif error.errno in OF_ONE_CLIENT:
             await asyncio.sleep(0)  # let other tasks run
         else:
             logger.error("cannot accept: %s", why(error))
@@ -488,9 +479,3 @@ class ProxyServer:
                 task.cancel()
             else:
                 client.relay.cut_soon()
-
-
-def _start_workers() -> None:
-    """Start the engine's workers now; later they would take descriptors of accepted clients."""
-    for _ in range(os.cpu_count() or 1):
-        current().flows(1)
