@@ -43,6 +43,7 @@ from ._hangups import Hangups
 from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on, listens, own_name, say_listening
 from ._log import logger
+from ._observing import Observer
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
 from ._proxy_protocol import Version
@@ -132,6 +133,8 @@ class ProxyServer:
         self._cutting = False
         self._changes = Changes()
         self._shortage = Shortage(self._changes, lambda: len(self._clients))
+        #: Is told what happens to clients. For the package's own use.
+        self.observer = Observer()
 
     def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
         """Listen on every address that a name stands for.
@@ -309,6 +312,7 @@ class ProxyServer:
                 self._begin(sock, address, reserved, place)
                 return
             name = show(address)
+            self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
         except Exception:
             logger.exception("an accepted client cannot be served")
@@ -323,6 +327,8 @@ class ProxyServer:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
         client = Client(sock, address, handshake, partial(self._dial, reserved, place), place)
+        client.observer = self.observer
+        self.observer.accepted(client)
         logger.debug("%s: accepted", client.name)
         task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
         self._clients[task] = client
@@ -377,6 +383,7 @@ class ProxyServer:
         self._occupancy.leave(client.counts_as)
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
+        self.observer.left(client)
         self._changes.wake()
 
     # One connection
@@ -396,12 +403,15 @@ class ProxyServer:
                 if self._headers is not None:
                     initial = await self._headers.before_join(client, target, initial)
                 target_name = peer_name(target)
+                self.observer.handshaken(client, target_name)
                 relay = await self._join(client, target, initial, reserved)
             except OSError as error:
+                self.observer.refused(client, error)
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
         outcome = await end_of(relay, lambda: self._is_moving)
+        self.observer.ended(client, outcome)
         report_end(client, target_name, outcome)
 
     def _is_welcome(self, client: Client) -> bool:
@@ -410,6 +420,7 @@ class ProxyServer:
             return True
         place = self._occupancy.enter(client.address)
         if place is None:
+            self.observer.refused(client, None)
             report_refusal(client, who(client), self._limits.per_client)
             return False
         self._occupancy.leave(client.counts_as)

@@ -1,0 +1,120 @@
+"""The live connections of a proxy, and how many bytes each has moved so far."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .. import RelayOutcome
+from .._relay import Progress
+from ._observing import Observer
+
+if TYPE_CHECKING:
+    from ._client import Client
+
+#: Seconds that asking all relays may take. The kernel answers with a lock that a busy splice can
+#: hold for long (F24). Those that were not asked come first the next time.
+READ_SECONDS = 2.0
+
+#: Relays that are asked before other threads, the loop's above all, have the interpreter for a
+#: while, and the length of that while in seconds.
+_AT_ONCE = 50
+_PAUSE = 0.0005
+
+
+@dataclass(eq=False)
+class LiveConnection:
+    """A client from its accepting to its end.
+
+    Attributes:
+        client: the client.
+        accepted: the time of ``time.monotonic`` at which it was accepted.
+        target_name: its target; None until the two are joined.
+        dialling: seconds that connecting to its target has taken, all attempts together.
+        ways: what its relay said last: up and down; empty until it was asked.
+        asked: the time at which it was asked.
+        counted: the bytes up and down that ``Numbers`` has counted already.
+    """
+
+    client: Client
+    accepted: float
+    target_name: str | None = None
+    dialling: float = 0.0
+    ways: tuple[Progress, ...] = field(default=())
+    asked: float = 0.0
+    counted: list[int] = field(default_factory=lambda: [0, 0])
+
+
+class LiveConnections(Observer):
+    """Knows who is connected. ``read`` asks the relays; nothing else takes any time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._live: dict[Client, LiveConnection] = {}
+
+    def accepted(self, client: Client) -> None:
+        connection = LiveConnection(client, time.monotonic())
+        with self._lock:
+            self._live[client] = connection
+
+    def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
+        with self._lock:
+            if client in self._live:
+                self._live[client].dialling += seconds
+
+    def handshaken(self, client: Client, target_name: str) -> None:
+        with self._lock:
+            if client in self._live:
+                self._live[client].target_name = target_name
+
+    def ended(self, client: Client, outcome: RelayOutcome) -> None:
+        self._forget(client)
+
+    def refused(self, client: Client | None, error: OSError | None) -> None:
+        if client is not None:
+            self._forget(client)
+
+    def left(self, client: Client) -> None:
+        self._forget(client)
+
+    def read(self, seconds: float = READ_SECONDS) -> list[LiveConnection]:
+        """Ask the live relays how much they have moved; return all live connections, oldest first.
+
+        For a thread that may wait: an answer can take long, and only one thread asks at a time.
+
+        Args:
+            seconds: how long it may take. Connections that were not asked by then keep what they
+                said before.
+        """
+        with self._reading:
+            deadline = time.monotonic() + seconds
+            with self._lock:
+                live = list(self._live.values())
+            joined = [connection for connection in live if connection.client.relay is not None]
+            joined.sort(key=lambda connection: connection.asked)
+            for number, connection in enumerate(joined, 1):
+                self._ask(connection)
+                if time.monotonic() >= deadline:
+                    break
+                if number % _AT_ONCE == 0:
+                    time.sleep(_PAUSE)
+        return live
+
+    def _ask(self, connection: LiveConnection) -> None:
+        assert connection.client.relay is not None
+        ways = connection.client.relay.progress()
+        with self._lock:
+            if connection.client in self._live:
+                connection.ways, connection.asked = ways, time.monotonic()
+                self._moved(connection)
+
+    def _moved(self, connection: LiveConnection) -> None:
+        """Take note of ``connection.ways``, with the lock."""
+
+    def _forget(self, client: Client) -> LiveConnection | None:
+        """Return the connection; None where it was forgotten before."""
+        with self._lock:
+            return self._live.pop(client, None)

@@ -1,0 +1,236 @@
+"""Numbers about connections: what is counted, and that asking relays takes nobody's time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from freebsd_splice import Outcome, Reason, RelayOutcome
+from freebsd_splice._platform import descriptors
+from freebsd_splice._relay import Progress
+from freebsd_splice.proxies import Address, HandshakeError, RefusedTargetError, TargetError, _live
+from freebsd_splice.proxies._connecting import StarvedError
+from freebsd_splice.proxies._hangups import HangupError
+from freebsd_splice.proxies._live import LiveConnections
+from freebsd_splice.proxies._numbers import BUCKETS, Numbers, Snapshot
+from freebsd_splice.proxies._observing import REFUSALS, Observer, refusal_of
+
+COPIED, SPLICED = ("userspace", "copy"), ("kernel", "SO_SPLICE")
+
+
+class FakeRelay:
+    """Says how far it is when it is asked."""
+
+    def __init__(self, *ways: Progress, asked: Callable[[], object] = lambda: None) -> None:
+        self.ways = ways
+        self.asked = asked
+
+    def progress(self) -> tuple[Progress, ...]:
+        self.asked()
+        return self.ways
+
+
+class FakeClient:
+    def __init__(self, relay: FakeRelay | None = None) -> None:
+        self.relay = relay
+
+
+def joined(observer: Observer, relay: FakeRelay | None) -> Any:
+    client: Any = FakeClient(relay)
+    observer.accepted(client)
+    observer.handshaken(client, "target:1")
+    return client
+
+
+def outcome(up: int, down: int, by: tuple[str, str]) -> RelayOutcome:
+    up_way, down_way = (
+        Outcome(count, b"", Reason.EOF, None, backend=by[0], mover=by[1], seconds=1.0)
+        for count in (up, down)
+    )
+    return RelayOutcome(up_way, down_way, Reason.EOF, None, 1.0)
+
+
+def bytes_of(numbers: Numbers) -> dict[tuple[str, ...], float]:
+    totals = numbers.snapshot().totals
+    return {key[1:]: value for key, value in totals.items() if key[0] == "bytes"}
+
+
+def test_bytes_stay_with_what_has_moved_them() -> None:
+    """So that no total shrinks when the kernel takes a connection over."""
+    numbers = Numbers()
+    relay = FakeRelay(Progress(10, COPIED), Progress(20, None))
+    client = joined(numbers, relay)
+    assert bytes_of(numbers) == {("up", *COPIED): 10}
+    relay.ways = (Progress(15, SPLICED), Progress(20, SPLICED))
+    assert bytes_of(numbers) == {("up", *COPIED): 10, ("up", *SPLICED): 5, ("down", *SPLICED): 20}
+    numbers.ended(client, outcome(16, 30, SPLICED))
+    numbers.left(client)
+    assert bytes_of(numbers) == {("up", *COPIED): 10, ("up", *SPLICED): 6, ("down", *SPLICED): 30}
+    snapshot = numbers.snapshot()
+    assert snapshot.totals["ended", "eof"] == snapshot.totals["accepted",] == 1
+    assert snapshot.now["live"] == 0
+    assert not [key for key in snapshot.totals if key[0] == "refused"]
+
+
+def test_an_end_while_its_relay_is_asked_is_counted_once() -> None:
+    numbers = Numbers()
+    relay = FakeRelay(Progress(10, COPIED), Progress(10, COPIED))
+    client = joined(numbers, relay)
+    relay.asked = lambda: numbers.ended(client, outcome(10, 10, COPIED))
+    assert bytes_of(numbers) == {("up", *COPIED): 10, ("down", *COPIED): 10}
+
+
+def test_who_leaves_without_a_reason_was_stopped() -> None:
+    numbers = Numbers()
+    client = joined(numbers, None)
+    numbers.left(client)
+    numbers.left(client)
+    numbers.refused(None, None)
+    totals = numbers.snapshot().totals
+    assert totals["accepted",] == 2
+    assert totals["refused", "stopped"] == totals["refused", "per client"] == 1
+
+
+def test_a_handshake_is_timed_without_its_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    numbers = Numbers()
+    client: Any = FakeClient()
+    numbers.accepted(client)
+    now[0] += 7.0
+    numbers.dialled(client, 4.0, OSError())
+    numbers.dialled(client, 2.5, None)
+    numbers.handshaken(client, "target:1")
+    totals = numbers.snapshot().totals
+    assert totals["handshake seconds",] == 0.5
+    assert totals["handshake", "0.5"] == 1
+    assert totals["dial", "failed", "5.0"] == totals["dial", "connected", "2.5"] == 1
+    assert totals["dial seconds", "failed"] == 4.0
+
+
+def test_what_takes_longest_has_a_bucket() -> None:
+    numbers = Numbers()
+    numbers.dialled(FakeClient(), 1e6, None)  # type: ignore[arg-type]
+    assert numbers.snapshot().totals["dial", "connected", BUCKETS[-1]] == 1
+
+
+def test_a_snapshot_can_be_sent_as_a_line() -> None:
+    snapshot = Snapshot({("ended", "eof"): 1, ("dial seconds", "failed"): 0.25}, {"live": 3})
+    line = snapshot.to_line()
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert Snapshot.from_line(line) == snapshot
+
+
+def test_relays_that_answer_slowly_are_asked_in_turn() -> None:
+    """A scrape's time is bounded, and all are asked sooner or later."""
+    live = LiveConnections()
+    asked: list[int] = []
+
+    def ask(number: int) -> Callable[[], None]:
+        return lambda: asked.append(number)
+
+    way = Progress(1, COPIED)
+    for number in range(5):
+        joined(live, FakeRelay(way, way, asked=ask(number)))
+    for _ in range(7):
+        assert len(live.read(seconds=0)) == 5
+    assert asked == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_asking_many_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+    asked: list[int] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: pauses.append(len(asked)))
+    live = LiveConnections()
+    way = Progress(1, COPIED)
+    for _ in range(120):
+        joined(live, FakeRelay(way, way, asked=lambda: asked.append(0)))
+    live.read()
+    assert pauses == [_live._AT_ONCE, 2 * _live._AT_ONCE] == [50, 100]
+
+
+def test_observers_can_be_told_on_any_thread() -> None:
+    numbers = Numbers()
+
+    def serve() -> None:
+        for _ in range(200):
+            client = joined(numbers, FakeRelay(Progress(1, COPIED), Progress(1, COPIED)))
+            numbers.dialled(client, 0.1, None)
+            numbers.ended(client, outcome(2, 2, COPIED))
+            numbers.left(client)
+
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        numbers.snapshot()
+    for thread in threads:
+        thread.join()
+    snapshot = numbers.snapshot()
+    assert snapshot.totals["accepted",] == snapshot.totals["ended", "eof"] == 800
+    moved_up = ("bytes", "up", *COPIED)
+    assert snapshot.totals[moved_up] == 1600
+    assert snapshot.totals["dial", "connected", "0.1"] == 800
+    assert snapshot.now["live"] == 0
+
+
+TARGET = Address("target.example", 80)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "per client"),
+        (RefusedTargetError(TARGET, "denied by a rule"), "rules"),
+        (StarvedError(TARGET, "too many open files"), "shortage"),
+        (TargetError(errno.ETIMEDOUT, "no answer"), "target timeout"),
+        (TargetError(errno.ECONNREFUSED, "refused"), "target"),
+        (HandshakeError(errno.ETIMEDOUT, "too slow"), "handshake timeout"),
+        (HandshakeError(errno.EACCES, "wrong password"), "denied"),
+        (HandshakeError(errno.EMSGSIZE, "too long"), "handshake"),
+        (HandshakeError(errno.EPROTO, "not SOCKS"), "handshake"),
+        (HandshakeError(errno.ECONNABORTED, "closed"), "client gone"),
+        (HangupError("while connecting"), "client gone"),
+        (OSError(errno.EIO, "of a program's own"), "other"),
+    ],
+)
+def test_each_error_is_one_of_the_reasons(error: OSError | None, reason: str) -> None:
+    assert refusal_of(error) == reason
+    assert reason in REFUSALS
+
+
+def test_a_wrong_password_of_http_is_one_as_well() -> None:
+    connect = pytest.importorskip("freebsd_splice.proxies.connect", reason="it needs h11")
+    assert refusal_of(connect.RequestError(407, "wrong password")) == "denied"
+    assert refusal_of(connect.RequestError(405, "not CONNECT")) == "handshake"
+
+
+def test_descriptors_are_counted_where_the_system_says() -> None:
+    before = descriptors.open_descriptors()
+    if before is None:
+        pytest.skip("this system doesn't say")
+    taken = [os.dup(2) for _ in range(10)]
+    try:
+        assert descriptors.open_descriptors() == before + 10
+    finally:
+        for each in taken:
+            os.close(each)
+
+
+def test_descriptors_can_be_listed() -> None:
+    """As on Linux before 6.2; a listing that would take long is given up."""
+    directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    assert descriptors._listed(directory) == len(os.listdir(directory)) - 1
+
+
+def test_a_listing_that_takes_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "_LISTING_SECONDS", -1.0)
+    directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    assert descriptors._listed(directory) is None
