@@ -124,6 +124,12 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="go on as this user once the sockets listen",
     )
     parser.add_argument(
+        "--metrics",
+        type=parsed_by(parse_listen),
+        metavar="LISTEN",
+        help="serve metrics for Prometheus there, as --metrics 9101 (default: none)",
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",

@@ -21,8 +21,9 @@ from ..proxies._connecting import advice_for
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
+from .inspection import Inspection
 from .options import CannotStartError, UsageError, limits_of
-from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 
 #: Makes the function that opens targets from the options; OSError and ValueError end the program.
@@ -58,13 +59,15 @@ def serve(
         current()  # made now, so that errors of its environment variables end the program
         listeners = inherited_listeners(options.buffer_size) or _listen(options, options.listen)
         listening(listeners[0])
+        inspection = Inspection(server, options)
         if give_up is not None:
             give_up()
+        inspection.start()
     except (OSError, ValueError) as error:
         raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
         try:
-            asyncio.run(_run(server, listeners[0], None))
+            asyncio.run(_run(server, inspection, listeners[0], None))
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(_complaint(error)) from error
     elif sys.platform != "win32":
@@ -72,11 +75,13 @@ def serve(
 
         supervise(
             options.workers,
-            partial(_work, server, listeners),
+            partial(_work, server, inspection, listeners),
             ready=lambda: say_listening(listeners[0]),
             stopping=lambda: _close(listeners),
             before_fork=before_fork,
+            fork=inspection.fork,
         )
+    inspection.close()
     return 0
 
 
@@ -88,12 +93,18 @@ def _complaint(error: OSError | ValueError) -> str:
     return reason + advice if file is None else f"{file}: {reason}{advice}"
 
 
-def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, parent: int) -> None:
+def _work(
+    server: ProxyServer,
+    inspection: Inspection,
+    listeners: Sequence[Listeners],
+    number: int,
+    parent: int,
+) -> None:
     own = listeners[number % len(listeners)]
     # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
     # parent keeps all, for workers to come, and closes them when it is told to stop.
     _close(others for others in listeners if others is not own)
-    asyncio.run(_run(server, own, parent))
+    asyncio.run(_run(server, inspection, own, parent))
     shutdown()  # a worker ends without the interpreter's own end
 
 
@@ -162,22 +173,26 @@ def _share_option() -> int | None:
     raise UsageError("--workers: not on Windows")
 
 
-async def _run(server: ProxyServer, listeners: Listeners, parent: int | None) -> None:
+async def _run(
+    server: ProxyServer, inspection: Inspection, listeners: Listeners, parent: int | None
+) -> None:
     """Serve until a signal, or until the pipe ``parent`` says to stop or is closed."""
+    inspection.answer()
     if parent is None:
-        _obey_signals(server)
+        _obey_signals(server, inspection)
         say_listening(listeners)  # after the handlers: somebody may answer this with a signal
     elif sys.platform != "win32":
         from .workers import obey
 
-        obey(parent, server.stop)
+        obey(parent, server.stop, inspection.log_connections)
     server.use(listeners)
     await server.run()
 
 
-def _obey_signals(server: ProxyServer) -> None:
+def _obey_signals(server: ProxyServer, inspection: Inspection) -> None:
     loop = asyncio.get_running_loop()
     calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, server.stop)
+    calls |= dict.fromkeys(SHOWING, inspection.log_connections)
     calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
     for number, call in calls.items():
         try:

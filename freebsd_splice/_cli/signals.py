@@ -14,8 +14,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 #: Signals by which other servers load their configuration again or reopen their log. Without a
 #: handler they would end the program at once, with all its connections.
 WITHOUT_EFFECT = tuple(
-    getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGHUP", "SIGUSR2") if hasattr(signal, name)
 )
+
+#: Signals by which a proxy logs who is connected. SIGINFO is what Ctrl-T in a terminal sends on the
+#: BSDs and macOS.
+SHOWING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
 
 
 def say_without_effect(number: int) -> None:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
-from .signals import STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 
 assert sys.platform != "win32"  # which has no fork(2)
 
@@ -23,12 +23,15 @@ assert sys.platform != "win32"  # which has no fork(2)
 Work = Callable[[int, int], object]
 
 #: The signals that the parent waits for.
-_WATCHED = frozenset({*STOPPING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset({*STOPPING, *SHOWING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
 
 #: What the parent writes to each worker at each signal that stops. Workers themselves have these
 #: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
 #: together with the parent's message those would be two, which cut connections.
 _STOP = b"!"
+
+#: What the parent writes to each worker at each signal that shows who is connected.
+_SHOW = b"?"
 
 #: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
@@ -58,6 +61,7 @@ def supervise(
     ready: Callable[[], object],
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
+    fork: Callable[[int], int] = lambda number: os.fork(),
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
@@ -70,30 +74,38 @@ def supervise(
         stopping: is called at each such signal, before the workers are told.
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
+        fork: forks the worker of a number, as ``os.fork`` does.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     for number in _WATCHED:
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork).run()
+    _Supervisor(count, work, stopping, before_fork, fork).run()
 
 
-def obey(parent: int, stop: Callable[[], object]) -> None:
-    """Call ``stop``, in a worker's loop, whenever the parent says so, and once it has ended."""
+def obey(
+    parent: int, stop: Callable[[], object], show: Callable[[], object] = lambda: None
+) -> None:
+    """Call ``stop`` and ``show``, in a worker's loop, whenever the parent says so.
+
+    Once the parent has ended ``stop`` is called as well.
+    """
     loop = asyncio.get_running_loop()
     stopped = False
 
     def hear() -> None:
         nonlocal stopped
         said = os.read(parent, 64)
-        for _ in said:
+        if _SHOW in said:
+            show()
+        for _ in range(said.count(_STOP)):
             stop()
+            stopped = True
         if not said:
             loop.remove_reader(parent)
             if not stopped:  # a second call would cut live connections
                 stop()
-        stopped = True
 
     loop.add_reader(parent, hear)
 
@@ -105,8 +117,10 @@ class _Supervisor:
         work: Work,
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
+        fork: Callable[[int], int] = lambda number: os.fork(),
     ) -> None:
         self._work = work
+        self._fork = fork
         self._tell_stopping = stopping
         self._before_fork = before_fork
         self._missing = list(range(count))
@@ -124,6 +138,8 @@ class _Supervisor:
                 self._reap()
             elif number in STOPPING:
                 self._stop()
+            elif number in SHOWING:
+                self._tell(_SHOW)
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             self._start_missing()
@@ -132,10 +148,13 @@ class _Supervisor:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
+        self._tell(_STOP)
+
+    def _tell(self, message: bytes) -> None:
         for pipe in self._pipes.values():
             # The worker has just ended, or has not read the last 65,536 messages.
             with contextlib.suppress(OSError):
-                os.write(pipe, _STOP)
+                os.write(pipe, message)
 
     def _reap(self) -> None:
         while self._live:
@@ -177,7 +196,7 @@ class _Supervisor:
         try:
             hears, says = os.pipe()
             try:
-                process = os.fork()
+                process = self._fork(number)
             except OSError:
                 os.close(hears)
                 os.close(says)

@@ -1,0 +1,141 @@
+"""What a running proxy tells of itself: its numbers, and who is connected.
+
+Where there are several workers, the first process is asked, and asks its workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from .._platform.threads import start as start_thread
+from ..proxies import ProxyServer
+from ..proxies._addresses import show
+from ..proxies._listening import listen_on
+from ..proxies._live import LiveConnections
+from ..proxies._log import fields, logger
+from ..proxies._numbers import Numbers
+from .collecting import answer
+from .connections import log_connections
+from .options import UsageError
+
+if TYPE_CHECKING:
+    from .exposition import Exposition
+
+#: Scrapers that may wait to be accepted.
+_BACKLOG = 16
+
+_MISSING = '--metrics needs prometheus-client and h11: pip install "freebsd-splice[metrics]"'
+
+
+class Inspection:
+    """Observes a server, and tells what it has seen.
+
+    Args:
+        server: the server to observe.
+        options: the command line's: where the metrics are read, if at all.
+
+    Raises:
+        UsageError: what serves the metrics isn't installed.
+        ListenError: the address can't be listened on.
+    """
+
+    def __init__(self, server: ProxyServer, options: argparse.Namespace) -> None:
+        self._numbers = None if options.metrics is None else Numbers()
+        self._live = LiveConnections() if self._numbers is None else self._numbers
+        server.observer = self._live
+        self._listeners: list[socket.socket] = []
+        self._exposition: Exposition | None = None
+        self._to_parent: socket.socket | None = None  # in a worker
+        self._dumping = threading.Lock()
+        if options.metrics is not None:
+            try:
+                from .exposition import Exposition
+            except ImportError as error:
+                raise UsageError(f"{_MISSING} ({error})") from error
+            self._listeners = listen_on(options.metrics, _BACKLOG)
+            self._exposition = Exposition(self._listeners)
+
+    def start(self) -> None:
+        """Begin to serve the metrics, from this process.
+
+        Raises:
+            OSError: the system can't start another thread.
+        """
+        if self._exposition is None:
+            return
+        try:
+            self._exposition.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, f"--metrics: {error}") from error
+        for listener in self._listeners:
+            where = show(listener.getsockname())
+            served = fields("metrics", address=where)
+            logger.info("metrics: http://%s/metrics", where, extra=served)
+            if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+                logger.warning("everybody who can reach %s can read the metrics", where)
+
+    def close(self) -> None:
+        """Serve no metrics any more."""
+        if self._exposition is not None:
+            self._exposition.close()
+
+    # In the process that has the server
+
+    def answer(self) -> None:
+        """Answer the requests for numbers: those of the first process, where this is a worker."""
+        if self._numbers is None:
+            return
+        channel = self._to_parent
+        if channel is None:
+            assert self._exposition is not None
+            ours, channel = socket.socketpair()
+            self._exposition.add_worker(0, ours)
+        numbers = self._numbers
+        start_thread(lambda: answer(channel, numbers.snapshot), "numbers")
+
+    def log_connections(self) -> None:
+        """Have a thread log who is connected; nothing while it is being done already."""
+        if self._dumping.acquire(blocking=False):
+            try:
+                start_thread(self._log_connections, "connections")
+            except RuntimeError as error:
+                self._dumping.release()
+                logger.warning("cannot show the connections: %s", error)
+
+    def _log_connections(self) -> None:
+        try:
+            log_connections(self._live)
+        finally:
+            self._dumping.release()
+
+    # In the first process, where it has workers
+
+    def fork(self, number: int) -> int:
+        """Fork a worker, and be able to ask it; return what fork(2) returns.
+
+        Raises:
+            OSError: processes or descriptors are short.
+        """
+        if sys.platform == "win32":
+            raise OSError(errno.ENOSYS, "no fork on Windows")
+        if self._exposition is None:
+            return os.fork()
+        with contextlib.ExitStack() as both:
+            ours, theirs = (both.enter_context(sock) for sock in socket.socketpair())
+            process = os.fork()
+            both.pop_all()
+        if process:
+            theirs.close()
+            self._exposition.add_worker(number, ours)
+        else:
+            ours.close()
+            self._to_parent = theirs
+        return process
