@@ -28,6 +28,7 @@ PARTS = {
         "docs/connect",
         "docs/socks5",
         "docs/sni",
+        "docs/metrics",
     ],
     "Reference": [
         "docs/reference/operations",

@@ -127,7 +127,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         type=parsed_by(parse_listen),
         metavar="LISTEN",
-        help="serve metrics for Prometheus there, as --metrics 9101 (default: none)",
+        help="serve metrics for Prometheus there, as --metrics 9101 for 127.0.0.1:9101 (default: "
+        'none; it needs pip install "freebsd-splice[metrics]")',
     )
     parser.add_argument(
         "--log-level",
