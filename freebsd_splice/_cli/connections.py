@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ..proxies._addresses import show
-from ..proxies._live import LiveConnection, LiveConnections
+from ..proxies._live import LiveConnection, LiveConnections, in_pieces
 from ..proxies._log import fields, logger, quoted_unless_plain
 from ..proxies._reporting import said, who
 
@@ -34,9 +34,10 @@ def log_connections(live: LiveConnections) -> None:
     _log(f"{len(connections)} connections live", count)
     if not connections:
         return
-    heading, *lines = table([_HEADINGS, *(_row(connection, now) for connection in connections)])
+    rows = [_row(connection, now) for connection in in_pieces(connections)]
+    heading, *lines = table([_HEADINGS, *rows])
     _log(heading, {})
-    for connection, line in zip(connections, lines, strict=True):
+    for connection, line in in_pieces(zip(connections, lines, strict=True)):
         _log(line, fields("live connection", **_facts(connection, now)))
 
 

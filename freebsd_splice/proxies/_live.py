@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import RelayOutcome
 from .._relay import Progress
@@ -14,17 +15,19 @@ from ._observing import Observer
 if TYPE_CHECKING:
     from ._client import Client
 
+Item = TypeVar("Item")
+
 #: Seconds that asking all relays may take. The kernel answers with a lock that a busy splice can
 #: hold for long (F24). Those that were not asked come first the next time.
 READ_SECONDS = 2.0
 
-#: Relays that are asked before other threads, the loop's above all, have the interpreter for a
-#: while, and the length of that while in seconds.
+#: Connections that are dealt with before other threads, the loop's above all, have the interpreter
+#: for a while, and the length of that while in seconds.
 _AT_ONCE = 50
 _PAUSE = 0.0005
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class LiveConnection:
     """A client from its accepting to its end.
 
@@ -35,16 +38,18 @@ class LiveConnection:
         dialling: seconds that connecting to its target has taken, all attempts together.
         ways: what its relay said last: up and down; empty until it was asked.
         asked: the time at which it was asked.
-        counted: the bytes up and down that ``Numbers`` has counted already.
+        counted_up: the bytes up that ``Numbers`` has counted already.
+        counted_down: the bytes down.
     """
 
     client: Client
     accepted: float
     target_name: str | None = None
     dialling: float = 0.0
-    ways: tuple[Progress, ...] = field(default=())
+    ways: tuple[Progress, ...] = ()
     asked: float = 0.0
-    counted: list[int] = field(default_factory=lambda: [0, 0])
+    counted_up: int = 0
+    counted_down: int = 0
 
 
 class LiveConnections(Observer):
@@ -62,13 +67,15 @@ class LiveConnections(Observer):
 
     def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
         with self._lock:
-            if client in self._live:
-                self._live[client].dialling += seconds
+            connection = self._live.get(client)
+            if connection is not None:
+                connection.dialling += seconds
 
     def handshaken(self, client: Client, target_name: str) -> None:
         with self._lock:
-            if client in self._live:
-                self._live[client].target_name = target_name
+            connection = self._live.get(client)
+            if connection is not None:
+                connection.target_name = target_name
 
     def ended(self, client: Client, outcome: RelayOutcome) -> None:
         self._forget(client)
@@ -95,12 +102,10 @@ class LiveConnections(Observer):
                 live = list(self._live.values())
             joined = [connection for connection in live if connection.client.relay is not None]
             joined.sort(key=lambda connection: connection.asked)
-            for number, connection in enumerate(joined, 1):
+            for connection in in_pieces(joined):
                 self._ask(connection)
                 if time.monotonic() >= deadline:
                     break
-                if number % _AT_ONCE == 0:
-                    time.sleep(_PAUSE)
         return live
 
     def _ask(self, connection: LiveConnection) -> None:
@@ -118,3 +123,14 @@ class LiveConnections(Observer):
         """Return the connection; None where it was forgotten before."""
         with self._lock:
             return self._live.pop(client, None)
+
+
+def in_pieces(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items, and let other threads run now and then.
+
+    A thread that computes on and on holds up each of their steps by some milliseconds.
+    """
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _AT_ONCE == 0:
+            time.sleep(_PAUSE)

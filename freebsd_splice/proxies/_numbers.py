@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import RelayOutcome
+from .. import Reason, RelayOutcome
 from .._platform.descriptors import descriptor_limit, open_descriptors
-from .._relay import Progress
 from ._live import LiveConnection, LiveConnections
-from ._observing import refusal_of
+from ._observing import REFUSALS, refusal_of
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -59,7 +57,11 @@ class Numbers(LiveConnections):
 
     def __init__(self) -> None:
         super().__init__()
-        self._totals: Totals = {}
+        self._accepted = 0
+        self._refused = dict.fromkeys(REFUSALS, 0)
+        self._ended = {reason.value: 0 for reason in Reason}
+        self._bytes: dict[Key, int] = {}
+        self._connected, self._failed, self._handshakes = _Histogram(), _Histogram(), _Histogram()
 
     def snapshot(self) -> Snapshot:
         """Return all numbers, with the bytes that live connections have moved so far.
@@ -70,62 +72,90 @@ class Numbers(LiveConnections):
         descriptors = {"descriptors": open_descriptors(), "descriptor limit": descriptor_limit()}
         known = {name: value for name, value in descriptors.items() if value is not None}
         with self._lock:
-            return Snapshot(dict(self._totals), {"live": len(self._live), **known})
+            return Snapshot(self._totals(), {"live": len(self._live), **known})
 
     def accepted(self, client: Client) -> None:
         super().accepted(client)
-        self._add({("accepted",): 1})
+        with self._lock:
+            self._accepted += 1
 
     def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
         super().dialled(client, seconds, error)
-        self._observe(("dial", "connected" if error is None else "failed"), seconds)
+        with self._lock:
+            (self._connected if error is None else self._failed).observe(seconds)
 
     def handshaken(self, client: Client, target_name: str) -> None:
         super().handshaken(client, target_name)
+        now = time.monotonic()
         with self._lock:
             connection = self._live.get(client)
-        if connection is not None:
-            since = time.monotonic() - connection.accepted
-            self._observe(("handshake",), max(0.0, since - connection.dialling))
+            if connection is not None:
+                self._handshakes.observe(max(0.0, now - connection.accepted - connection.dialling))
 
     def ended(self, client: Client, outcome: RelayOutcome) -> None:
         connection = self._forget(client)
         if connection is None:
             return
-        ends = (outcome.left_to_right, outcome.right_to_left)
-        connection.ways = tuple(Progress(end.bytes, (end.backend, end.mover)) for end in ends)
+        up, down = outcome.left_to_right, outcome.right_to_left
         with self._lock:
-            self._moved(connection)
-            add(self._totals, {("ended", outcome.reason.value): 1})
+            self._ended[outcome.reason.value] += 1
+            self._count(("up", up.backend, up.mover), up.bytes - connection.counted_up)
+            self._count(("down", down.backend, down.mover), down.bytes - connection.counted_down)
 
     def refused(self, client: Client | None, error: OSError | None) -> None:
         super().refused(client, error)
-        accepted: Totals = {("accepted",): 1} if client is None else {}
-        self._add({**accepted, ("refused", refusal_of(error)): 1})
+        with self._lock:
+            self._accepted += client is None
+            self._refused[refusal_of(error)] += 1
 
     def left(self, client: Client) -> None:
         if self._forget(client) is not None:
-            self._add({("refused", "stopped"): 1})
+            with self._lock:
+                self._refused["stopped"] += 1
 
     def _moved(self, connection: LiveConnection) -> None:
         # Only the difference is counted, under what serves now: so no total ever becomes smaller.
-        for number, (direction, way) in enumerate(zip(DIRECTIONS, connection.ways, strict=True)):
-            more = way.bytes - connection.counted[number]
-            if way.served_by is not None and more > 0:
-                add(self._totals, {("bytes", direction, *way.served_by): more})
-                connection.counted[number] = way.bytes
+        up, down = connection.ways
+        if up.served_by is not None:
+            self._count(("up", *up.served_by), up.bytes - connection.counted_up)
+            connection.counted_up = up.bytes
+        if down.served_by is not None:
+            self._count(("down", *down.served_by), down.bytes - connection.counted_down)
+            connection.counted_down = down.bytes
 
-    def _observe(self, name: Key, seconds: float) -> None:
-        what, *labels = name
-        bucket = BUCKETS[bisect_left(BOUNDS, seconds)]
-        self._add({(*name, bucket): 1, (f"{what} seconds", *labels): seconds})
+    def _count(self, key: Key, more: int) -> None:
+        self._bytes[key] = self._bytes.get(key, 0) + more
 
-    def _add(self, more: Mapping[Key, float]) -> None:
-        with self._lock:
-            add(self._totals, more)
+    def _totals(self) -> Totals:
+        return {
+            ("accepted",): self._accepted,
+            **{("refused", reason): count for reason, count in self._refused.items()},
+            **{("ended", reason): count for reason, count in self._ended.items()},
+            **{("bytes", *key): count for key, count in self._bytes.items()},
+            **self._connected.totals("dial", "connected"),
+            **self._failed.totals("dial", "failed"),
+            **self._handshakes.totals("handshake"),
+        }
 
 
-def add(totals: Totals, more: Mapping[Key, float]) -> None:
+class _Histogram:
+    def __init__(self) -> None:
+        self._counts = [0] * len(BUCKETS)
+        self._seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._seconds += seconds
+
+    def totals(self, name: str, *labels: str) -> Totals:
+        counts = zip(BUCKETS, self._counts, strict=True)
+        return {
+            **{(name, *labels, bucket): count for bucket, count in counts},
+            (f"{name} seconds", *labels): self._seconds,
+        }
+
+
+def add(totals: Totals, more: Totals) -> None:
     """Add each number of ``more`` to that of ``totals``."""
     for key, value in more.items():
         totals[key] = totals.get(key, 0) + value

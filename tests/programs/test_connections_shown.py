@@ -7,11 +7,14 @@ import json
 import os
 import signal
 import socket
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from freebsd_splice._cli import inspection
 from freebsd_splice._cli.connections import table
 from freebsd_splice._cli.signals import SHOWING
 from freebsd_splice.proxies._passwords import make_entry
@@ -152,6 +155,18 @@ def test_what_clients_say_is_shown_and_escaped(
         assert front.find(f"INFO {COLUMNS} +USER +NAME$")
 
 
+def test_who_connected_for_a_client_is_shown(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, "--accept-proxy", "127.0.0.1")
+    with front.connect() as client:
+        client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 80\r\n")
+        assert exchange(client, b"hello") == b"hello"
+        shown(front)
+        front.expect(rf"INFO 192\.0\.2\.7:40000 +{name_of(client)} +127\.0\.0\.1:\d+ +\d+ +\d+ ")
+        assert front.find("INFO CLIENT +VIA +TARGET ")
+
+
 def test_for_programs_a_row_is_an_object(
     echo_server: Server, proxy: StartProxy, tmp_path: Path
 ) -> None:
@@ -188,3 +203,35 @@ def test_columns_are_aligned_and_empty_ones_left_out() -> None:
         f"{'192.0.2.7:40000':47}  -          -        -      0.1  -                 -",
         f"{'c' * 60}  [::1]:80   7  1234567    100.0  kernel/SO_SPLICE  'a b'",
     ]
+
+
+def test_two_signals_in_a_row_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where no thread can be started, the next signal tries again."""
+    started: list[str] = []
+
+    def start(run: Callable[[], object], name: str) -> None:
+        started.append(name)
+        if len(started) > 1:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(inspection, "start_thread", start)
+    made = inspection.Inspection(SimpleNamespace(), Namespace(metrics=None))  # type: ignore[arg-type]
+    made.log_connections()
+    made.log_connections()
+    assert started == ["connections"]
+    made._log_connections()
+    made.log_connections()
+    made.log_connections()
+    assert len(started) == 3
+
+
+def test_a_table_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(live: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(inspection, "log_connections", fail)
+    made = inspection.Inspection(SimpleNamespace(), Namespace(metrics=None))  # type: ignore[arg-type]
+    assert made._dumping.acquire(blocking=False)
+    with pytest.raises(ZeroDivisionError):
+        made._log_connections()
+    assert not made._dumping.locked()

@@ -28,6 +28,7 @@ from programs.processes import (
     until,
 )
 from programs.scraping import METRICS, Scrape, port_of, requested, scrape, scrape_until
+from programs.test_log import A_DEFECT
 
 StartForwarder = Callable[..., Forwarder]
 StartProxy = Callable[..., Proxy]
@@ -114,6 +115,32 @@ def test_a_client_that_has_too_many_is_counted(
         found = scrape_until(front, "connections_refused_total", 1, reason="per client")
     assert found("connections_accepted_total") == 2
     assert found("connections_live", worker="0") == 1
+
+
+def test_a_client_that_a_header_names_is_counted_once(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    options = ("--accept-proxy", "127.0.0.1", "--max-per-client", "1")
+    front = forwarder(echo_server.address, *METRICS, *options)
+    with front.connect() as client, front.connect() as another:
+        for sock in (client, another):
+            sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 80\r\n")
+            if sock is client:
+                assert exchange(sock, b"hello") == b"hello"
+        assert another.recv(1) == b""
+        found = scrape_until(front, "connections_refused_total", 1, reason="per client")
+    assert found("connections_accepted_total") == 2
+    assert found("connections_live", worker="0") == 1
+
+
+def test_a_client_that_meets_a_defect_is_not_live_for_ever(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, *METRICS, patch=A_DEFECT)
+    with front.connect() as client:
+        assert client.recv(1) == b""
+    found = scrape_until(front, "connections_refused_total", 1, reason="stopped")
+    assert found("connections_live", worker="0") == 0
 
 
 def test_a_target_that_refuses_is_counted(
