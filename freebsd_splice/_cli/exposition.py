@@ -75,7 +75,12 @@ class Exposition:
         channel.setblocking(False)
         self._sockets.add(channel)
         listening = self._collecting.listen
-        self._loop.call_soon_threadsafe(lambda: self._begin(listening(number, channel), channel))
+        try:
+            self._loop.call_soon_threadsafe(
+                lambda: self._begin(listening(number, channel), channel)
+            )
+        except RuntimeError:  # the loop has closed, which the log has said
+            channel.close()
 
     def close(self) -> None:
         """End the thread, and close all sockets."""

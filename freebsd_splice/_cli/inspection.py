@@ -93,13 +93,24 @@ class Inspection:
         """Answer the requests for numbers: those of the first process, where this is a worker."""
         if self._numbers is None:
             return
-        channel = self._to_parent
-        if channel is None:
-            assert self._exposition is not None
-            ours, channel = socket.socketpair()
-            self._exposition.add_worker(0, ours)
         numbers = self._numbers
-        start_thread(lambda: answer(channel, numbers.snapshot), "numbers")
+        try:
+            channel = self._channel()
+            try:
+                start_thread(lambda: answer(channel, numbers.snapshot), "numbers")
+            except RuntimeError:
+                channel.close()  # nobody waits for an answer then
+                raise
+        except (OSError, RuntimeError) as error:  # which is no reason to serve nobody
+            logger.error("the numbers of this process can't be read: %s", error)
+
+    def _channel(self) -> socket.socket:
+        if self._to_parent is not None:
+            return self._to_parent
+        assert self._exposition is not None
+        ours, theirs = socket.socketpair()
+        self._exposition.add_worker(0, ours)
+        return theirs
 
     def log_connections(self) -> None:
         """Have a thread log who is connected; nothing while it is being done already."""

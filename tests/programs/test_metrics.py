@@ -435,3 +435,45 @@ def test_numbers_that_others_can_read_are_warned_of(
     assert front.port
     front.expect(r"WARNING everybody who can reach 0\.0\.0\.0:\d+ can read the metrics$")
     assert front.stop() == 0
+
+
+WITHOUT_ITS_THREAD = """
+import freebsd_splice._cli.inspection as inspection
+def start(run, name):
+    raise RuntimeError("can't start new thread")
+inspection.start_thread = start
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_clients_are_served_where_numbers_can_not_be_read(
+    workers: str, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    options = (*METRICS, "--workers", workers)
+    front = forwarder(echo_server.address, *options, patch=WITHOUT_ITS_THREAD)
+    front.expect("ERROR the numbers of this process can't be read: ", int(workers))
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    scrape_until(front, "workers", 0)
+    assert front.stop() == 0
+
+
+def test_workers_are_started_where_the_metrics_have_failed(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    patch = """
+import freebsd_splice._cli.exposition as exposition
+async def fail(self):
+    raise ZeroDivisionError
+exposition.Exposition._serve = fail
+"""
+    front = forwarder(echo_server.address, *METRICS, "--workers", "2", patch=patch)
+    front.expect("ERROR the metrics can't be read any more")
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    front.expect("bytes up")
+    os.kill(int(front.expect(r" \[(\d+)\] INFO .* bytes up")[0][1]), signal.SIGKILL)
+    front.expect("has died")
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert front.stop() == 0
