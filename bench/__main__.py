@@ -23,7 +23,7 @@ from .pages import write_page
 from .peers import ROOT, Peer, UnknownPeerError, all_peers, chosen, version
 from .plots import NoPlotsError, need_plots, plots
 from .proof import proof
-from .report import Report
+from .report import NotTogetherError, Report, together
 from .results import measure
 from .revisions import RevisionError, checkout
 from .text import text
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             plots(report, options.plots)
         if options.docs:
             print(f"written: {write_page(report, options.docs)}")
-    except (UnknownPeerError, RevisionError, NoPlotsError) as error:
+    except (UnknownPeerError, RevisionError, NoPlotsError, NotTogetherError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     worse = report.results.worse(report.against) if report.against else []
@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> Report:
-    """A run's, or of an earlier run what its JSON says."""
+    """A run's, or of earlier runs what their JSON says."""
     if options.read:
-        return Report.from_dict(json.loads(options.read.read_text()))
+        return together([Report.from_dict(json.loads(file.read_text())) for file in options.read])
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         trees, mark = {"": ROOT}, ""
@@ -122,7 +122,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="benchmarks.md and its plots, in docs or there",
     )
     parser.add_argument(
-        "--read", type=Path, metavar="FILE", help="no run: report what --json of another one wrote"
+        "--read",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="no run: report what --json of others wrote, each of which measured other sections",
     )
     options = parser.parse_args(arguments)
     options.sections = options.sections or list(SECTIONS)

@@ -21,6 +21,7 @@ from ._splice import Outcome, check_bytes, make_outcome
 from ._userspace.workers import LocalWorker
 
 _Data = bytes | bytearray | memoryview
+_Bytes = bytes  # ``bytes`` is a property's name below
 
 #: Seconds for which a slow reader may take nothing of what it was sent before its side is reset.
 LINGER = 10.0
@@ -171,9 +172,17 @@ class Relay(Operation[RelayOutcome]):
         except BaseException:
             self._not_made()
             raise
-        self._flows[0].start(self._left, self._right, None, from_left, partial(self._ended, 0))
-        self._flows[1].start(self._right, self._left, None, from_right, partial(self._ended, 1))
-        self._time_limits.start()
+        try:
+            self._start(0, from_left)
+            self._start(1, from_right)
+            self._time_limits.start()
+        except BaseException:  # raised by a signal handler, as by Ctrl-C
+            self._close = False
+            self._stop_both(Reason.CANCELLED)
+            for direction, flow in enumerate(self._flows):
+                if not flow.is_started:  # it ends at once, and the sockets are given back
+                    self._start(direction, b"")
+            raise
 
     @property
     def bytes(self) -> tuple[int, int]:
@@ -353,6 +362,10 @@ class Relay(Operation[RelayOutcome]):
             self._release(self._left)
             self._release(self._right)
             raise
+
+    def _start(self, direction: int, initial: _Bytes) -> None:
+        source, drain = self._side(direction), self._side(1 - direction)
+        self._flows[direction].start(source, drain, None, initial, partial(self._ended, direction))
 
     def _acquire(self, original: SocketLike) -> SharedSocket:
         return self._runtime.sockets.acquire(

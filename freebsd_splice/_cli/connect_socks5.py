@@ -13,22 +13,24 @@ from ..proxies._addresses import SocketAddress, show
 from ..proxies._log import logger
 from .options import (
     CannotStartError,
+    FileName,
     add_command,
     add_handshake,
     add_listen,
     add_serving,
     parsed_by,
 )
-from .serving import Listeners, serve
+from .plan import Listeners, Made, nothing
+from .serving import serve_alone
 
 _RULES = """\
 RULE is WHAT or WHAT:PORTS. WHAT is * for everything, a host name, which stands for all names below
 it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
 PORTS is 443 or 8000-8999. Rules are tried in their order, and the first that decides wins.
 
-Loopback, private, link-local and other addresses that are not global are refused unless a rule
-that names their network allows them. The address that is connected to counts, as the owner of a
-name chooses what it stands for.
+Loopback, private, link-local and other addresses that are not global, and those of this machine,
+are refused unless a rule that names their network allows them. The address that is connected to
+counts, as the owner of a name chooses what it stands for.
 """
 
 _CONNECT = f"""\
@@ -112,32 +114,22 @@ def _add_choice(
         )
     parser.add_argument(
         "--passwords",
+        type=FileName(),
         metavar="FILE",
         help='who may use it: lines made by "freebsd-splice password" (default: everybody)',
     )
     add_handshake(parser)
     add_serving(parser)
-    parser.set_defaults(run=lambda options: _serve(options, proxy))
+    parser.set_defaults(run=serve_alone, make=partial(make, proxy=proxy))
 
 
-def _serve(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> int:
-    known: list[Passwords] = []
-
-    def make(given: argparse.Namespace) -> OpenTarget:
-        if given.passwords is not None:
-            known.append(Passwords(given.passwords))
-        return proxy(rules=Rules(given.rules), passwords=known[0] if known else None)
-
-    def refresh() -> None:
-        """Read the file for the next worker, which might not be allowed to."""
-        for passwords in known:
-            passwords.refresh()
-
-    return serve(
-        options,
-        make,
+def make(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> Made:
+    passwords = None if options.passwords is None else Passwords(options.passwords)
+    return Made(
+        proxy(rules=Rules(options.rules), passwords=passwords),
         listening=lambda listeners: _warn_of_everybody(options, listeners),
-        before_fork=refresh,
+        # Read the file for the next worker, which might not be allowed to.
+        before_fork=nothing if passwords is None else passwords.refresh,
     )
 
 

@@ -16,7 +16,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from .._platform.threads import start as start_thread
-from ..proxies import ProxyServer
 from ..proxies._addresses import show
 from ..proxies._listening import listen_on
 from ..proxies._live import LiveConnections
@@ -24,6 +23,7 @@ from ..proxies._log import fields, logger
 from ..proxies._numbers import Numbers
 from .collecting import answer
 from .connections import log_connections
+from .listeners import Served
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -36,21 +36,19 @@ _MISSING = '--metrics needs prometheus-client and h11: pip install "freebsd-spli
 
 
 class Inspection:
-    """Observes a server, and tells what it has seen.
+    """Observes the servers of a process, and tells what it has seen.
 
     Args:
-        server: the server to observe.
-        options: the command line's: where the metrics are read, if at all.
+        options: the process's: where the metrics are read, if at all.
 
     Raises:
         UsageError: what serves the metrics isn't installed.
         ListenError: the address can't be listened on.
     """
 
-    def __init__(self, server: ProxyServer, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._numbers = None if options.metrics is None else Numbers()
         self._live = LiveConnections() if self._numbers is None else self._numbers
-        server.observer = self._live
         self._listeners: list[socket.socket] = []
         self._exposition: Exposition | None = None
         self._to_parent: socket.socket | None = None  # in a worker
@@ -87,7 +85,11 @@ class Inspection:
         if self._exposition is not None:
             self._exposition.close()
 
-    # In the process that has the server
+    # In the process that has the servers
+
+    def observe(self, served: Served) -> None:
+        """Observe a proxy from now on, together with those before it."""
+        served.server.observer = self._live
 
     def answer(self) -> None:
         """Answer the requests for numbers: those of the first process, where this is a worker."""

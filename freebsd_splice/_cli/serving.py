@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,100 +17,104 @@ from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
-from ..proxies._connecting import advice_for
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
 from .inspection import Inspection
+from .listeners import Find, Served, close, close_all, deal_out
 from .options import CannotStartError, UsageError, limits_of
-from .signals import SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .plan import Plan, Planned, Read, complaint, make_all
+from .pledging import limiting
+from .reloading import InForce, Reloading, reload_now
+from .replacing import Servers
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 
-#: Makes the function that opens targets from the options; OSError and ValueError end the program.
-Make = Callable[[argparse.Namespace], OpenTarget]
 
-Listeners = Sequence[socket.socket]
+def serve_alone(options: argparse.Namespace) -> int:
+    """Serve the one proxy of a command line until SIGINT or SIGTERM; return the exit status."""
+    planned = Planned(options, options.make)
+    return serve(lambda: Plan(options, [planned]))
 
 
-def serve(
-    options: argparse.Namespace,
-    make: Make,
-    listening: Callable[[Listeners], object] = lambda listeners: None,
-    before_fork: Callable[[], object] = lambda: None,
-) -> int:
+def serve(read: Read) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit status.
 
     Args:
-        options: the command line's.
-        make: makes the function that opens targets.
-        listening: is given the listening sockets before anybody is served.
-        before_fork: is called before each start of a worker, also of one that replaces another.
+        read: returns what is to be served, at the start and at each SIGHUP.
 
     Raises:
-        CannotStartError: the proxy can't start, or a listening socket listens no more.
+        CannotStartError: a proxy can't start, or a listening socket listens no more.
         UsageError: the command line is wrong.
+        MistakesError: the configuration file is wrong.
     """
-    _start_log(options)
+    plan = read()
+    _start_log(plan.options)
     _raise_descriptor_limit()
     try:
-        give_up = None if options.user is None else _giving_up(options.user)
-        server = _make_server(options, make(options))
+        give_up = None if plan.options.user is None else _giving_up(plan.options.user)
+        limit = limiting(plan.options)
         backend()
         current()  # made now, so that errors of its environment variables end the program
-        listeners = inherited_listeners(options.buffer_size) or _listen(options, options.listen)
-        listening(listeners[0])
-        inspection = Inspection(server, options)
+        inherited = [each for several in inherited_listeners(None) for each in several]
+        served = _open_all(plan, deal_out(inherited, plan))
+        inspection = Inspection(plan.options)
         if give_up is not None:
             give_up()
         inspection.start()
+        if plan.options.workers == 1:
+            limit()
     except (OSError, ValueError) as error:
-        raise CannotStartError(_complaint(error)) from error
-    if options.workers == 1:
+        raise CannotStartError(complaint(error)) from error
+    in_force = InForce(read, _open_all, _set_log, plan, served)
+    if plan.options.workers == 1:
         try:
-            asyncio.run(_run(server, inspection, listeners[0], None))
+            asyncio.run(_run(served, inspection, in_force, None))
         except ListenError as error:  # a listening socket that listens no more
-            raise CannotStartError(_complaint(error)) from error
+            raise CannotStartError(complaint(error)) from error
     elif sys.platform != "win32":
         from .workers import supervise
 
         supervise(
-            options.workers,
-            partial(_work, server, inspection, listeners),
-            ready=lambda: say_listening(listeners[0]),
-            stopping=lambda: _close(listeners),
-            before_fork=before_fork,
+            plan.options.workers,
+            partial(_work, in_force, inspection, limit),
+            ready=lambda: _say_listening(in_force.served),
+            stopping=lambda: close_all(in_force.served),
+            before_fork=lambda: [each.made.before_fork() for each in in_force.served],
+            reload=partial(reload_now, in_force),
             fork=inspection.fork,
         )
     inspection.close()
     return 0
 
 
-def _complaint(error: OSError | ValueError) -> str:
-    """Return the error in one line, with the name of the file that it is about, if any."""
-    reason = getattr(error, "strerror", None) or str(error)
-    file = getattr(error, "filename", None)
-    advice = advice_for(error) if isinstance(error, OSError) else ""
-    return reason + advice if file is None else f"{file}: {reason}{advice}"
+def _open_all(plan: Plan, find: Find) -> list[Served]:
+    """Make the proxies of a plan, with the sockets that ``find`` has for them or new ones."""
+    served: list[Served] = []
+    try:
+        for planned, made in zip(plan.proxies, make_all(plan), strict=True):
+            server = _make_server(planned.options, made.open_target)
+            listeners = find(planned) or _listen(planned.options, planned.options.listen)
+            served.append(Served(planned, made, server, listeners))
+    except BaseException:
+        close_all(served)
+        raise
+    for each in served:
+        each.made.listening(each.listeners[0])
+    return served
 
 
 def _work(
-    server: ProxyServer,
+    in_force: InForce,
     inspection: Inspection,
-    listeners: Sequence[Listeners],
+    limit: Callable[[], object],
     number: int,
     parent: int,
 ) -> None:
-    own = listeners[number % len(listeners)]
-    # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
-    # parent keeps all, for workers to come, and closes them when it is told to stop.
-    _close(others for others in listeners if others is not own)
-    asyncio.run(_run(server, inspection, own, parent))
+    served = [each.for_worker(number) for each in in_force.served]
+    limit()
+    asyncio.run(_run(served, inspection, None, parent))
     shutdown()  # a worker ends without the interpreter's own end
-
-
-def _close(listeners: Iterable[Listeners]) -> None:
-    for listener in (listener for several in listeners for listener in several):
-        listener.close()
 
 
 def _make_server(options: argparse.Namespace, open_target: OpenTarget) -> ProxyServer:
@@ -136,7 +140,7 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
     if share is not None and address.port:
         # Sockets of another program would share the port as well, and get half the clients: bind
         # it without sharing first. It doesn't listen, as a client that came now would be reset.
-        _close([listen_on(address, None)])
+        close([listen_on(address, None)])
     made = [listen_on(address, options.backlog, share=share, buffers=options.buffer_size)]
     for _ in range(options.workers - 1 if share is not None else 0):
         made.append(
@@ -158,10 +162,7 @@ def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
         from .privileges import User
 
-        try:
-            return User.parse(user).become
-        except ValueError as error:
-            raise UsageError(error) from None
+        return User.parse(user).become
     raise UsageError("--user: not on Windows")
 
 
@@ -174,25 +175,36 @@ def _share_option() -> int | None:
 
 
 async def _run(
-    server: ProxyServer, inspection: Inspection, listeners: Listeners, parent: int | None
+    served: list[Served], inspection: Inspection, in_force: InForce | None, parent: int | None
 ) -> None:
     """Serve until a signal, or until the pipe ``parent`` says to stop or is closed."""
+    servers = Servers(inspection.observe)
     inspection.answer()
-    if parent is None:
-        _obey_signals(server, inspection)
-        say_listening(listeners)  # after the handlers: somebody may answer this with a signal
+    show = inspection.log_connections
+    if in_force is not None:
+        _obey_signals(servers.stop, Reloading(in_force, servers.replace).begin, show)
+        _say_listening(served)  # after the handlers: somebody may answer this with a signal
     elif sys.platform != "win32":
         from .workers import obey
 
-        obey(parent, server.stop, inspection.log_connections)
-    server.use(listeners)
-    await server.run()
+        assert parent is not None
+        obey(parent, servers.stop, servers.retire, show)
+    servers.replace(served)
+    await servers.run()
 
 
-def _obey_signals(server: ProxyServer, inspection: Inspection) -> None:
+def _say_listening(served: list[Served]) -> None:
+    for each in served:
+        say_listening(each.listeners[0])
+
+
+def _obey_signals(
+    stop: Callable[[], object], reload: Callable[[], object], show: Callable[[], object]
+) -> None:
     loop = asyncio.get_running_loop()
-    calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, server.stop)
-    calls |= dict.fromkeys(SHOWING, inspection.log_connections)
+    calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, stop)
+    calls |= dict.fromkeys(RELOADING, reload)
+    calls |= dict.fromkeys(SHOWING, show)
     calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
     for number, call in calls.items():
         try:
@@ -207,16 +219,22 @@ def _obey_signals(server: ProxyServer, inspection: Inspection) -> None:
 def _start_log(options: argparse.Namespace) -> None:
     lines = stderr_lines()
     handler = logging.NullHandler() if lines is None else StderrHandler(lines)
-    if options.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        worker = " [%(process)d]" if options.workers > 1 else ""
-        handler.setFormatter(TextFormatter(f"%(asctime)s{worker} %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("freebsd_splice").setLevel(options.log_level.upper())
+    _set_log(options)
     # Log what Python itself would print in the middle of the loop's work.
     logging.captureWarnings(True)
     sys.unraisablehook = _log_unraisable
+
+
+def _set_log(options: argparse.Namespace) -> None:
+    """Have the log follow the options, also at a reload."""
+    formatter: logging.Formatter = JsonFormatter()
+    if options.log_format == "text":
+        worker = " [%(process)d]" if options.workers > 1 else ""
+        formatter = TextFormatter(f"%(asctime)s{worker} %(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
+    logging.getLogger("freebsd_splice").setLevel(options.log_level.upper())
 
 
 def _log_unraisable(unraisable: Any) -> None:

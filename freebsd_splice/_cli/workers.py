@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
-from .signals import SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 
 assert sys.platform != "win32"  # which has no fork(2)
 
@@ -23,12 +23,17 @@ assert sys.platform != "win32"  # which has no fork(2)
 Work = Callable[[int, int], object]
 
 #: The signals that the parent waits for.
-_WATCHED = frozenset({*STOPPING, *SHOWING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset(
+    {*STOPPING, *RELOADING, *SHOWING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM}
+)
 
 #: What the parent writes to each worker at each signal that stops. Workers themselves have these
 #: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
 #: together with the parent's message those would be two, which cut connections.
 _STOP = b"!"
+
+#: What the parent writes to each worker whose place another one takes.
+_RETIRE = b"-"
 
 #: What the parent writes to each worker at each signal that shows who is connected.
 _SHOW = b"?"
@@ -61,11 +66,13 @@ def supervise(
     ready: Callable[[], object],
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
+    reload: Callable[[], bool] = lambda: False,
     fork: Callable[[int], int] = lambda number: os.fork(),
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
-    At each SIGINT or SIGTERM the workers are told to stop.
+    At each SIGINT or SIGTERM the workers are told to stop. At SIGHUP new workers can take the place
+    of all others, which end with their last connection.
 
     Args:
         count: how many workers.
@@ -74,6 +81,7 @@ def supervise(
         stopping: is called at each such signal, before the workers are told.
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
+        reload: is called at SIGHUP; returns whether new workers are needed.
         fork: forks the worker of a number, as ``os.fork`` does.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
@@ -81,31 +89,33 @@ def supervise(
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork, fork).run()
+    _Supervisor(count, work, stopping, before_fork, reload, fork).run()
 
 
 def obey(
-    parent: int, stop: Callable[[], object], show: Callable[[], object] = lambda: None
+    parent: int,
+    stop: Callable[[], object],
+    retire: Callable[[], object],
+    show: Callable[[], object],
 ) -> None:
-    """Call ``stop`` and ``show``, in a worker's loop, whenever the parent says so.
+    """Call these, in a worker's loop, whenever the parent says so.
 
-    Once the parent has ended ``stop`` is called as well.
+    ``stop`` is called as well once the parent has ended.
     """
     loop = asyncio.get_running_loop()
+    calls = {_STOP: stop, _RETIRE: retire, _SHOW: show}
     stopped = False
 
     def hear() -> None:
         nonlocal stopped
         said = os.read(parent, 64)
-        if _SHOW in said:
-            show()
-        for _ in range(said.count(_STOP)):
-            stop()
-            stopped = True
+        for word in said:
+            calls[bytes((word,))]()
         if not said:
             loop.remove_reader(parent)
             if not stopped:  # a second call would cut live connections
                 stop()
+        stopped = stopped or _STOP in said
 
     loop.add_reader(parent, hear)
 
@@ -117,64 +127,96 @@ class _Supervisor:
         work: Work,
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
+        reload: Callable[[], bool] = lambda: False,
         fork: Callable[[int], int] = lambda number: os.fork(),
     ) -> None:
+        self._count = count
         self._work = work
         self._fork = fork
         self._tell_stopping = stopping
         self._before_fork = before_fork
+        self._reload = reload
         self._missing = list(range(count))
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
         self._stopping = False
         #: By the worker's number. Their closing tells the workers that the parent has ended.
         self._pipes: dict[int, int] = {}
+        #: The workers whose places others take, by their processes: their numbers and pipes.
+        self._retired: dict[int, tuple[int, int]] = {}
+        #: Those of them that accept clients until all the others have been started.
+        self._retiring: set[int] = set()
 
     def run(self) -> None:
         self._start_missing()
-        while self._live or self._missing:
+        while self._live or self._missing or self._retired:
             number = signal.sigwait(_WATCHED)
             if number == signal.SIGCHLD:
                 self._reap()
             elif number in STOPPING:
                 self._stop()
+            elif number in RELOADING:
+                if not self._stopping and self._reload():
+                    self._replace_all()
             elif number in SHOWING:
-                self._tell(_SHOW)
+                for pipe in self._all_pipes():
+                    self._tell(pipe, _SHOW)
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             self._start_missing()
+            if not self._missing:
+                self._retire()
 
     def _stop(self) -> None:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
-        self._tell(_STOP)
+        for pipe in self._all_pipes():
+            self._tell(pipe, _STOP)
 
-    def _tell(self, message: bytes) -> None:
-        for pipe in self._pipes.values():
-            # The worker has just ended, or has not read the last 65,536 messages.
-            with contextlib.suppress(OSError):
-                os.write(pipe, message)
+    def _replace_all(self) -> None:
+        """Have new workers start, and the others finish once all of the new ones have started."""
+        for process, number in self._live.items():
+            self._retired[process] = number, self._pipes.pop(number)
+        self._retiring |= set(self._live)
+        self._live.clear()
+        self._missing = list(range(self._count))
+        self._started.clear()
+
+    def _retire(self) -> None:
+        """Have the workers whose places are taken accept no more clients."""
+        for process in self._retiring:
+            self._tell(self._retired[process][1], _RETIRE)
+        self._retiring.clear()
+
+    def _all_pipes(self) -> list[int]:
+        return [*self._pipes.values(), *(pipe for _, pipe in self._retired.values())]
+
+    def _tell(self, pipe: int, word: bytes) -> None:
+        # The worker has just ended, or has not read the last 65,536 messages.
+        with contextlib.suppress(OSError):
+            os.write(pipe, word)
 
     def _reap(self) -> None:
-        while self._live:
+        while self._live or self._retired:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
-            # A program that was exec'ed by another one, or is process 1, has other children too.
-            number = self._live.pop(process, None)
-            if number is None:
+            ended = os.waitstatus_to_exitcode(status)
+            if process in self._retired:
+                number, pipe = self._retired.pop(process)
+                self._retiring.discard(process)
+                os.close(pipe)
+                if ended and not self._stopping:
+                    _say_died(number, process, ended)
                 continue
+            # A program that was exec'ed by another one, or is process 1, has other children too.
+            if process not in self._live:
+                continue
+            number = self._live.pop(process)
             os.close(self._pipes.pop(number))
             if not self._stopping:
-                ended = os.waitstatus_to_exitcode(status)
-                logger.error(
-                    "worker %d (process %d) has died: %s",
-                    number,
-                    process,
-                    f"signal {-ended}" if ended < 0 else f"status {ended}",
-                    extra=fields("worker died", worker=number, status=ended),
-                )
+                _say_died(number, process, ended)
                 self._missing.append(number)
 
     def _start_missing(self) -> None:
@@ -217,7 +259,7 @@ class _Supervisor:
     def _be_worker(self, number: int, hears: int) -> NoReturn:
         status = 1
         try:
-            for says in self._pipes.values():
+            for says in self._all_pipes():
                 os.close(says)  # else the other workers would not notice the parent's end
             # The signals that the parent waits for stay blocked here: they are for it alone.
             self._work(number, hears)
@@ -229,3 +271,13 @@ class _Supervisor:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # write the last lines of the log
             os._exit(status)  # without the parent's exit handlers
+
+
+def _say_died(number: int, process: int, ended: int) -> None:
+    logger.error(
+        "worker %d (process %d) has died: %s",
+        number,
+        process,
+        f"signal {-ended}" if ended < 0 else f"status {ended}",
+        extra=fields("worker died", worker=number, status=ended),
+    )

@@ -118,6 +118,11 @@ class Flow(Protocol):
         """
         ...
 
+    @property
+    def is_started(self) -> bool:
+        """Whether ``on_end`` has been called or will be."""
+        ...
+
     def moved(self) -> int:
         """Return how many bytes the drain has taken so far."""
         ...

@@ -169,6 +169,10 @@ class UserspaceFlow:
         on_end, self._on_end = self._on_end, _nothing
         on_end(end)
 
+    @property
+    def is_started(self) -> bool:
+        return self._started
+
     def moved(self) -> int:
         return self._moved
 

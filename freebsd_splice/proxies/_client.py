@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from .. import Relay
 from ._addresses import Address, SocketAddress, show
-from ._connecting import Prepare, Refusal
+from ._connecting import LookUp, Prepare, Refusal
 from ._handshake import Handshake
 from ._limits import client_of
 from ._log import quoted_unless_plain
@@ -17,7 +17,7 @@ from ._proxy_headers import FirstBytes
 from ._proxy_protocol import ProxyHeader, show_endpoint
 
 #: Connects to an address for a client, as ``Client.dial`` does.
-Dial = Callable[[Address, Refusal, Prepare], Awaitable[socket.socket]]
+Dial = Callable[[Address, Refusal, Prepare, LookUp | None], Awaitable[socket.socket]]
 
 
 class Client:
@@ -122,11 +122,13 @@ class Client:
         *,
         refusal: Refusal = lambda resolved: None,
         prepare: Prepare = lambda sock, resolved: None,
+        look_up: LookUp | None = None,
     ) -> socket.socket:
         """Connect to the first address of a name that answers.
 
         The look-up of the name and all its addresses together have the server's
-        ``connect_timeout``; an address that doesn't answer leaves the others their share of it.
+        ``connect_timeout``. Where an address has not answered after 0.25 s, the next one is tried
+        as well, three at a time at most; the first connection that is made is taken (RFC 8305).
         While there are too few descriptors, ``dial`` waits for some: it never takes more than twice
         ``connect_timeout``. None of this counts against the handshake's time. The wait ends early
         when the client resets its connection.
@@ -137,6 +139,7 @@ class Client:
                 None; ``Rules.refusal`` with a host is such a function.
             prepare: is given each socket before it connects, and the address; it may set options,
                 or bind the socket.
+            look_up: looks the name up in place of the system, as ``NameServers.look_up`` does.
 
         Returns:
             The connected, non-blocking socket.
@@ -150,7 +153,7 @@ class Client:
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
             began = time.monotonic()
             try:
-                self._dialled = await self._dial(address, refusal, prepare)
+                self._dialled = await self._dial(address, refusal, prepare, look_up)
             except OSError as error:
                 self.observer.dialled(self, time.monotonic() - began, error)
                 raise

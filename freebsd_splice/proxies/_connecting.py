@@ -8,12 +8,14 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from .._errors import why
 from .._platform.reset import no_linger, reset_on_close
 from ._addresses import Address, Resolved
+from ._attempts import first_connected, interleaved
 from ._resolving import Resolver
 
 if sys.platform != "win32":
@@ -94,6 +96,11 @@ class StarvedError(TargetError):
 
 #: A function that says why nobody may connect to an address, or returns None.
 Refusal = Callable[[Resolved], str | None]
+
+#: A coroutine function that returns all addresses of a name. It is given the host and port, the
+#: seconds that it has, and the client whose turn it takes. It raises OSError or
+#: asyncio.TimeoutError.
+LookUp = Callable[[Address, float, str], Awaitable[list[Resolved]]]
 
 #: A function that makes a socket ready for its ``connect`` to an address.
 Prepare = Callable[[socket.socket, Resolved], object]
@@ -199,6 +206,7 @@ class Dialer:
         prepare: Prepare = lambda sock, resolved: None,
         before_socket: Callable[[], object] = lambda: None,
         client: str = "",
+        look_up: LookUp | None = None,
     ) -> socket.socket:
         """Connect to the first address of the name that answers, within ``timeout`` in all.
 
@@ -208,6 +216,7 @@ class Dialer:
             prepare: is given each socket before it connects, and the address.
             before_socket: is called when the first socket is about to be made.
             client: whose turn the look-up takes.
+            look_up: looks the name up; None: the system does.
 
         Raises:
             RefusedTargetError: all addresses were refused.
@@ -216,33 +225,27 @@ class Dialer:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        found = await self._candidates(address, client)
+        found = await self._candidates(address, client, look_up or self._resolver.look_up)
+        if len(found) > 1:
+            found = interleaved(found)
         candidates = _permitted(address, found[:MOST_ADDRESSES], refusal)
-        failures = []
-        numbers = []
         before_socket()
-        for position, candidate in enumerate(candidates):
-            # An address that doesn't answer leaves the next ones their share of the time.
-            share = (deadline - loop.time()) / (len(candidates) - position)
-            try:
-                return await _connect(candidate, share, prepare)
-            except asyncio.TimeoutError:
-                numbers.append(errno.ETIMEDOUT)
-                failures.append(f"{candidate}: {_TOO_LATE}")
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    raise
-                numbers.append(error.errno or errno.EIO)
-                failures.append(f"{candidate}: {reason_of(error)}")
+        connect = partial(_connect, prepare=prepare)
+        left = deadline - loop.time()
+        made, failures = await first_connected(candidates, left, connect, SHORTAGES)
+        if made is not None:
+            return made
+        numbers = [_number_of(failure.error) for failure in failures]
         # Prefer an errno that says something about the target.
         telling = [number for number in numbers if number not in NO_WAY_FROM_HERE]
+        reasons = [f"{failure.candidate}: {_reason_for(failure.error)}" for failure in failures]
         raise TargetError(
-            (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(failures)})"
+            (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(reasons)})"
         )
 
-    async def _candidates(self, address: Address, client: str) -> list[Resolved]:
+    async def _candidates(self, address: Address, client: str, look_up: LookUp) -> list[Resolved]:
         try:
-            return await self._resolver.look_up(address, self._timeout, client)
+            return await look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, _TOO_LATE
         except socket.gaierror as error:
@@ -255,7 +258,7 @@ class Dialer:
         except OSError as error:
             if error.errno in SHORTAGES:
                 raise
-            number, reason = error.errno or errno.EIO, why(error)
+            number, reason = error.errno or errno.EIO, reason_of(error)
         raise TargetError(number, f"cannot look up {address.host}: {reason}")
 
 
@@ -273,6 +276,18 @@ def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> lis
 def _the_first(reasons: list[str]) -> str:
     more = len(reasons) - _MOST_NAMED
     return "; ".join(reasons[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _number_of(error: Exception) -> int:
+    if isinstance(error, asyncio.TimeoutError):
+        return errno.ETIMEDOUT
+    return getattr(error, "errno", None) or errno.EIO
+
+
+def _reason_for(error: Exception) -> str:
+    if isinstance(error, asyncio.TimeoutError) and not getattr(error, "errno", None):
+        return _TOO_LATE
+    return reason_of(error) if isinstance(error, OSError) else str(error)
 
 
 async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> socket.socket:

@@ -47,15 +47,15 @@ class Resolver:
             OSError: there were too few descriptors (EMFILE, ENFILE) or threads (ENOMEM).
             socket.gaierror, UnicodeError: as ``_addresses.look_up``.
         """
-        found = _numeric(address)
+        found = numeric(address)
         if found:
             return list(found)
         return await self._fair_executor.do(address, client, partial(_look_up, address), seconds)
 
 
 @lru_cache(maxsize=1024)
-def _numeric(address: Address) -> tuple[Resolved, ...]:
-    """What an address in numbers is, always; nothing for a name."""
+def numeric(address: Address) -> tuple[Resolved, ...]:
+    """Return what an address in numbers is, always; nothing for a name."""
     if "%" in address.host:  # an interface, whose number can change
         return ()
     try:
@@ -73,11 +73,11 @@ def _look_up(address: Address) -> list[Resolved]:
     try:
         return look_up(address)
     except OSError:
-        _check_descriptors()
+        check_descriptors()
         raise
 
 
-def _check_descriptors() -> None:
+def check_descriptors() -> None:
     """Raise OSError unless so many descriptors are free that a look-up can't have lacked any."""
     held: list[int] = list(os.pipe())
     try:

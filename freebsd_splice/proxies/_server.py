@@ -28,6 +28,7 @@ from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
     Dialer,
+    LookUp,
     Prepare,
     Refusal,
     ReservedDescriptors,
@@ -130,6 +131,7 @@ class ProxyServer:
         self._worker: LocalWorker | None = None
         self._is_moving = False  # just now, in a callback of the loop's
         self._stops = 0
+        self._retired = False
         self._cutting = False
         self._changes = Changes()
         self._shortage = Shortage(self._changes, lambda: len(self._clients))
@@ -193,7 +195,7 @@ class ProxyServer:
         for task in accepting:
             task.add_done_callback(lambda _: self._changes.wake())
         try:
-            while not self._stops and not any(task.done() for task in accepting):
+            while not (self._stops or self._retired or any(task.done() for task in accepting)):
                 await self._changes.wait()
         except asyncio.CancelledError:
             self._stops = 2
@@ -236,6 +238,17 @@ class ProxyServer:
         self._stops += 1
         self._changes.wake()
 
+    def retire(self) -> None:
+        """Accept no more clients and let live connections go on for as long as they last.
+
+        The listening sockets are closed, and ``run`` returns after the last connection. Another
+        server can accept from duplicates of those sockets meanwhile (``socket.dup``), so that no
+        client is refused. ``stop`` ends a retired server as any other. Must be called on the loop's
+        thread.
+        """
+        self._retired = True
+        self._changes.wake()
+
     async def _dial(
         self,
         reserved: ReservedDescriptors,
@@ -243,6 +256,7 @@ class ProxyServer:
         address: Address,
         refusal: Refusal,
         prepare: Prepare,
+        look_up: LookUp | None,
     ) -> socket.socket:
         """Connect for a client, as ``Client.dial`` says.
 
@@ -265,6 +279,7 @@ class ProxyServer:
                     prepare=make_ready,
                     before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
                     client=counts_as,
+                    look_up=look_up,
                 )
             except TargetError:
                 raise
@@ -465,6 +480,10 @@ class ProxyServer:
     # Stopping
 
     async def _finish(self) -> None:
+        while self._retired and self._clients and not self._stops:
+            await self._changes.wait()
+        if self._retired and not self._clients:
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
         logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)

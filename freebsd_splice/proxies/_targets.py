@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
 from ._addresses import Address
 from ._client import Client
-from ._connecting import NO_WAY_FROM_HERE, Prepare, StarvedError, TargetError
+from ._connecting import (
+    NO_WAY_FROM_HERE,
+    SHORTAGES,
+    LookUp,
+    Prepare,
+    StarvedError,
+    TargetError,
+    reason_of,
+)
 from ._log import fields, logger
+from ._name_servers import NameServers
+from ._services import Service, Target, in_order
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0
+
+#: How many members of a service are tried for one client.
+MOST_MEMBERS = 16
+
+Tried = TypeVar("Tried")
+Result = TypeVar("Result")
 
 
 class Targets:
     """Connects each client to the next target that can be connected to."""
 
-    def __init__(self, addresses: Iterable[Address], retry_after: float = RETRY_AFTER) -> None:
-        self._targets = [_Target(address) for address in addresses]
+    def __init__(
+        self,
+        targets: Iterable[Target],
+        retry_after: float = RETRY_AFTER,
+        resolver: NameServers | None = None,
+    ) -> None:
+        """Connect to these; where one is a service, ``resolver`` looks it up."""
+        look_up = resolver.look_up if resolver is not None and resolver.are_for_names else None
+        self._targets: list[_Target | _Service] = []
+        for target in targets:
+            if not isinstance(target, Service):
+                self._targets.append(_Target(target, look_up))
+            elif resolver is not None:
+                self._targets.append(_Service(target, resolver))
+            else:
+                raise TypeError(f"{target} needs name servers to be looked up at")
         self._retry_after = retry_after
         self._turn = itertools.count()
 
@@ -33,55 +66,134 @@ class Targets:
             TargetError: all targets are dead; the error is that of the last one.
             StarvedError: descriptors or the like are short; no further target is tried.
         """
-        failure: TargetError | None = None
-        for target in self._in_turn():
-            try:
-                return await self._dial(client, target, prepare)
-            except StarvedError:
-                raise  # another target would need the same
-            except TargetError as error:
-                failure = error
-        assert failure is not None, "there is no target"
-        raise failure
+        return await _first_success(self._in_turn(), partial(self._dial_any, client, prepare))
 
-    def _in_turn(self) -> list[_Target]:
+    def _in_turn(self) -> list[_Target | _Service]:
         """Return all targets from the next one on; dead ones come last, in case all are dead."""
         if len(self._targets) == 1:
             return self._targets
         start = next(self._turn) % len(self._targets)
         ordered = self._targets[start:] + self._targets[:start]
-        now = asyncio.get_running_loop().time()
+        now = _now()
         return sorted(ordered, key=lambda target: target.is_skipped(now))
 
-    async def _dial(self, client: Client, target: _Target, prepare: Prepare) -> socket.socket:
+    async def _dial_any(
+        self, client: Client, prepare: Prepare, target: _Target | _Service
+    ) -> socket.socket:
+        has_others = len(self._targets) > 1
+        if isinstance(target, _Target):
+            return await self._dial(client, prepare, has_others, target)
+        members = await self._watched(target, target.members(client), has_others)
+        has_others = has_others or len(members) > 1
+        dial = partial(self._dial, client, prepare, has_others)
+        return await _first_success(members, dial)
+
+    async def _dial(
+        self, client: Client, prepare: Prepare, has_others: bool, target: _Target
+    ) -> socket.socket:
+        dialling = client.dial(target.name, prepare=prepare, look_up=target.look_up)
+        return await self._watched(target, dialling, has_others)
+
+    async def _watched(
+        self, target: _Target | _Service, doing: Awaitable[Result], has_others: bool
+    ) -> Result:
+        """Return the result; meanwhile and afterwards it is known whether the target is dead."""
         was_dead = target.dead_until is not None
         if was_dead:  # this client tries whether the target is back, the others go elsewhere
             target.dead_until = self._next_try()
         try:
-            made = await client.dial(target.address, prepare=prepare)
+            result = await doing
         except TargetError as error:
             if error.errno in NO_WAY_FROM_HERE or isinstance(error, StarvedError):
                 raise
-            if not was_dead and len(self._targets) > 1:
-                dead = fields("target down", target=str(target.address), error=str(error))
+            if not was_dead and has_others:
+                dead = fields("target down", target=str(target.name), error=str(error))
                 logger.warning("%s: skipped for now", error, extra=dead)
             target.dead_until = self._next_try()
             raise
         if target.dead_until is not None:
-            alive = fields("target up", target=str(target.address))
-            logger.info("%s can be connected to again", target.address, extra=alive)
+            alive = fields("target up", target=str(target.name))
+            logger.info("%s can be connected to again", target.name, extra=alive)
             target.dead_until = None
-        return made
+        return result
 
     def _next_try(self) -> float:
-        return asyncio.get_running_loop().time() + self._retry_after
+        return _now() + self._retry_after
 
 
 class _Target:
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self, name: Address, look_up: LookUp | None) -> None:
+        self.name = name
+        self.look_up = look_up
         #: The loop's time until which the target is skipped; None: it isn't known to be dead.
         self.dead_until: float | None = None
 
     def is_skipped(self, now: float) -> bool:
         return self.dead_until is not None and now < self.dead_until
+
+
+class _Service:
+    """A target that is one of those which its SRV records name at the time."""
+
+    def __init__(self, name: Service, resolver: NameServers) -> None:
+        self.name = name
+        #: As for a target: it is dead while it can't be looked up, or has no members.
+        self.dead_until: float | None = None
+        self._resolver = resolver
+        self._members: dict[Address, _Target] = {}
+
+    def is_skipped(self, now: float) -> bool:
+        if self.dead_until is not None and now < self.dead_until:
+            return True
+        members = self._members.values()
+        return bool(members) and all(member.is_skipped(now) for member in members)
+
+    async def members(self, client: Client) -> list[_Target]:
+        """Return those to be tried for a client: the living in their order, then the dead.
+
+        Raises:
+            TargetError: there are none; the text says why.
+            OSError: something is short; the errno is one of SHORTAGES.
+        """
+        handshake = client.handshake
+        with handshake.suspended(), handshake.during(f"while looking up {self.name}"):
+            try:
+                found = await self._resolver.members(self.name)
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise
+                reason = f"cannot look up {self.name}: {reason_of(error)}"
+                raise TargetError(errno.EHOSTUNREACH, reason) from error
+        if not found:
+            raise TargetError(errno.EHOSTUNREACH, f"{self.name} has no members")
+        known = self._members
+        self._members = {
+            each.address: known.get(each.address) or _Target(each.address, self._resolver.look_up)
+            for each in found
+        }
+        now = _now()
+        dead = {each for each in found if self._members[each.address].is_skipped(now)}
+        order = itertools.chain(
+            in_order([each for each in found if each not in dead]), in_order(dead)
+        )
+        return [self._members[each.address] for each in itertools.islice(order, MOST_MEMBERS)]
+
+
+async def _first_success(
+    several: Iterable[Tried], attempt: Callable[[Tried], Awaitable[Result]]
+) -> Result:
+    """Return the first result; where there is none, raise the last failure."""
+    failure: TargetError | None = None
+    for each in several:
+        try:
+            return await attempt(each)
+        except StarvedError:
+            raise  # another target would need the same
+        except TargetError as error:
+            failure = error
+    assert failure is not None, "there is no target"
+    raise failure
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -151,7 +151,7 @@ class Proxy(Program):
         super().__init__(
             *start,
             command,
-            *within_backlog_limit(),
+            *(within_backlog_limit() if command != "serve" else ()),
             *others,
             environment=environment,
             descriptors=descriptors,
@@ -193,6 +193,31 @@ class Forwarder(Proxy):
             environment=environment,
             descriptors=descriptors,
         )
+
+
+class Served(Proxy):
+    """``freebsd-splice serve`` with a file, whose proxies listen on 127.0.0.1."""
+
+    def __init__(self, path: Path, text: str, *options: str, patch: str = "") -> None:
+        self.path = path
+        path.write_text(text)
+        super().__init__("serve", *options, str(path), patch=patch)
+
+    def ports(self, count: int) -> list[int]:
+        """Those of the first so many listening sockets, in the order of the log."""
+        found = self.expect(r"listening on 127\.0\.0\.1:(\d+)$", count)
+        return [int(each[1]) for each in found[:count]]
+
+    def reload(self, text: str, pattern: str = r"INFO reloaded$", times: int = 1) -> None:
+        """Have another file, and wait until the log says so many times what came of it."""
+        self.path.write_text(text)
+        self.signal(signal.SIGHUP)
+        self.expect(pattern, times)
+
+
+def connect_to(port: int) -> socket.socket:
+    """A client of a program that listens there, on 127.0.0.1."""
+    return socket.create_connection(("127.0.0.1", port), PATIENCE)
 
 
 def within_backlog_limit() -> list[str]:
@@ -248,6 +273,11 @@ class Server:
     def _run(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             self._serve(connection)
+
+
+def where(server: Server) -> str:
+    """Its address, as a target is written."""
+    return "{}:{}".format(*server.address)
 
 
 def echo(connection: socket.socket) -> None:

@@ -10,7 +10,6 @@ import socket
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -215,7 +214,7 @@ def test_two_signals_in_a_row_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(inspection, "start_thread", start)
-    made = inspection.Inspection(SimpleNamespace(), Namespace(metrics=None))  # type: ignore[arg-type]
+    made = inspection.Inspection(Namespace(metrics=None))
     made.log_connections()
     made.log_connections()
     assert started == ["connections"]
@@ -230,7 +229,7 @@ def test_a_table_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> 
         raise ZeroDivisionError
 
     monkeypatch.setattr(inspection, "log_connections", fail)
-    made = inspection.Inspection(SimpleNamespace(), Namespace(metrics=None))  # type: ignore[arg-type]
+    made = inspection.Inspection(Namespace(metrics=None))
     assert made._dumping.acquire(blocking=False)
     with pytest.raises(ZeroDivisionError):
         made._log_connections()

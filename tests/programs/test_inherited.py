@@ -127,9 +127,9 @@ def test_nobody_else_is_told_of_them_or_given_them(
     look = f"""
 import os, sys
 from freebsd_splice._cli import main, serving
-async def say(server, listeners, parent):
+async def say(served, in_force, parent):
     print("left", [name for name in os.environ if name.startswith("LISTEN_")])
-    print("inheritable", [listener.get_inheritable() for listener in listeners])
+    print("inheritable", [listener.get_inheritable() for listener in served[0].listeners[0]])
 serving._run = say
 sys.exit(main({forward(echo_server)[2:]}))
 """
@@ -144,10 +144,10 @@ def test_accepted_sockets_have_the_buffers_asked_for(
     look = f"""
 import socket, sys
 from freebsd_splice._cli import main, serving
-async def say(server, listeners, parent):
+async def say(served, in_force, parent):
     sizes = [
         listener.getsockopt(socket.SOL_SOCKET, option)
-        for listener in listeners
+        for listener in served[0].listeners[0]
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
     ]
     print("as asked", [size in (30000, 60000) for size in sizes])  # Linux says twice as much

@@ -268,7 +268,7 @@ def test_the_log_for_programs_has_both(echo_server: Server, forwarder: StartForw
         pytest.param(
             make_header("v2", b"/run/app", b"/run/front"), "unix:/run/app via ", id="Unix"
         ),
-        pytest.param(make_header("v2", b"/a\n", b""), r"unix:/a\\n via ", id="Unix, forged"),
+        pytest.param(make_header("v2", b"/a\n", b""), r"unix:'/a\\n' via ", id="Unix, forged"),
     ],
 )
 def test_a_client_without_an_address_counts_as_who_connected(

@@ -76,19 +76,21 @@ if not os.fork():
     os._exit(0)
 os.close(go)
 import freebsd_splice._cli.serving as serving
-say = serving.say_listening
-def end_the_child_and_say(listeners):
+say = serving._say_listening
+def end_the_child_and_say(served):
     os.close(tell)
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-    say(listeners)
-serving.say_listening = end_the_child_and_say
+    say(served)
+serving._say_listening = end_the_child_and_say
 """
 
 SAYS_WHEN_IT_STARTS_A_WORKER = """
 import sys
-from functools import partial
 import freebsd_splice._cli.forward as forward
-forward.serve = partial(forward.serve, before_fork=lambda: print("another worker", file=sys.stderr))
+class Made(forward.Made):
+    def before_fork(self):
+        print("another worker", file=sys.stderr)
+forward.Made = Made
 """
 
 #: Whoever stops the program does so when its workers have not yet said what to do then.
@@ -192,7 +194,8 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     front = forwarder(echo_server.address, "--workers", "2")
     connect_until(front, lambda: len(workers_of(front)) == 2)
     for worker in workers_of(front):
-        for number in (*signals.STOPPING, *signals.SHOWING, *signals.WITHOUT_EFFECT):
+        handled = (*signals.STOPPING, *signals.RELOADING, *signals.SHOWING, *signals.WITHOUT_EFFECT)
+        for number in handled:
             os.kill(worker, number)
     with closing_all() as clients:
         for _ in range(10):
@@ -260,25 +263,17 @@ def test_the_parent_is_asked_before_each_worker_starts(
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_the_parent_rereads_the_passwords_for_the_next_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_parent_rereads_the_passwords_for_the_next_worker(tmp_path: Path) -> None:
     """Where the worker itself can't, whoever was deleted long ago would be known again."""
     file = tmp_path / "passwords"
-    made: list[Passwords] = []
-    hooks: list[Callable[[], object]] = []
+    known: list[Passwords] = []
 
-    def proxy(*, passwords: Passwords, **_: object) -> None:
-        made.append(passwords)
+    def proxy(*, passwords: Passwords, **_: object) -> Any:
+        known.append(passwords)
 
-    def serve(options: Namespace, make: Callable[..., object], **given: Any) -> None:
-        make(options)
-        hooks.append(given["before_fork"])
-
-    monkeypatch.setattr(connect_socks5, "serve", serve)
     file.write_text(f"{make_entry('gone', 'secret')}\n")
-    connect_socks5._serve(Namespace(passwords=file, rules=[]), proxy)  # type: ignore[arg-type]
-    ((passwords,), (before_fork,)) = made, hooks
+    before_fork = connect_socks5.make(Namespace(passwords=file, rules=[]), proxy).before_fork
+    (passwords,) = known
     with closing(passwords):
         for content, names in (
             (f"{make_entry('somebody', 'secret')}\n", ["somebody"]),

@@ -181,3 +181,38 @@ def test_the_workflows_actions_are_pinned_and_allowed_little(path: Path) -> None
     for action in used:
         assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
     assert re.search(r"^permissions:\n  contents: read\n", workflow, re.M)
+
+
+def test_what_is_published_is_attested() -> None:
+    """Its origin, what it takes to install it, and, for the index, both by PEP 740."""
+    yaml = pytest.importorskip("yaml", reason="reads the workflows")
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    made = "".join(step.get("run", "") for step in jobs["distribution"]["steps"])
+    (bill,) = re.findall(r"tools/sbom\.py dist/\*\.tar\.gz (\S+)", made)
+    publish = jobs["publish"]
+    assert publish["permissions"] == {"id-token": "write", "attestations": "write"}
+    steps = {
+        step["uses"].partition("@")[0]: step.get("with", {})
+        for step in publish["steps"]
+        if "artifact@" not in step["uses"]
+    }
+    assert steps["actions/attest-build-provenance"] == {"subject-path": "dist/*.tar.gz"}
+    assert steps["actions/attest-sbom"] == {"subject-path": "dist/*.tar.gz", "sbom-path": bill}
+    assert steps["pypa/gh-action-pypi-publish"] == {"attestations": True}
+
+
+def test_the_oldest_requirements_are_those_of_the_package() -> None:
+    """The nightly workflow asks for advisories about them."""
+    project = (ROOT / "pyproject.toml").read_text()
+    of_users = (
+        re.search(r"^dependencies = .*$", project, re.M),
+        re.search(r"^proxy = .*$", project, re.M),
+    )
+    wanted = "".join(found[0] for found in of_users if found is not None)
+    oldest = dict(re.findall(r"""["'](\w+)>=([\d.]+)""", wanted))
+    listed = (ROOT / "ci/oldest-requirements.txt").read_text()
+    pinned = dict(re.findall(r"^(\w+)==([\d.]+)$", listed, re.M))
+    assert len(oldest) == 3
+    assert pinned.keys() == oldest.keys()
+    for name, version in pinned.items():
+        assert re.fullmatch(rf"{re.escape(oldest[name])}(\.0)*", version), name

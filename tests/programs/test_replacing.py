@@ -1,0 +1,117 @@
+"""Several servers in one event loop, and one that takes another's place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from freebsd_splice._cli.listeners import Served
+from freebsd_splice._cli.plan import Planned
+from freebsd_splice._cli.replacing import Servers
+from freebsd_splice.proxies import Address, ListenError, ProxyServer, forwarder
+from programs.processes import PATIENCE, Server
+
+
+class Client:
+    """A client that can be asked to send and receive, in an event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def of(cls, listener: socket.socket) -> Client:
+        return cls(*await asyncio.open_connection(*listener.getsockname()))
+
+    async def exchange(self, data: bytes) -> bytes:
+        self._writer.write(data)
+        return await asyncio.wait_for(self._reader.readexactly(len(data)), PATIENCE)
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+def run(main: Callable[[], Awaitable[object]]) -> None:
+    async def with_a_bound() -> None:
+        await asyncio.wait_for(main(), PATIENCE)
+
+    asyncio.run(with_a_bound())
+
+
+def test_a_retired_server_ends_with_its_last_connection(
+    echo_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no grace time, and who takes duplicates of its sockets goes on with its clients."""
+
+    async def main() -> None:
+        old, new = (forwarder(Address(*echo_server.address), grace=0.0) for _ in range(2))
+        listener = socket.create_server(("127.0.0.1", 0))
+        with listener.dup() as duplicate:
+            old.use([listener])
+            ended = asyncio.ensure_future(old.run())
+            client = await Client.of(duplicate)
+            assert await client.exchange(b"hello") == b"hello"
+            old.retire()
+            while listener.fileno() >= 0:  # it closes the socket in the loop
+                await asyncio.sleep(0)
+            waiting = await Client.of(duplicate)
+            new.use([duplicate])
+            others = asyncio.ensure_future(new.run())
+            assert await waiting.exchange(b"world") == b"world"
+            assert await client.exchange(b"hello") == b"hello"
+            assert not ended.done()
+            await client.close()
+            await ended
+            await waiting.close()
+            new.stop()
+            await others
+
+    caplog.set_level("INFO")
+    run(main)
+    assert sum(record.message.startswith("stopping") for record in caplog.records) == 1
+
+
+def test_a_retired_server_can_be_stopped(echo_server: Server) -> None:
+    async def main() -> None:
+        server = forwarder(Address(*echo_server.address), grace=0.0)
+        listener = socket.create_server(("127.0.0.1", 0))
+        server.use([listener])
+        ended = asyncio.ensure_future(server.run())
+        client = await Client.of(listener)
+        assert await client.exchange(b"hello") == b"hello"
+        server.retire()
+        server.stop()
+        await ended
+        await client.close()
+
+    run(main)
+
+
+def served(server: ProxyServer, listener: socket.socket) -> Served:
+    nothing: Any = None
+    return Served(Planned(nothing, nothing), nothing, server, [[listener]])
+
+
+def test_a_server_that_fails_stops_the_others(echo_server: Server) -> None:
+    async def main() -> None:
+        target = Address(*echo_server.address)
+        listener = socket.create_server(("127.0.0.1", 0))
+        broken = socket.socket()
+        broken.bind(("127.0.0.1", 0))
+        servers = Servers()
+        good = served(forwarder(target, grace=1000.0), listener)
+        assert servers.replace([good, served(forwarder(target), broken)])
+        with pytest.raises(ListenError) as raised:
+            await servers.run()
+        assert raised.value.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+        assert listener.fileno() == -1
+        assert not servers.replace([good])  # nothing begins any more
+
+    run(main)
