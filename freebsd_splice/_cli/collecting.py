@@ -32,7 +32,7 @@ class WorkerNow(NamedTuple):
     """
 
     answered: bool
-    now: dict[str, float]
+    now: Totals
 
 
 class Collected(NamedTuple):
@@ -40,18 +40,26 @@ class Collected(NamedTuple):
 
     Attributes:
         totals: the sums over all workers there have been.
-        workers: the live workers, by their numbers.
+        workers: the workers that accept clients, by their numbers.
+        retired: those whose places others have taken, which serve the clients that they have.
     """
 
     totals: Totals
     workers: dict[int, WorkerNow]
+    retired: list[WorkerNow]
 
 
 def answer(channel: socket.socket, snapshot: Callable[[], Snapshot]) -> None:
-    """Send a snapshot for each request, until the other end is closed. For a worker's thread."""
+    """Send a snapshot for each request, and one at the end. For a worker's thread.
+
+    The end is when no requests can come any more: the other end is closed, or the channel is shut
+    down for reading.
+    """
     with channel, contextlib.suppress(OSError):
         channel.setblocking(True)
-        while channel.recv(1):
+        is_asked = True
+        while is_asked:
+            is_asked = bool(channel.recv(1))
             try:
                 line = snapshot().to_line()
             except Exception:  # a defect; that the channel is closed shows in the numbers
@@ -63,8 +71,8 @@ def answer(channel: socket.socket, snapshot: Callable[[], Snapshot]) -> None:
 class Collecting:
     """Asks the workers, on one event loop.
 
-    A counter never becomes smaller: what a dead worker has last answered stays in the sums. What it
-    had counted since then is lost.
+    A counter never becomes smaller: what a worker has last answered stays in the sums when it ends.
+    Its last answer comes at its end, unless it dies: what it had counted since is lost then.
     """
 
     def __init__(self) -> None:
@@ -90,12 +98,13 @@ class Collecting:
         totals = dict(self._of_the_dead)
         for worker in self._workers:
             add(totals, worker.snapshot.totals)
-        # Of two with the same number the first is dead, and its end has not been heard yet.
-        workers = {
-            worker.number: WorkerNow(not worker.is_asked, worker.snapshot.now)
-            for worker in self._workers
-        }
-        return Collected(totals, workers)
+        workers: dict[int, WorkerNow] = {}
+        retired: list[WorkerNow] = []
+        for worker in self._workers:  # of several with the same number the last has the place
+            if worker.number in workers:
+                retired.append(workers[worker.number])
+            workers[worker.number] = WorkerNow(not worker.is_asked, worker.snapshot.now)
+        return Collected(totals, workers, retired)
 
 
 class _Worker:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ..proxies._addresses import show
-from ..proxies._live import LiveConnection, LiveConnections, in_pieces
+from ..proxies._live import LiveConnection, Watched, in_pieces
 from ..proxies._log import fields, logger, quoted_unless_plain
 from ..proxies._reporting import said, who
 
-_HEADINGS = ("CLIENT", "VIA", "TARGET", "UP", "DOWN", "SECONDS", "BY", "USER", "NAME")
+_HEADINGS = ("CLIENT", "VIA", "LISTEN", "TARGET", "UP", "DOWN", "SECONDS", "BY", "USER", "NAME")
 
 #: The columns of numbers, which are aligned on the right.
 _NUMBERS = ("UP", "DOWN", "SECONDS")
 
 #: The columns that are left out where all are empty.
-_OPTIONAL = ("VIA", "USER", "NAME")
+_OPTIONAL = ("VIA", "LISTEN", "USER", "NAME")
 
 #: What stands in an empty cell.
 _NONE = "-"
@@ -26,7 +27,7 @@ _NONE = "-"
 _WIDEST = 47
 
 
-def log_connections(live: LiveConnections) -> None:
+def log_connections(live: Watched[Any]) -> None:
     """Log each live connection, the oldest first, whatever the log's level is."""
     connections = live.read()
     now = time.monotonic()
@@ -34,7 +35,8 @@ def log_connections(live: LiveConnections) -> None:
     _log(f"{len(connections)} connections live", count)
     if not connections:
         return
-    rows = [_row(connection, now) for connection in in_pieces(connections)]
+    is_one = len(live.all()) == 1
+    rows = [_row(connection, now, is_one) for connection in in_pieces(connections)]
     heading, *lines = table([_HEADINGS, *rows])
     _log(heading, {})
     for connection, line in in_pieces(zip(connections, lines, strict=True)):
@@ -53,12 +55,14 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-def _row(connection: LiveConnection, now: float) -> tuple[str, ...]:
+def _row(connection: LiveConnection, now: float, is_one: bool) -> tuple[str, ...]:
+    """Return a row of the table; ``is_one``: there is one proxy alone."""
     client = connection.client
     name = client.server_name if client.requested is None else str(client.requested)
     return (
         quoted_unless_plain(client.name),
         show(client.peer) if client.is_proxied else _NONE,
+        _NONE if is_one else connection.listen,
         connection.target_name or _NONE,
         *(_moved(connection) if connection.ways else (_NONE, _NONE)),
         f"{now - connection.accepted:.1f}",
@@ -74,6 +78,7 @@ def _facts(connection: LiveConnection, now: float) -> dict[str, object]:
     return {
         **who(connection.client),
         **said(connection.client),
+        "listen": connection.listen,
         "target": connection.target_name,
         "bytes_up": up,
         "bytes_down": down,

@@ -13,14 +13,14 @@ import os
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._platform.threads import start as start_thread
 from ..proxies._addresses import show
 from ..proxies._listening import listen_on
-from ..proxies._live import LiveConnections
+from ..proxies._live import LiveConnections, Watched
 from ..proxies._log import fields, logger
-from ..proxies._numbers import Numbers
+from ..proxies._numbers import Numbers, snapshot
 from .collecting import answer
 from .connections import log_connections
 from .listeners import Served
@@ -28,6 +28,9 @@ from .options import UsageError
 
 if TYPE_CHECKING:
     from .exposition import Exposition
+
+#: Seconds that the end of a worker waits for the first process to take the last numbers.
+_FINISHING = 1.0
 
 #: Scrapers that may wait to be accepted.
 _BACKLOG = 16
@@ -47,11 +50,12 @@ class Inspection:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._numbers = None if options.metrics is None else Numbers()
-        self._live = LiveConnections() if self._numbers is None else self._numbers
+        self._numbers = None if options.metrics is None else Watched(Numbers)
+        self._live: Watched[Any] = self._numbers or Watched(LiveConnections)
         self._listeners: list[socket.socket] = []
         self._exposition: Exposition | None = None
         self._to_parent: socket.socket | None = None  # in a worker
+        self._answering: threading.Thread | None = None
         self._dumping = threading.Lock()
         if options.metrics is not None:
             try:
@@ -88,8 +92,8 @@ class Inspection:
     # In the process that has the servers
 
     def observe(self, served: Served) -> None:
-        """Observe a proxy from now on, together with those before it."""
-        served.server.observer = self._live
+        """Observe a proxy from now on, together with those that have listened where it does."""
+        served.server.observer = self._live.at(str(served.planned.options.listen))
 
     def answer(self) -> None:
         """Answer the requests for numbers: those of the first process, where this is a worker."""
@@ -99,12 +103,21 @@ class Inspection:
         try:
             channel = self._channel()
             try:
-                start_thread(lambda: answer(channel, numbers.snapshot), "numbers")
+                self._answering = start_thread(
+                    lambda: answer(channel, lambda: snapshot(numbers)), "numbers"
+                )
             except RuntimeError:
                 channel.close()  # nobody waits for an answer then
                 raise
         except (OSError, RuntimeError) as error:  # which is no reason to serve nobody
             logger.error("the numbers of this process can't be read: %s", error)
+
+    def finish(self) -> None:
+        """Tell the first process what this worker has counted since it was last asked."""
+        if self._to_parent is not None and self._answering is not None:
+            with contextlib.suppress(OSError):  # the first process has ended before
+                self._to_parent.shutdown(socket.SHUT_RD)
+            self._answering.join(_FINISHING)
 
     def _channel(self) -> socket.socket:
         if self._to_parent is not None:

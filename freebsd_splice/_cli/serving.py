@@ -113,7 +113,10 @@ def _work(
 ) -> None:
     served = [each.for_worker(number) for each in in_force.served]
     limit()
-    asyncio.run(_run(served, inspection, None, parent))
+    try:
+        asyncio.run(_run(served, inspection, None, parent))
+    finally:
+        inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end
 
 

@@ -1,12 +1,12 @@
-"""The live connections of a proxy, and how many bytes each has moved so far."""
+"""The live connections of proxies, and how many bytes each has moved so far."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .. import RelayOutcome
 from .._relay import Progress
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._client import Client
 
 Item = TypeVar("Item")
+Kind = TypeVar("Kind", bound="LiveConnections")
 
 #: Seconds that asking all relays may take. The kernel answers with a lock that a busy splice can
 #: hold for long (F24). Those that were not asked come first the next time.
@@ -34,6 +35,7 @@ class LiveConnection:
     Attributes:
         client: the client.
         accepted: the time of ``time.monotonic`` at which it was accepted.
+        listen: where its proxy listens, as that is written.
         target_name: its target; None until the two are joined.
         dialling: seconds that connecting to its target has taken, all attempts together.
         ways: what its relay said last: up and down; empty until it was asked.
@@ -44,6 +46,7 @@ class LiveConnection:
 
     client: Client
     accepted: float
+    listen: str
     target_name: str | None = None
     dialling: float = 0.0
     ways: tuple[Progress, ...] = ()
@@ -53,15 +56,19 @@ class LiveConnection:
 
 
 class LiveConnections(Observer):
-    """Knows who is connected. ``read`` asks the relays; nothing else takes any time."""
+    """Knows who is connected to a proxy, or to one after the other, without taking any time.
 
-    def __init__(self) -> None:
+    Args:
+        listen: where the proxy listens, as that is written.
+    """
+
+    def __init__(self, listen: str) -> None:
+        self.listen = listen
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
         self._live: dict[Client, LiveConnection] = {}
 
     def accepted(self, client: Client) -> None:
-        connection = LiveConnection(client, time.monotonic())
+        connection = LiveConnection(client, time.monotonic(), self.listen)
         with self._lock:
             self._live[client] = connection
 
@@ -87,28 +94,13 @@ class LiveConnections(Observer):
     def left(self, client: Client) -> None:
         self._forget(client)
 
-    def read(self, seconds: float = READ_SECONDS) -> list[LiveConnection]:
-        """Ask the live relays how much they have moved; return all live connections, oldest first.
+    def all(self) -> list[LiveConnection]:
+        """Return the live connections, the oldest first."""
+        with self._lock:
+            return list(self._live.values())
 
-        For a thread that may wait: an answer can take long, and only one thread asks at a time.
-
-        Args:
-            seconds: how long it may take. Connections that were not asked by then keep what they
-                said before.
-        """
-        with self._reading:
-            deadline = time.monotonic() + seconds
-            with self._lock:
-                live = list(self._live.values())
-            joined = [connection for connection in live if connection.client.relay is not None]
-            joined.sort(key=lambda connection: connection.asked)
-            for connection in in_pieces(joined):
-                self._ask(connection)
-                if time.monotonic() >= deadline:
-                    break
-        return live
-
-    def _ask(self, connection: LiveConnection) -> None:
+    def ask(self, connection: LiveConnection) -> None:
+        """Ask one that is joined how much it has moved, which can take long."""
         assert connection.client.relay is not None
         ways = connection.client.relay.progress()
         with self._lock:
@@ -123,6 +115,49 @@ class LiveConnections(Observer):
         """Return the connection; None where it was forgotten before."""
         with self._lock:
             return self._live.pop(client, None)
+
+
+class Watched(Generic[Kind]):
+    """The live connections of all proxies of a process, those of former proxies included.
+
+    Args:
+        watch: makes what watches a proxy, for the place where that listens.
+    """
+
+    def __init__(self, watch: Callable[[str], Kind]) -> None:
+        self._watch = watch
+        self._by_listen: dict[str, Kind] = {}
+        self._reading = threading.Lock()
+
+    def at(self, listen: str) -> Kind:
+        """Return what watches the proxies that listen there, one after the other."""
+        if listen not in self._by_listen:
+            self._by_listen[listen] = self._watch(listen)
+        return self._by_listen[listen]
+
+    def all(self) -> list[Kind]:
+        return list(self._by_listen.values())
+
+    def read(self, seconds: float = READ_SECONDS) -> list[LiveConnection]:
+        """Ask the live relays how much they have moved; return all live connections, oldest first.
+
+        For a thread that may wait: an answer can take long, and only one thread asks at a time.
+
+        Args:
+            seconds: how long it may take. Connections that were not asked by then keep what they
+                said before.
+        """
+        with self._reading:
+            deadline = time.monotonic() + seconds
+            live = [connection for each in self.all() for connection in each.all()]
+            joined = [connection for connection in live if connection.client.relay is not None]
+            joined.sort(key=lambda connection: connection.asked)
+            for connection in in_pieces(joined):
+                self._by_listen[connection.listen].ask(connection)
+                if time.monotonic() >= deadline:
+                    break
+        live.sort(key=lambda connection: connection.accepted)
+        return live
 
 
 def in_pieces(items: Iterable[Item]) -> Iterator[Item]:

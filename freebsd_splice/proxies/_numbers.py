@@ -1,4 +1,4 @@
-"""Numbers about the connections of one process: counters, histograms, and what is live."""
+"""Numbers about the connections of a process: counters, histograms, and what is live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .. import Reason, RelayOutcome
 from .._platform.descriptors import descriptor_limit, open_descriptors
-from ._live import LiveConnection, LiveConnections
+from ._live import LiveConnection, LiveConnections, Watched
 from ._observing import REFUSALS, refusal_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ BUCKETS = (*map(str, BOUNDS), "+Inf")
 #: The directions of a connection: from the client to the target, and back.
 DIRECTIONS = ("up", "down")
 
-#: What is counted, with the values of its labels: ("ended", "eof"), ("accepted",).
+#: What is counted, with the values of its labels: ("ended", ":80", "eof"), ("descriptors",). What
+#: is counted of a proxy has as its first label where that listens.
 Key = tuple[str, ...]
 
 Totals = dict[Key, float]
@@ -39,24 +40,28 @@ class Snapshot(NamedTuple):
     """
 
     totals: Totals
-    now: dict[str, float]
+    now: Totals
 
     def to_line(self) -> bytes:
         """Return it as a line of JSON, for another process."""
-        totals = [[*key, value] for key, value in self.totals.items()]
-        return json.dumps([totals, self.now]).encode() + b"\n"
+        numbers = [[[*key, value] for key, value in each.items()] for each in self]
+        return json.dumps(numbers).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Snapshot:
-        totals, now = json.loads(line)
-        return cls({tuple(key): value for *key, value in totals}, now)
+        totals, now = ({tuple(key): value for *key, value in each} for each in json.loads(line))
+        return cls(totals, now)
 
 
 class Numbers(LiveConnections):
-    """Counts what happens to the clients of a server."""
+    """Counts what happens to the clients of a proxy.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        listen: where the proxy listens, as that is written.
+    """
+
+    def __init__(self, listen: str) -> None:
+        super().__init__(listen)
         self._accepted = 0
         self._refused = dict.fromkeys(REFUSALS, 0)
         self._ended = {reason.value: 0 for reason in Reason}
@@ -64,15 +69,14 @@ class Numbers(LiveConnections):
         self._connected, self._failed, self._handshakes = _Histogram(), _Histogram(), _Histogram()
 
     def snapshot(self) -> Snapshot:
-        """Return all numbers, with the bytes that live connections have moved so far.
+        """Return the numbers, with the bytes that live connections had moved when they were asked.
 
-        For a thread that may wait, as ``read`` is.
+        The first label of all is where the proxy listens.
         """
-        self.read()
-        descriptors = {"descriptors": open_descriptors(), "descriptor limit": descriptor_limit()}
-        known = {name: value for name, value in descriptors.items() if value is not None}
         with self._lock:
-            return Snapshot(self._totals(), {"live": len(self._live), **known})
+            totals, live = self._totals(), len(self._live)
+        named = {(key[0], self.listen, *key[1:]): value for key, value in totals.items()}
+        return Snapshot(named, {("live", self.listen): live})
 
     def accepted(self, client: Client) -> None:
         super().accepted(client)
@@ -136,6 +140,22 @@ class Numbers(LiveConnections):
             **self._failed.totals("dial", "failed"),
             **self._handshakes.totals("handshake"),
         }
+
+
+def snapshot(watched: Watched[Numbers]) -> Snapshot:
+    """Return all numbers of this process.
+
+    For a thread that may wait, as ``Watched.read`` is.
+    """
+    watched.read()
+    whole = Snapshot({}, {})
+    for numbers in watched.all():
+        own = numbers.snapshot()
+        whole.totals.update(own.totals)
+        whole.now.update(own.now)
+    descriptors = {"descriptors": open_descriptors(), "descriptor limit": descriptor_limit()}
+    whole.now.update({(name,): value for name, value in descriptors.items() if value is not None})
+    return whole
 
 
 class _Histogram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,12 +30,28 @@ class Scrape:
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The value of a metric with exactly these labels."""
-        return float(self.samples[name, frozenset(labels.items())].value)
+        """The sum of a metric's samples with these labels; there has to be one."""
+        found = [
+            sample.value
+            for (each, those), sample in self.samples.items()
+            if each == name and labels.items() <= dict(those).items()
+        ]
+        assert found, (name, labels)
+        return float(sum(found))
 
     def sum(self, name: str) -> float:
         found = (sample.value for (each, _), sample in self.samples.items() if each == name)
         return float(sum(found))
+
+    def shrunk(self, before: Scrape) -> list[str]:
+        """The counters that are smaller than they were, or gone."""
+        counters = [key for key in before.samples if re.search("_(total|count|bucket)$", key[0])]
+        return [
+            f"{name}{dict(labels)}"
+            for name, labels in counters
+            if (name, labels) not in self.samples
+            or self.samples[name, labels].value < before.samples[name, labels].value
+        ]
 
     def served_by(self) -> set[str]:
         """What has moved bytes, as the log names it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from programs.processes import (
 )
 from programs.scraping import METRICS, Scrape, port_of, requested, scrape, scrape_until
 from programs.test_log import A_DEFECT
+from programs.test_pledge import elsewhere, on_openbsd
 
 StartForwarder = Callable[..., Forwarder]
 StartProxy = Callable[..., Proxy]
@@ -249,13 +249,7 @@ def test_no_total_shrinks_when_a_worker_dies(
         front.expect("has died")
         found = scrape_until(front, "workers", 2)
         assert before.samples.keys() >= found.samples.keys()
-        shrunk = [
-            key
-            for key, sample in found.samples.items()
-            if re.search("_(total|count|bucket)$", key[0])
-            and sample.value < before.samples[key].value
-        ]
-        assert not shrunk
+        assert not found.shrunk(before)
         assert found.sum("connections_live") < 20
         serve(front, 1, clients)
         scrape_until(front, "connections_accepted_total", 21)
@@ -435,6 +429,62 @@ def test_numbers_that_others_can_read_are_warned_of(
     assert front.port
     front.expect(r"WARNING everybody who can reach 0\.0\.0\.0:\d+ can read the metrics$")
     assert front.stop() == 0
+
+
+#: At its end the program says which modules in C were loaded after it had given up the rest.
+SAYS_WHAT_IS_LOADED_LATE = """
+import atexit, os, sys
+from importlib.machinery import EXTENSION_SUFFIXES
+import freebsd_splice._cli.inspection as inspection
+import freebsd_splice._cli.pledging as pledging
+early = set()
+listen_on = inspection.listen_on
+def listen(*arguments):
+    os.write(2, b"opened\\n")
+    return listen_on(*arguments)
+def note(promises):
+    os.write(2, b"pledged\\n")
+    early.update(sys.modules)
+def late():
+    files = [getattr(sys.modules[name], "__file__", None) or "" for name in {*sys.modules} - early]
+    print("late:", [file for file in files if file.endswith(tuple(EXTENSION_SUFFIXES))])
+pledging.why_no_pledge = lambda: None
+pledging.pledge = note
+inspection.listen_on = listen
+atexit.register(late)
+"""
+
+
+@elsewhere
+def test_a_scrape_takes_nothing_that_was_given_up(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    """Neither another listening socket nor a module in C, which could not be loaded any more."""
+    front = forwarder(echo_server.address, *METRICS, "--pledge", patch=SAYS_WHAT_IS_LOADED_LATE)
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+        assert scrape(front).moved("down") >= 0
+        curl("--compressed", f"http://127.0.0.1:{port_of(front)}/metrics")
+    assert front.stop() == 0
+    front.expect(r"^late: \[\]$")
+    assert [line for line in front.lines if line in ("opened", "pledged")] == ["opened", "pledged"]
+
+
+@on_openbsd
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_metrics_are_served_by_what_a_pledge_leaves(
+    workers: str, echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, *METRICS, "--pledge", "--workers", workers)
+    with front.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+        until(lambda: scrape(front).moved("down") == 5)
+        found = scrape(front)
+        assert found("workers") == found.sum("worker_answered") == int(workers)
+        assert found("open_descriptors", worker="0") > 0
+        assert found("connections_live") == 1
+    assert front.stop() == 0
+    assert not front.find("ERROR|Traceback")
 
 
 WITHOUT_ITS_THREAD = """

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice import Reason
+from freebsd_splice.proxies._numbers import Totals
 from freebsd_splice.proxies._observing import REFUSALS
 
 pytest.importorskip("prometheus_client", reason="it makes the metrics")
@@ -20,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/metrics.md"
 DASHBOARD = ROOT / "contrib/grafana/freebsd-splice.json"
 
-NOW: dict[str, float] = {"live": 1, "descriptors": 1, "descriptor limit": 1}
-FAMILIES = list(Families(Collected({}, {0: WorkerNow(True, NOW)})).collect())
+NOW: Totals = {("live", ":80"): 1, ("descriptors",): 1, ("descriptor limit",): 1}
+WORKER = WorkerNow(True, NOW)
+FAMILIES = list(Families(Collected({("accepted", ":80"): 0}, {0: WORKER}, [WORKER])).collect())
 
 #: The labels of each sample, by its name.
 SAMPLES = {sample.name: set(sample.labels) for family in FAMILIES for sample in family.samples}

@@ -17,9 +17,11 @@ from freebsd_splice._relay import Progress
 from freebsd_splice.proxies import Address, HandshakeError, RefusedTargetError, TargetError, _live
 from freebsd_splice.proxies._connecting import StarvedError
 from freebsd_splice.proxies._hangups import HangupError
-from freebsd_splice.proxies._live import LiveConnections
-from freebsd_splice.proxies._numbers import BUCKETS, Numbers, Snapshot
+from freebsd_splice.proxies._live import LiveConnections, Watched
+from freebsd_splice.proxies._numbers import BUCKETS, Numbers, Snapshot, snapshot
 from freebsd_splice.proxies._observing import REFUSALS, Observer, refusal_of
+
+LISTEN = ":80"
 
 COPIED, SPLICED = ("userspace", "copy"), ("kernel", "SO_SPLICE")
 
@@ -56,43 +58,59 @@ def outcome(up: int, down: int, by: tuple[str, str]) -> RelayOutcome:
     return RelayOutcome(up_way, down_way, Reason.EOF, None, 1.0)
 
 
-def bytes_of(numbers: Numbers) -> dict[tuple[str, ...], float]:
-    totals = numbers.snapshot().totals
+def watched() -> tuple[Watched[Numbers], Numbers]:
+    """What watches one proxy."""
+    all_of_them = Watched(Numbers)
+    return all_of_them, all_of_them.at(LISTEN)
+
+
+def snapshot_of(all_of_them: Watched[Numbers]) -> Snapshot:
+    """The snapshot without the label of the proxy."""
+    return Snapshot(
+        *(
+            {key[:1] + key[2:]: value for key, value in each.items()}
+            for each in snapshot(all_of_them)
+        )
+    )
+
+
+def bytes_of(numbers: Watched[Numbers]) -> dict[tuple[str, ...], float]:
+    totals = snapshot_of(numbers).totals
     return {key[1:]: value for key, value in totals.items() if key[0] == "bytes" and value}
 
 
 def test_bytes_stay_with_what_has_moved_them() -> None:
     """So that no total shrinks when the kernel takes a connection over."""
-    numbers = Numbers()
+    process, numbers = watched()
     relay = FakeRelay(Progress(10, COPIED), Progress(20, None))
     client = joined(numbers, relay)
-    assert bytes_of(numbers) == {("up", *COPIED): 10}
+    assert bytes_of(process) == {("up", *COPIED): 10}
     relay.ways = (Progress(15, SPLICED), Progress(20, SPLICED))
-    assert bytes_of(numbers) == {("up", *COPIED): 10, ("up", *SPLICED): 5, ("down", *SPLICED): 20}
+    assert bytes_of(process) == {("up", *COPIED): 10, ("up", *SPLICED): 5, ("down", *SPLICED): 20}
     numbers.ended(client, outcome(16, 30, SPLICED))
     numbers.left(client)
-    assert bytes_of(numbers) == {("up", *COPIED): 10, ("up", *SPLICED): 6, ("down", *SPLICED): 30}
-    snapshot = numbers.snapshot()
-    assert snapshot.totals["ended", "eof"] == snapshot.totals["accepted",] == 1
-    assert snapshot.now["live"] == 0
-    assert not [key for key, count in snapshot.totals.items() if key[0] == "refused" and count]
+    assert bytes_of(process) == {("up", *COPIED): 10, ("up", *SPLICED): 6, ("down", *SPLICED): 30}
+    found = snapshot_of(process)
+    assert found.totals["ended", "eof"] == found.totals["accepted",] == 1
+    assert found.now["live",] == 0
+    assert not [key for key, count in found.totals.items() if key[0] == "refused" and count]
 
 
 def test_an_end_while_its_relay_is_asked_is_counted_once() -> None:
-    numbers = Numbers()
+    process, numbers = watched()
     relay = FakeRelay(Progress(10, COPIED), Progress(10, COPIED))
     client = joined(numbers, relay)
     relay.asked = lambda: numbers.ended(client, outcome(10, 10, COPIED))
-    assert bytes_of(numbers) == {("up", *COPIED): 10, ("down", *COPIED): 10}
+    assert bytes_of(process) == {("up", *COPIED): 10, ("down", *COPIED): 10}
 
 
 def test_who_leaves_without_a_reason_was_stopped() -> None:
-    numbers = Numbers()
+    process, numbers = watched()
     client = joined(numbers, None)
     numbers.left(client)
     numbers.left(client)
     numbers.refused(None, None)
-    totals = numbers.snapshot().totals
+    totals = snapshot_of(process).totals
     assert totals["accepted",] == 2
     assert totals["refused", "stopped"] == totals["refused", "per client"] == 1
 
@@ -100,14 +118,14 @@ def test_who_leaves_without_a_reason_was_stopped() -> None:
 def test_a_handshake_is_timed_without_its_dials(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    numbers = Numbers()
+    process, numbers = watched()
     client: Any = FakeClient()
     numbers.accepted(client)
     now[0] += 7.0
     numbers.dialled(client, 4.0, OSError())
     numbers.dialled(client, 2.5, None)
     numbers.handshaken(client, "target:1")
-    totals = numbers.snapshot().totals
+    totals = snapshot_of(process).totals
     assert totals["handshake seconds",] == 0.5
     assert totals["handshake", "0.5"] == 1
     assert totals["dial", "failed", "5.0"] == totals["dial", "connected", "2.5"] == 1
@@ -115,22 +133,24 @@ def test_a_handshake_is_timed_without_its_dials(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_takes_longest_has_a_bucket() -> None:
-    numbers = Numbers()
+    process, numbers = watched()
     numbers.dialled(FakeClient(), 1e6, None)  # type: ignore[arg-type]
-    assert numbers.snapshot().totals["dial", "connected", BUCKETS[-1]] == 1
+    assert snapshot_of(process).totals["dial", "connected", BUCKETS[-1]] == 1
 
 
 def test_a_snapshot_can_be_sent_as_a_line() -> None:
-    snapshot = Snapshot({("ended", "eof"): 1, ("dial seconds", "failed"): 0.25}, {"live": 3})
-    line = snapshot.to_line()
+    numbers = Snapshot(
+        {("ended", ":80", "eof"): 1, ("dial seconds", ":80", "failed"): 0.25}, {("live", ":80"): 3}
+    )
+    line = numbers.to_line()
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    assert Snapshot.from_line(line) == snapshot
+    assert Snapshot.from_line(line) == numbers
 
 
 def test_relays_that_answer_slowly_are_asked_in_turn() -> None:
     """A scrape's time is bounded, and all are asked sooner or later."""
-    live = LiveConnections()
+    live = Watched(LiveConnections)
     asked: list[int] = []
 
     def ask(number: int) -> Callable[[], None]:
@@ -138,26 +158,26 @@ def test_relays_that_answer_slowly_are_asked_in_turn() -> None:
 
     way = Progress(1, COPIED)
     for number in range(5):
-        joined(live, FakeRelay(way, way, asked=ask(number)))
+        joined(live.at(f":{number % 2}"), FakeRelay(way, way, asked=ask(number)))
     for _ in range(7):
         assert len(live.read(seconds=0)) == 5
-    assert asked == [0, 1, 2, 3, 4, 0, 1]
+    assert asked == [0, 2, 4, 1, 3, 0, 2]  # those of one proxy, those of the other, and again
 
 
 def test_asking_many_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[int] = []
     asked: list[int] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: pauses.append(len(asked)))
-    live = LiveConnections()
+    live = Watched(LiveConnections)
     way = Progress(1, COPIED)
     for _ in range(120):
-        joined(live, FakeRelay(way, way, asked=lambda: asked.append(0)))
+        joined(live.at(LISTEN), FakeRelay(way, way, asked=lambda: asked.append(0)))
     live.read()
     assert pauses == [_live._AT_ONCE, 2 * _live._AT_ONCE] == [50, 100]
 
 
 def test_observers_can_be_told_on_any_thread() -> None:
-    numbers = Numbers()
+    process, numbers = watched()
 
     def serve() -> None:
         for _ in range(200):
@@ -170,15 +190,15 @@ def test_observers_can_be_told_on_any_thread() -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        numbers.snapshot()
+        snapshot_of(process)
     for thread in threads:
         thread.join()
-    snapshot = numbers.snapshot()
-    assert snapshot.totals["accepted",] == snapshot.totals["ended", "eof"] == 800
+    found = snapshot_of(process)
+    assert found.totals["accepted",] == found.totals["ended", "eof"] == 800
     moved_up = ("bytes", "up", *COPIED)
-    assert snapshot.totals[moved_up] == 1600
-    assert snapshot.totals["dial", "connected", "0.1"] == 800
-    assert snapshot.now["live"] == 0
+    assert found.totals[moved_up] == 1600
+    assert found.totals["dial", "connected", "0.1"] == 800
+    assert found.now["live",] == 0
 
 
 TARGET = Address("target.example", 80)
