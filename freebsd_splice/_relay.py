@@ -6,7 +6,6 @@ import errno
 import socket
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from ._core.closing import Waiting
 from ._core.flow import End, Flow, Reason
@@ -57,14 +56,6 @@ class RelayOutcome:
     def __str__(self) -> str:
         """Return one line: bytes, reason and error, seconds, backend and mover, what is missing."""
         return describe(self, ("left to right", "right to left"), ("left", "right"))
-
-
-class Progress(NamedTuple):
-    """How far one direction of a relay has come. For the package's own use."""
-
-    bytes: int
-    #: The backend and the mover that serve now; None where that isn't decided yet.
-    served_by: tuple[str, str] | None
 
 
 class Relay(Operation[RelayOutcome]):
@@ -190,13 +181,16 @@ class Relay(Operation[RelayOutcome]):
         self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
 
-    def progress(self) -> tuple[Progress, Progress]:
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
         """Return how far left to right has come, and right to left. For the package's own use.
 
         Waits as ``bytes`` does, for the kernel's lock (F24).
+
+        Returns:
+            For each direction the bytes, and the backend and the mover that serve now; None where
+            that isn't decided yet.
         """
-        left, right = self._flows
-        return Progress(left.moved(), left.served_by()), Progress(right.moved(), right.served_by())
+        return [(flow.moved(), flow.served_by()) for flow in self._flows]
 
     def __repr__(self) -> str:
         state = self._outcome.reason.value if self._outcome is not None else "live"

@@ -6,10 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from .. import RelayOutcome
-from .._relay import Progress
 from ._observing import Observer
 
 if TYPE_CHECKING:
@@ -26,6 +25,14 @@ READ_SECONDS = 2.0
 #: for a while, and the length of that while in seconds.
 _AT_ONCE = 50
 _PAUSE = 0.0005
+
+
+class Progress(NamedTuple):
+    """How far one direction of a relay has come."""
+
+    bytes: int
+    #: The backend and the mover that serve now; None where that isn't decided yet.
+    served_by: tuple[str, str] | None
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +109,7 @@ class LiveConnections(Observer):
     def ask(self, connection: LiveConnection) -> None:
         """Ask one that is joined how much it has moved, which can take long."""
         assert connection.client.relay is not None
-        ways = connection.client.relay.progress()
+        ways = tuple(Progress(*way) for way in connection.client.relay.progress())
         with self._lock:
             if connection.client in self._live:
                 connection.ways, connection.asked = ways, time.monotonic()

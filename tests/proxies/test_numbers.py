@@ -13,11 +13,10 @@ import pytest
 
 from freebsd_splice import Outcome, Reason, RelayOutcome
 from freebsd_splice._platform import descriptors
-from freebsd_splice._relay import Progress
 from freebsd_splice.proxies import Address, HandshakeError, RefusedTargetError, TargetError, _live
 from freebsd_splice.proxies._connecting import StarvedError
 from freebsd_splice.proxies._hangups import HangupError
-from freebsd_splice.proxies._live import LiveConnections, Watched
+from freebsd_splice.proxies._live import LiveConnections, Progress, Watched
 from freebsd_splice.proxies._numbers import BUCKETS, Numbers, Snapshot, snapshot
 from freebsd_splice.proxies._observing import REFUSALS, Observer, refusal_of
 
