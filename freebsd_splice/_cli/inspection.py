@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .._platform.threads import start as start_thread
@@ -38,6 +39,19 @@ _BACKLOG = 16
 _MISSING = '--metrics needs prometheus-client and h11: pip install "freebsd-splice[metrics]"'
 
 
+def check_installed(options: argparse.Namespace) -> None:
+    """Check that the libraries are there which the options of a process need.
+
+    Raises:
+        UsageError: they aren't.
+    """
+    if options.metrics is not None:
+        try:
+            import_module("freebsd_splice._cli.exposition")
+        except ImportError as error:
+            raise UsageError(f"{_MISSING} ({error})") from error
+
+
 class Inspection:
     """Observes the servers of a process, and tells what it has seen.
 
@@ -58,10 +72,9 @@ class Inspection:
         self._answering: threading.Thread | None = None
         self._dumping = threading.Lock()
         if options.metrics is not None:
-            try:
-                from .exposition import Exposition
-            except ImportError as error:
-                raise UsageError(f"{_MISSING} ({error})") from error
+            check_installed(options)
+            from .exposition import Exposition
+
             self._listeners = listen_on(options.metrics, _BACKLOG)
             self._exposition = Exposition(self._listeners)
 

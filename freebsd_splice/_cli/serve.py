@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .configuration import Kinds, kinds_among, process_keys, read
+from .inspection import check_installed
 from .keys import keys_of
 from .options import add_command, add_process
 from .plan import Plan, make_all
@@ -91,6 +92,7 @@ def _run(options: argparse.Namespace, kinds: Kinds) -> int:
 
 def _check(path: str, plan: Plan) -> int:
     make_all(plan)
+    check_installed(plan.options)
     count = len(plan.proxies)
     print(f"{path}: {count} {'proxy' if count == 1 else 'proxies'}, no mistakes")
     return 0

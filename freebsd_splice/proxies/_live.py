@@ -44,7 +44,8 @@ class LiveConnection:
         accepted: the time of ``time.monotonic`` at which it was accepted.
         listen: where its proxy listens, as that is written.
         target_name: its target; None until the two are joined.
-        dialling: seconds that connecting to its target has taken, all attempts together.
+        dialling: seconds that connecting to its target has taken, with all attempts and look-ups.
+        looking: seconds of look-ups that belong to the next dial.
         ways: what its relay said last: up and down; empty until it was asked.
         asked: the time at which it was asked.
         counted_up: the bytes up that ``Numbers`` has counted already.
@@ -56,6 +57,7 @@ class LiveConnection:
     listen: str
     target_name: str | None = None
     dialling: float = 0.0
+    looking: float = 0.0
     ways: tuple[Progress, ...] = ()
     asked: float = 0.0
     counted_up: int = 0
@@ -78,6 +80,13 @@ class LiveConnections(Observer):
         connection = LiveConnection(client, time.monotonic(), self.listen)
         with self._lock:
             self._live[client] = connection
+
+    def looked_up(self, client: Client, seconds: float) -> None:
+        with self._lock:
+            connection = self._live.get(client)
+            if connection is not None:
+                connection.dialling += seconds
+                connection.looking += seconds
 
     def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
         with self._lock:

@@ -86,6 +86,10 @@ class Numbers(LiveConnections):
     def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
         super().dialled(client, seconds, error)
         with self._lock:
+            connection = self._live.get(client)
+            if connection is not None:
+                seconds += connection.looking
+                connection.looking = 0.0
             (self._connected if error is None else self._failed).observe(seconds)
 
     def handshaken(self, client: Client, target_name: str) -> None:

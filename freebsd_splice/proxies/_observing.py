@@ -45,6 +45,9 @@ class Observer:
     def accepted(self, client: Client) -> None:
         """Note that a client was accepted and is about to be served."""
 
+    def looked_up(self, client: Client, seconds: float) -> None:
+        """Note that it is known where to dial for the client: by SRV records. A dial follows."""
+
     def dialled(self, client: Client, seconds: float, error: OSError | None) -> None:
         """Note that a dial for the client is over; ``error`` is None where it has connected."""
 

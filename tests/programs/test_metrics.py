@@ -155,6 +155,19 @@ def test_a_target_that_refuses_is_counted(
     assert found("connections_live", worker="0") == 0
 
 
+def test_a_service_that_nobody_knows_is_a_dial_that_failed(forwarder: StartForwarder) -> None:
+    pytest.importorskip("dns", reason="it looks SRV records up")
+    from programs.name_server import NameServer
+
+    with contextlib.closing(NameServer()) as names:
+        front = forwarder("srv:_web._tcp.example", "--resolver", names.address, *METRICS)
+        with front.connect() as client:
+            assert client.recv(1) == b""
+        found = scrape_until(front, "connections_refused_total", 1, reason="target")
+    assert found("dial_duration_seconds_count", result="failed") == 1
+    assert found("dial_duration_seconds_count", result="connected") == 0
+
+
 def test_refusals_of_a_proxy_are_counted_by_their_reasons(
     proxy: StartProxy, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from programs.clients import name_of, no_accidents
 from programs.processes import Served, Server, connect_to, exchange, until, where
 from programs.scraping import METRICS, Scrape, scrape, scrape_until
+from programs.test_metrics import WITHOUT_THE_LIBRARY
 from programs.test_reload import children
 
 if sys.version_info < (3, 11):
@@ -146,6 +147,17 @@ def test_where_they_are_served_takes_a_restart(
     assert run.find("metrics: only a restart can change it from 127.0.0.1:0 to None$")
     assert scrape(run)("workers") == int(workers)
     assert run.stop() == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--check",)], ids=["served", "checked"])
+def test_a_missing_library_is_named(
+    options: tuple[str, ...], served: StartServed, echo_server: Server
+) -> None:
+    text = 'metrics = "127.0.0.1:0"\n' + proxies(echo_server, ONE)
+    run = served(text, *options, patch=WITHOUT_THE_LIBRARY)
+    assert run.end() == 2
+    (line,) = run.lines
+    assert "error: --metrics needs prometheus-client and h11: pip install " in line
 
 
 @both_ways

@@ -131,6 +131,23 @@ def test_a_handshake_is_timed_without_its_dials(monkeypatch: pytest.MonkeyPatch)
     assert totals["dial seconds", "failed"] == 4.0
 
 
+def test_a_look_up_of_srv_records_belongs_to_the_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    process, numbers = watched()
+    client: Any = FakeClient()
+    numbers.accepted(client)
+    now[0] += 8.0
+    numbers.looked_up(client, 2.0)
+    numbers.dialled(client, 1.0, OSError())
+    numbers.dialled(client, 4.5, None)
+    numbers.handshaken(client, "target:1")
+    totals = snapshot_of(process).totals
+    assert totals["dial seconds", "failed"] == 3.0
+    assert totals["dial seconds", "connected"] == 4.5
+    assert totals["handshake seconds",] == 0.5
+
+
 def test_what_takes_longest_has_a_bucket() -> None:
     process, numbers = watched()
     numbers.dialled(FakeClient(), 1e6, None)  # type: ignore[arg-type]
