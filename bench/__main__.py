@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 from . import bulk, connections, latency, scale, short
@@ -75,6 +76,7 @@ def _report(options: argparse.Namespace) -> Report:
         present = [peer for peer in wanted if not peer.missing]
         settings = Settings(present, options.seconds, options.quick)
         cases = [case for name in options.sections for case in SECTIONS[name](settings)]
+        cases = [case for case in cases if any(fnmatch(case.name, each) for each in options.cases)]
         about = {peer.name: _about(peer) for peer in present}
         noise = Noise()
         results = measure(cases, options.rounds, noise.look)
@@ -101,6 +103,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         help="names, with commas; * and ? as in a shell; default: all, with --against ours*",
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help='those of that name alone; * and ? as in a shell: "8 streams up" "1 byte*"',
     )
     parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 1")

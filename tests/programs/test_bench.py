@@ -44,7 +44,7 @@ def test_a_page_is_written_from_what_earlier_runs_have_found(tmp_path: Path) -> 
     reports = {name: str(tmp_path / f"{name}.json") for name in ("connections", "short")}
     quick = ("--quick", "--rounds", "2", "--peers", "direct,ours,asyncio,threads")
     for section, report in reports.items():
-        _bench(section, *quick, "--json", report)
+        _bench(section, "--cases", "1 worker*", "* B", *quick, "--json", report)
     _bench("--read", *reports.values(), "--docs", str(docs))
     page = (docs / "benchmarks.md").read_text()
     for section in ("connections", "short"):
@@ -52,6 +52,8 @@ def test_a_page_is_written_from_what_earlier_runs_have_found(tmp_path: Path) -> 
         assert f"({picture})" in page
         assert (docs / picture).read_text().count("<svg") == 1
     assert "| threads |" in page
+    assert "1 worker, 1 at once" in page
+    assert "2 workers" not in page
     assert "**Failed**" not in page
 
 

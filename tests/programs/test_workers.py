@@ -330,7 +330,7 @@ def test_what_a_worker_dies_of_is_in_the_log(
 ) -> None:
     front = forwarder(echo_server.address, "--workers", "2", patch=WORKERS_WITH_A_DEFECT)
     front.expect(r"ERROR worker 0 has failed$")
-    front.expect(r"^ZeroDivisionError", 2)
+    front.expect(r"^ +ZeroDivisionError$", 2)
     front.expect("has died: status 1", 2)
 
 
