@@ -45,9 +45,10 @@ examples:
   %(prog)s --takeover /run/front.takeover :80 10.0.0.5:8000
   %(prog)s --resolver 127.0.0.1:8600 :80 srv:web.service.consul
   %(prog)s --accept-proxy 10.0.0.0/8 --send-proxy v2 :80 backend.example:80
+  %(prog)s --metrics 9101 :80 backend.example:80
 
 SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal
-cuts them.
+cuts them. SIGUSR1 or Ctrl-T (SIGINFO, on the BSDs) logs who is connected.
 """
 
 

@@ -176,6 +176,13 @@ def add_process(parser: argparse.ArgumentParser) -> None:
         help="give up what serving does not take (OpenBSD: pledge(2))",
     )
     parser.add_argument(
+        "--metrics",
+        type=parsed_by(parse_listen),
+        metavar="LISTEN",
+        help="serve metrics for Prometheus there, as --metrics 9101 for 127.0.0.1:9101 (default: "
+        'none; it needs pip install "freebsd-splice[metrics]")',
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",

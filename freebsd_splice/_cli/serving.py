@@ -22,13 +22,14 @@ from ..proxies._log import JsonFormatter, TextFormatter, logger
 from . import service_manager
 from .heartbeats import Heartbeats, run_with_heartbeat
 from .inherited import inherited_listeners
+from .inspection import Inspection, check_installed
 from .listeners import Find, Served, close, close_all, deal_out, sets_of
 from .options import CannotStartError, UsageError, limits_of
 from .plan import Plan, Planned, Read, complaint, make_all, nothing
 from .pledging import Limit
 from .reloading import InForce, Reloading, reload_now
 from .replacing import Servers
-from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
 from .stopping import Stopping
 from .takeover import Takeover, shared_out
@@ -53,6 +54,7 @@ def check(plan: Plan) -> None:
     _start_log(plan.options)
     try:
         _needed_by(plan.options)
+        check_installed(plan.options)
         make_all(plan)
     except (OSError, ValueError) as error:
         raise CannotStartError(complaint(error)) from error
@@ -79,7 +81,9 @@ def serve(read: Read) -> int:
         takeover = Takeover(plan.options.takeover, _number_of(plan.options.user))
         served = _open_all(plan, deal_out(inherited, plan, partial(_take_over, takeover)))
         takeover.listen()
+        inspection = Inspection(plan.options)
         give_up()
+        inspection.start()
         if plan.options.workers == 1:
             limit.begin(served)
     except (OSError, ValueError) as error:
@@ -104,7 +108,7 @@ def serve(read: Read) -> int:
     )
     if plan.options.workers == 1:
         try:
-            _serve_here(in_force, takeover)
+            _serve_here(in_force, inspection, takeover)
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(complaint(error)) from error
         finally:
@@ -115,14 +119,16 @@ def serve(read: Read) -> int:
         heartbeats = Heartbeats(plan.options.workers)
         supervise(
             plan.options.workers,
-            partial(_work, in_force, limit, takeover, heartbeats),
+            partial(_work, in_force, inspection, limit, takeover, heartbeats),
             ready=lambda: _say_listening(in_force.served),
             stopping=lambda: _stop_parent(in_force, takeover),
             before_fork=lambda: [each.made.before_fork() for each in in_force.served],
             reload=partial(reload_now, in_force),
+            fork=inspection.fork,
             heartbeats=heartbeats,
-            serving=partial(_say_ready, in_force, takeover),
+            serving=partial(_say_ready, in_force, inspection, takeover),
         )
+    inspection.close()
     return 0
 
 
@@ -134,9 +140,9 @@ def _needed_by(options: argparse.Namespace) -> tuple[Callable[[], object], Limit
     return give_up, limit
 
 
-def _serve_here(in_force: InForce, takeover: Takeover) -> None:
+def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -> None:
     """Serve in this process, until it has stopped."""
-    servers = Servers()
+    servers = Servers(inspection.observe)
 
     def stop() -> None:
         service_manager.stopping()
@@ -144,15 +150,19 @@ def _serve_here(in_force: InForce, takeover: Takeover) -> None:
         servers.stop()
 
     def begin() -> None:
+        inspection.answer()
         reloading = Reloading(in_force, servers.replace)
         _obey_signals(
-            stopping.signalled, lambda: None if servers.is_stopping else reloading.begin()
+            stopping.signalled,
+            lambda: None if servers.is_stopping else reloading.begin(),
+            inspection.log_connections,
         )
         _say_listening(in_force.served)  # after the handlers: somebody may answer with a signal
 
     def begun() -> None:
         loop = asyncio.get_running_loop()
-        _say_ready(in_force, takeover, partial(_call_soon, loop, stopping.handed_over))
+        stop_soon = partial(_call_soon, loop, stopping.handed_over)
+        _say_ready(in_force, inspection, takeover, stop_soon)
 
     stopping = Stopping(stop)
     serving = _run(servers, in_force.served, begin)
@@ -160,9 +170,16 @@ def _serve_here(in_force: InForce, takeover: Takeover) -> None:
     asyncio.run(run_with_heartbeat(serving, begun, beat))
 
 
-def _say_ready(in_force: InForce, takeover: Takeover, stop: Callable[[], object]) -> None:
+def _say_ready(
+    in_force: InForce, inspection: Inspection, takeover: Takeover, stop: Callable[[], object]
+) -> None:
     """Say that clients are served; ``stop`` is called once another process has taken over."""
-    takeover.serve(sets_of(in_force.served), stop)
+
+    def handed_over() -> None:
+        inspection.close()  # scrapers are the other process's from now on
+        stop()
+
+    takeover.serve(sets_of(in_force.served), handed_over)
     service_manager.ready()
 
 
@@ -195,6 +212,7 @@ def _open_all(plan: Plan, find: Find) -> list[Served]:
 
 def _work(
     in_force: InForce,
+    inspection: Inspection,
     limit: Limit,
     takeover: Takeover,
     heartbeats: Heartbeats,
@@ -204,21 +222,25 @@ def _work(
     takeover.leave()
     served = [each.for_worker(number) for each in in_force.served]
     limit.begin(served)
-    servers = Servers()
+    servers = Servers(inspection.observe)
 
     def retire() -> None:
         heartbeats.retire()
         servers.retire()
 
     def begin() -> None:
+        inspection.answer()
         if sys.platform != "win32":
             from .workers import obey
 
-            obey(parent, servers.stop, retire)
+            obey(parent, servers.stop, retire, inspection.log_connections)
 
     serving = _run(servers, served, begin)
     beat = partial(heartbeats.beat, number)
-    asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
+    try:
+        asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
+    finally:
+        inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end
 
 
@@ -310,10 +332,13 @@ def _say_listening(served: list[Served]) -> None:
         say_listening(each.listeners[0])
 
 
-def _obey_signals(stop: Callable[[], object], reload: Callable[[], object]) -> None:
+def _obey_signals(
+    stop: Callable[[], object], reload: Callable[[], object], show: Callable[[], object]
+) -> None:
     loop = asyncio.get_running_loop()
     calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, stop)
     calls |= dict.fromkeys(RELOADING, reload)
+    calls |= dict.fromkeys(SHOWING, show)
     calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
     for number, call in calls.items():
         try:

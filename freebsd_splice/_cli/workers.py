@@ -16,7 +16,7 @@ from typing import NoReturn
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
 from .heartbeats import Heartbeats
-from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stopping import Stopping
 
 assert sys.platform != "win32"  # which has no fork(2)
@@ -25,7 +25,9 @@ assert sys.platform != "win32"  # which has no fork(2)
 Work = Callable[[int, int], object]
 
 #: The signals that the parent waits for.
-_WATCHED = frozenset({*STOPPING, *RELOADING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset(
+    {*STOPPING, *RELOADING, *SHOWING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM}
+)
 
 #: What the parent writes to each worker at each signal that stops. Workers themselves have these
 #: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
@@ -34,6 +36,9 @@ _STOP = b"!"
 
 #: What the parent writes to each worker whose place another one takes.
 _RETIRE = b"-"
+
+#: What the parent writes to each worker at each signal that shows who is connected.
+_SHOW = b"?"
 
 #: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
@@ -65,6 +70,7 @@ def supervise(
     before_fork: Callable[[], object] = lambda: None,
     reload: Callable[[], bool] = lambda: False,
     *,
+    fork: Callable[[int], int] = lambda number: os.fork(),
     heartbeats: Heartbeats | None = None,
     serving: Callable[[Callable[[], None]], object] = lambda stop: None,
 ) -> None:
@@ -81,6 +87,7 @@ def supervise(
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
         reload: is called at SIGHUP; returns whether new workers are needed.
+        fork: forks the worker of a number, as ``os.fork`` does.
         heartbeats: says which workers are alive; None: nobody asks.
         serving: is called once all of them serve. It is given a function that stops them all once
             another process has taken over, and may be called on any thread.
@@ -90,16 +97,21 @@ def supervise(
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork, reload, heartbeats, serving).run()
+    _Supervisor(count, work, stopping, before_fork, reload, fork, heartbeats, serving).run()
 
 
-def obey(parent: int, stop: Callable[[], object], retire: Callable[[], object]) -> None:
+def obey(
+    parent: int,
+    stop: Callable[[], object],
+    retire: Callable[[], object],
+    show: Callable[[], object],
+) -> None:
     """Call these, in a worker's loop, whenever the parent says so.
 
     ``stop`` is called as well once the parent has ended.
     """
     loop = asyncio.get_running_loop()
-    calls = {_STOP: stop, _RETIRE: retire}
+    calls = {_STOP: stop, _RETIRE: retire, _SHOW: show}
     stopped = False
 
     def hear() -> None:
@@ -124,6 +136,7 @@ class _Supervisor:
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
         reload: Callable[[], bool] = lambda: False,
+        fork: Callable[[int], int] = lambda number: os.fork(),
         heartbeats: Heartbeats | None = None,
         serving: Callable[[Callable[[], None]], object] = lambda stop: None,
     ) -> None:
@@ -133,6 +146,7 @@ class _Supervisor:
         self._is_handed_over = False
         self._rule = Stopping(self._stop)
         self._work = work
+        self._fork = fork
         self._tell_stopping = stopping
         self._before_fork = before_fork
         self._reload = reload
@@ -158,6 +172,9 @@ class _Supervisor:
             elif number in RELOADING:
                 if not self._stopping and self._reload():
                     self._replace_all()
+            elif number in SHOWING:
+                for pipe in self._all_pipes():
+                    self._tell(pipe, _SHOW)
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             if self._is_handed_over:
@@ -253,7 +270,7 @@ class _Supervisor:
         try:
             hears, says = os.pipe()
             try:
-                process = os.fork()
+                process = self._fork(number)
             except OSError:
                 os.close(hears)
                 os.close(says)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,13 @@ from ._unix_sockets import UnixPeer, peer_user
 
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
+
+#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
+#: passes errors of the network on that are pending on the new socket (accept(2)).
+OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
+OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
+OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class Accepting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
 
 from .. import Relay
@@ -11,6 +12,7 @@ from ._connecting import LookUp, Prepare, Refusal
 from ._handshake import Handshake
 from ._limits import client_of
 from ._log import quoted_unless_plain
+from ._observing import Observer
 from ._proxy_headers import FirstBytes
 from ._proxy_protocol import ProxyHeader, show_endpoint
 
@@ -51,6 +53,7 @@ class Client:
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
         relay (Relay | None): what joins the two; None until the relay is made.
+        observer: is told of each dial. For the package's own use.
 
     Example::
 
@@ -82,6 +85,7 @@ class Client:
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self.relay: Relay | None = None
+        self.observer = Observer()
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -148,7 +152,13 @@ class Client:
                 ETIMEDOUT where the time was over).
         """
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            self._dialled = await self._dial(address, refusal, prepare, look_up)
+            began = time.monotonic()
+            try:
+                self._dialled = await self._dial(address, refusal, prepare, look_up)
+            except OSError as error:
+                self.observer.dialled(self, time.monotonic() - began, error)
+                raise
+            self.observer.dialled(self, time.monotonic() - began, None)
             return self._dialled
 
     def has_dialled(self, target: socket.socket) -> bool:

@@ -22,7 +22,7 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
     """Log a connection at its end."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    what = {**_said(client), **_facts(outcome)}
+    what = {**said(client), **_facts(outcome)}
     ended = fields("connection", **who(client), target=target_name, **what)
     name = _with_requested(target_name, client)
     text = describe(outcome, ("up", "down"), _SIDES)
@@ -31,7 +31,7 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
 
 def report_failure(client: Client, error: OSError) -> None:
     """Log why a client was joined to no target."""
-    failed = fields("failed", **who(client), **_said(client), error=str(error))
+    failed = fields("failed", **who(client), **said(client), error=str(error))
     logger.warning("%s: %s", client, error, extra=failed)
 
 
@@ -54,7 +54,7 @@ def who(client: Client) -> dict[str, object]:
     }
 
 
-def _said(client: Client) -> dict[str, object]:
+def said(client: Client) -> dict[str, object]:
     """Return what the client said that the log names, as fields for programs."""
     said = {
         "user": client.user,

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -462,14 +463,15 @@ def test_the_log_follows_its_options(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a socket's backlog is")
 def test_a_socket_that_stays_has_the_new_backlog() -> None:
     parser = _cli._parser()
+    nothing: Any = None
 
     def planned(*options: str) -> Planned:
         arguments = ["forward", *options, "127.0.0.1:0", "127.0.0.1:1"]
-        return Planned(parser.parse_args(arguments), lambda options: Made(None))  # type: ignore[arg-type]
+        return Planned(parser.parse_args(arguments), lambda options: Made(nothing))
 
     (listener,) = listen_on(Address("127.0.0.1", 0), 5)
     with listener:
-        former = listeners.Served(planned("--backlog", "5"), None, None, [[listener]])  # type: ignore[arg-type]
+        former = listeners.Served(planned("--backlog", "5"), nothing, nothing, [[listener]])
         kept = listeners.Kept([former])
         ((found,),) = kept.find(planned("--backlog", "7", "--buffer-size", "30000"))
         with found:

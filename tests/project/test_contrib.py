@@ -280,8 +280,9 @@ def test_the_port_has_this_version_and_the_packages_needs() -> None:
     (lowest,) = re.findall(r'requires-python = ">=([\d.]+)"', project)
     assert f"USES=\t\tpython:{lowest}+\n" in makefile
     assert "USE_RC_SUBR=\tfreebsd_splice_forward\n" in makefile
-    (wanted,) = re.findall(r'"h11(>=[\d.]+)"', project)
-    assert f"}}h11{wanted}:www/py-h11@" in makefile
+    for name, origin in (("h11", "www"), ("prometheus-client", "net-mgmt")):
+        (wanted,) = set(re.findall(rf'"{name}(>=[\d.]+)"', project))
+        assert f"}}{name}{wanted}:{origin}/py-{name}@" in makefile
 
 
 def test_the_workflows_are_right_for_actionlint() -> None:
