@@ -181,6 +181,17 @@ class Relay(Operation[RelayOutcome]):
         self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
 
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return how far left to right has come, and right to left. For the package's own use.
+
+        Waits as ``bytes`` does, for the kernel's lock (F24).
+
+        Returns:
+            For each direction the bytes, and the backend and the mover that serve now; None where
+            that isn't decided yet.
+        """
+        return [(flow.moved(), flow.served_by()) for flow in self._flows]
+
     def __repr__(self) -> str:
         state = self._outcome.reason.value if self._outcome is not None else "live"
         return f"<Relay {self._left.original!r} <-> {self._right.original!r}, {state}>"

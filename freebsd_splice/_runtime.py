@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -93,6 +94,11 @@ class Runtime:
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"
             )
         return list(self._engine.flows(count, worker))
+
+    def start_workers(self) -> None:
+        """Start the engine's workers now; later they would take descriptors of accepted clients."""
+        for _ in range(os.cpu_count() or 1):
+            self.flows(1)
 
     def local_worker(self) -> LocalWorker | None:
         """A worker without a thread (see ``LocalWorker``); None where this system has none."""

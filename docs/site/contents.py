@@ -29,6 +29,7 @@ PARTS = {
         "docs/socks5",
         "docs/sni",
         "docs/serve",
+        "docs/metrics",
         "docs/load_balancing",
     ],
     "Reference": [

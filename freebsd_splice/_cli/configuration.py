@@ -25,7 +25,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..proxies import Address
+from ..proxies import Address, UnixAddress
 from ..proxies._mistakes import Found, did_you_mean
 from ..proxies._routes import toml_parser
 from .keys import Key, keys_of
@@ -232,7 +232,7 @@ class _File:
         places: dict[Address, str] = {}
         for planned in proxies:
             address: Address = planned.options.listen
-            if address.port and address in places:
+            if (address.port or isinstance(address, UnixAddress)) and address in places:
                 other = places[address].removeprefix(f"{self._path}: ")
                 self._found.mistakes.append(
                     f"{planned.place}: listen: {other} listens on {address} as well"

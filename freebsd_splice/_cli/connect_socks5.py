@@ -36,7 +36,8 @@ counts, as the owner of a name chooses what it stands for.
 _CONNECT = f"""\
 An HTTP proxy for CONNECT, as https clients use it.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path.
 
 {_RULES}"""
 
@@ -53,7 +54,8 @@ It needs h11: pip install "freebsd-splice[proxy]".
 _SOCKS5 = f"""\
 A SOCKS 5 proxy for CONNECT, over IPv4, IPv6 and names.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path.
 
 {_RULES}"""
 
@@ -144,5 +146,7 @@ def _warn_of_everybody(options: argparse.Namespace, listeners: Listeners) -> Non
         logger.warning("everybody who can reach %s can use it: no --passwords", reachable)
 
 
-def _is_loopback(address: SocketAddress) -> bool:
+def _is_loopback(address: SocketAddress | str) -> bool:
+    if isinstance(address, str):  # a Unix socket: its permissions say who can reach it
+        return True
     return ipaddress.ip_address(address[0]).is_loopback

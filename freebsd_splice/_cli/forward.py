@@ -26,11 +26,11 @@ from .serving import serve_alone
 _DESCRIPTION = """\
 Accept TCP connections on LISTEN and join each one to a TARGET.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1;
-all addresses of a name are listened on, and port 0 takes a free one. TARGET is host:port,
-[v6]:port, or a port of 127.0.0.1; a name is looked up anew for each connection, and the first of
-its addresses that answers is taken. Of several targets each connection gets the next; one that
-can't be connected to is skipped for a while.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path; all addresses of a name are listened on, and port 0 takes a free one. TARGET is
+host:port, [v6]:port, a port of 127.0.0.1, or unix:/path; a name is looked up anew for each
+connection, and the first of its addresses that answers is taken. Of several targets each connection
+gets the next; one that can't be connected to is skipped for a while.
 
 TARGET may also be srv:_http._tcp.example.org: its SRV records say where to connect to, with
 priorities and weights, and are read again after their TTL. That needs dnspython:
@@ -41,11 +41,14 @@ _EXAMPLE = """\
 examples:
   %(prog)s --idle-timeout 300 127.0.0.1:8080 backend.example:80
   %(prog)s --workers 2 --user nobody :80 10.0.0.5:8000 10.0.0.6:8000
+  %(prog)s --socket-mode 660 unix:/run/front.sock unix:/run/app.sock
+  %(prog)s --takeover /run/front.takeover :80 10.0.0.5:8000
   %(prog)s --resolver 127.0.0.1:8600 :80 srv:web.service.consul
   %(prog)s --accept-proxy 10.0.0.0/8 --send-proxy v2 :80 backend.example:80
+  %(prog)s --metrics 9101 :80 backend.example:80
 
 SIGINT or SIGTERM ends the program: live connections have the grace time to end, and a second signal
-cuts them.
+cuts them. SIGUSR1 or Ctrl-T (SIGINFO, on the BSDs) logs who is connected.
 """
 
 
@@ -92,4 +95,5 @@ def make(options: argparse.Namespace) -> Made:
             transparent=options.transparent,
         ),
         listening=lambda listeners: warn_of_loops(options.target, listeners),
+        targets=options.target,
     )

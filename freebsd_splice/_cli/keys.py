@@ -139,7 +139,7 @@ def keys_of(parser: argparse.ArgumentParser) -> dict[str, Key]:
     """Return the keys of a command, by their names."""
     by_destination: dict[str, list[argparse.Action]] = {}
     for action in parser._actions:
-        if action.default is not argparse.SUPPRESS:  # as --help and --version have it
+        if action.default is not argparse.SUPPRESS:  # as --help and --check have it
             by_destination.setdefault(action.dest, []).append(action)
     keys = [
         Key(_name(actions[0]), {"": actions[0]})

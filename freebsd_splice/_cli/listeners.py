@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..proxies import ProxyServer
-from ..proxies._addresses import look_up, show
+from ..proxies._addresses import show
 from ..proxies._connecting import set_buffers
+from ..proxies._listening import close_listener
+from ..proxies._unix_sockets import duplicate, has_file
+from .matching import at_address, is_any_port
 from .options import UsageError
 from .plan import Listeners, Made, Plan, Planned
 
@@ -51,7 +56,12 @@ def close_all(served: Iterable[Served]) -> None:
 
 def close(listeners: Iterable[Listeners]) -> None:
     for listener in (listener for several in listeners for listener in several):
-        listener.close()
+        close_listener(listener)
+
+
+def sets_of(served: Iterable[Served]) -> list[list[socket.socket]]:
+    """Return the listening sockets of all proxies, set by set."""
+    return [several for each in served for several in each.listeners]
 
 
 class Kept:
@@ -77,6 +87,7 @@ class Kept:
         for former in self._free:
             if former.planned.options.listen == planned.options.listen:
                 _check_buffers(former.planned, planned)
+                _check_mode(former, planned)
                 made = _duplicates(former.listeners)
                 self._free.remove(former)
                 self._taken.append((former.planned, planned, made))
@@ -92,6 +103,8 @@ class Kept:
                     listener.listen(now.backlog)
                 if now.buffer_size != before.buffer_size:
                     set_buffers(listener, now.buffer_size)
+                if now.socket_mode != before.socket_mode and has_file(listener):
+                    os.chmod(listener.getsockname(), now.socket_mode)
 
     def opened_among(self, served: Iterable[Served]) -> list[Served]:
         """Return the proxies that listen where none did before."""
@@ -109,44 +122,58 @@ def _check_buffers(former: Planned, planned: Planned) -> None:
         )
 
 
+def _check_mode(former: Served, planned: Planned) -> None:
+    """See to it that the file of a Unix socket can have other permissions, if it has to."""
+    if former.planned.options.socket_mode == planned.options.socket_mode or sys.platform == "win32":
+        return
+    for listener in (listener for several in former.listeners for listener in several):
+        if has_file(listener):
+            path = listener.getsockname()
+            if os.geteuid() not in (0, os.lstat(path).st_uid):
+                place = f"{planned.place}: " if planned.place else ""
+                raise UsageError(
+                    f"{place}socket-mode: {path} is another user's: that takes a restart"
+                )
+
+
 def _duplicates(listeners: Iterable[Listeners]) -> list[list[socket.socket]]:
     made: list[list[socket.socket]] = []
     try:
         for several in listeners:
             made.append([])
             for listener in several:
-                made[-1].append(listener.dup())
+                made[-1].append(duplicate(listener))
     except OSError:
         close(made)
         raise
     return made
 
 
-def deal_out(inherited: list[socket.socket], plan: Plan) -> Find:
-    """Return who gets which of the sockets that the program was started with.
+def deal_out(inherited: list[socket.socket], plan: Plan, take: Find) -> Find:
+    """Return who gets which of the sockets that are there when the program starts.
 
-    The proxy of a command line gets all, wherever it should listen. Of a file's proxies each gets
-    those with the addresses that its LISTEN stands for.
+    The proxy of a command line gets all inherited ones, wherever it should listen. Of a file's
+    proxies each gets those with the addresses that its LISTEN stands for. Who gets none of them may
+    take others over. Port 0 stands for any port that is left.
+
+    Args:
+        inherited: the sockets that the program was started with.
+        plan: the proxies.
+        take: takes sockets over from the running process for a proxy.
 
     Raises:
         UsageError: a socket is for none of them.
         OSError, UnicodeError: a name can't be looked up.
     """
-    found: list[tuple[Planned, list[socket.socket]]] = []
+    found: list[tuple[Planned, list[list[socket.socket]]]] = []
     left = list(inherited)
-    for planned in plan.proxies:
-        own = [listener for listener in left if not planned.place or _is_for(listener, planned)]
+    for planned in sorted(plan.proxies, key=lambda each: is_any_port(each.options.listen)):
+        own = left if not planned.place else at_address(left, planned.options.listen)
         left = [listener for listener in left if listener not in own]
         for listener in own:
             set_buffers(listener, planned.options.buffer_size)
-        found.append((planned, own))
+        found.append((planned, [own] if own else take(planned)))
     for listener in left:
         where = show(listener.getsockname())
         raise UsageError(f"LISTEN_FDS has a socket of {where}, where no proxy is to listen")
-    return lambda planned: next(([own] for each, own in found if each is planned and own), [])
-
-
-def _is_for(listener: socket.socket, planned: Planned) -> bool:
-    """Return whether a socket listens on one of the addresses that a proxy is to listen on."""
-    resolved = look_up(planned.options.listen, socket.AI_PASSIVE)
-    return any(each.address[:2] == listener.getsockname()[:2] for each in resolved)
+    return lambda planned: next(sets for each, sets in found if each is planned)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from ..proxies import Service
-from ..proxies._addresses import Resolved, look_up
+from ..proxies._addresses import Resolved, UnixAddress, look_up
 from ..proxies._log import fields, logger
 from ..proxies._own_addresses import is_of_this_machine
 from ..proxies._services import Target
@@ -22,7 +22,7 @@ def warn_of_loops(targets: Iterable[Target], listeners: Sequence[socket.socket])
     for target in dict.fromkeys(targets):
         for listener in listeners:
             own = Resolved(listener.family, listener.getsockname())
-            if any(_is_reached_by(own, resolved) for resolved in _numeric(target)):
+            if _leads_to(target, own):
                 logger.warning(
                     "the target %s is this proxy itself (%s): connections to it come back here",
                     target,
@@ -30,6 +30,12 @@ def warn_of_loops(targets: Iterable[Target], listeners: Sequence[socket.socket])
                     extra=fields("target is the proxy", target=str(target), address=str(own)),
                 )
                 break
+
+
+def _leads_to(target: Target, own: Resolved) -> bool:
+    if isinstance(target, UnixAddress):
+        return str(target) == str(own)
+    return any(_is_reached_by(own, resolved) for resolved in _numeric(target))
 
 
 def _numeric(target: Target) -> list[Resolved]:

@@ -12,8 +12,8 @@ from ..proxies import Limits, NameServers
 from ..proxies._addresses import parse_listen
 from ..proxies._name_servers import needed_for, parse_server
 from ..proxies._services import Target
-from .pledging import add_pledge
 from .proxy_protocol import add_proxy_protocol
+from .starting import add_socket_mode, add_starting
 
 Value = TypeVar("Value")
 
@@ -116,7 +116,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.per_client,
         metavar="N",
-        help="live connections of one IPv4 address or IPv6 /64; further ones are closed "
+        help="live connections of one IPv4 address or IPv6 /64, or of one user at a Unix socket; "
+        "further ones are closed "
         f"(default: {limits.per_client}; for each worker)",
     )
     parser.add_argument(
@@ -146,6 +147,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
     add_proxy_protocol(parser)
+    add_socket_mode(parser)
     add_process(parser)
 
 
@@ -167,7 +169,19 @@ def add_process(parser: argparse.ArgumentParser) -> None:
         metavar="USER[:GROUP]",
         help="go on as this user once the sockets listen",
     )
-    add_pledge(parser)
+    add_starting(parser, FileName())
+    parser.add_argument(
+        "--pledge",
+        action="store_true",
+        help="give up what serving does not take (OpenBSD: pledge(2))",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=parsed_by(parse_listen),
+        metavar="LISTEN",
+        help="serve metrics for Prometheus there, as --metrics 9101 for 127.0.0.1:9101 (default: "
+        'none; it needs pip install "freebsd-splice[metrics]")',
+    )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..proxies import OpenTarget
 from ..proxies._connecting import advice_for
 from ..proxies._mistakes import mistakes_of
+from ..proxies._services import Target
 from .options import CannotStartError, MistakesError, UsageError
 
 Listeners = Sequence[socket.socket]
@@ -26,11 +27,13 @@ class Made(NamedTuple):
         open_target: the function that opens targets.
         listening: is given the listening sockets before anybody is served.
         before_fork: is called before each start of a worker, also of one that replaces another.
+        targets: those that are known without a client.
     """
 
     open_target: OpenTarget
     listening: Callable[[Listeners], object] = nothing
     before_fork: Callable[[], object] = nothing
+    targets: Sequence[Target] = ()
 
 
 #: Reads the files that a proxy's options name, and makes the proxy of them. OSError, ValueError,

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from .._platform.threads import start as start_thread
 from ..proxies._listening import say_listening
 from ..proxies._log import fields, logger
+from . import service_manager
 from .listeners import Find, Kept, Served, close_all
 from .options import CannotStartError, MistakesError, UsageError
-from .plan import Plan, Read, reasons_of
+from .plan import Plan, Read, nothing, reasons_of
 
 #: Makes the servers of a plan, with their sockets.
 Open = Callable[[Plan, Find], list[Served]]
@@ -26,12 +27,16 @@ _REFUSALS = (OSError, ValueError, CannotStartError, UsageError, MistakesError)
 
 
 def reload_begins() -> None:
-    """Report that a reload begins: to the log alone, so far."""
+    """Report that a reload begins, to the log and to the service manager."""
+    service_manager.reloading()
     logger.info("reloading", extra=fields("reloading"))
 
 
 def reload_ends(failure: Exception | None) -> None:
-    """Report that a reload has ended: that the new configuration is in force, or why it isn't."""
+    """Report that a reload has ended: that the new configuration is in force, or why it isn't.
+
+    The service manager, which waits for the end, is told that the proxy serves either way.
+    """
     if failure is None:
         logger.info("reloaded", extra=fields("reloaded"))
     elif isinstance(failure, _REFUSALS):
@@ -40,6 +45,7 @@ def reload_ends(failure: Exception | None) -> None:
             logger.error("not reloaded, all stays as it was: %s", reason, extra=refused)
     else:
         logger.error("a reload has failed, all stays as it was", exc_info=failure)
+    service_manager.ready()
 
 
 class Reload(NamedTuple):
@@ -65,6 +71,7 @@ class InForce:
         set_log: has the log follow the options of the process.
         plan: the first plan.
         served: the proxies of it.
+        changed: is given the proxies of each plan that follows, once it is in force.
     """
 
     def __init__(
@@ -74,10 +81,12 @@ class InForce:
         set_log: Callable[[argparse.Namespace], object],
         plan: Plan,
         served: list[Served],
+        changed: Callable[[list[Served]], object] = nothing,
     ) -> None:
         self._read = read
         self._open_all = open_all
         self._set_log = set_log
+        self._changed = changed
         self.plan = plan
         self.served = served
 
@@ -101,6 +110,7 @@ class InForce:
         self.plan, self.served = reload.plan, reload.served
         for each in reload.kept.opened_among(reload.served):
             say_listening(each.listeners[0])
+        self._changed(self.served)
         return former
 
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..proxies import ProxyServer
 from .listeners import Served
 
 
 class Servers:
-    """Runs servers until all have ended, and replaces those that accept by others."""
+    """Runs servers until all have ended, and replaces those that accept by others.
 
-    def __init__(self) -> None:
+    Args:
+        begins: is called with each proxy before it accepts clients.
+    """
+
+    def __init__(self, begins: Callable[[Served], object] = lambda served: None) -> None:
+        self._begins = begins
         self._running: dict[asyncio.Task[None], ProxyServer] = {}
         self._accepting: list[ProxyServer] = []
         self._news = asyncio.Event()
         self._failure: BaseException | None = None
         self._is_stopping = False
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._is_stopping
 
     def replace(self, served: Sequence[Served]) -> bool:
         """Have these accept clients, and the others finish what they have begun.
@@ -30,6 +40,7 @@ class Servers:
         self.retire()
         self._accepting = [each.server for each in served]
         for each in served:
+            self._begins(each)
             each.server.use(each.listeners[0])
             task = asyncio.get_running_loop().create_task(each.server.run())
             task.add_done_callback(lambda _: self._news.set())

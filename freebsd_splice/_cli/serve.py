@@ -9,9 +9,9 @@ from typing import Any
 from .configuration import Kinds, kinds_among, process_keys, read
 from .keys import keys_of
 from .options import add_command, add_process
-from .plan import Plan, make_all
+from .plan import Plan
 from .schema import schema
-from .serving import serve
+from .serving import check, is_check, serve
 
 _DESCRIPTION = """\
 Run all the proxies of a configuration file in one process: a table for each, and a key for each
@@ -48,18 +48,13 @@ def add_serve(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="the TOML file")
     parser.add_argument(
-        "--check",
-        action="store_true",
-        help="read everything, name every mistake, and end: with status 0, or 2",
-    )
-    parser.add_argument(
         "--schema",
         action=_show(lambda: schema(kinds)),
         help="print the JSON schema of such a file, and end",
     )
     add_process(parser)
     for key in keys_of(parser).values():
-        if not key.is_argument and key.name != "check":
+        if not key.is_argument:
             key.action.default = argparse.SUPPRESS  # so that the file's value can be told apart
     parser.set_defaults(run=lambda options: _run(options, kinds))
 
@@ -86,11 +81,10 @@ def _run(options: argparse.Namespace, kinds: Kinds) -> int:
     def read_file() -> Plan:
         return read(options.file, kinds, argparse.Namespace(**given))
 
-    return _check(options.file, read_file()) if options.check else serve(read_file)
-
-
-def _check(path: str, plan: Plan) -> int:
-    make_all(plan)
+    if not is_check(options):
+        return serve(read_file)
+    plan = read_file()
+    check(plan)
     count = len(plan.proxies)
-    print(f"{path}: {count} {'proxy' if count == 1 else 'proxies'}, no mistakes")
+    print(f"{options.file}: {count} {'proxy' if count == 1 else 'proxies'}, no mistakes")
     return 0

@@ -16,24 +16,48 @@ from typing import Any
 from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
-from ..proxies._addresses import parse_listen, show
+from ..proxies._addresses import UnixAddress, parse_listen, show
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
+from . import service_manager
+from .heartbeats import Heartbeats, run_with_heartbeat
 from .inherited import inherited_listeners
-from .listeners import Find, Served, close, close_all, deal_out
+from .inspection import Inspection, check_installed
+from .listeners import Find, Served, close, close_all, deal_out, sets_of
 from .options import CannotStartError, UsageError, limits_of
-from .plan import Plan, Planned, Read, complaint, make_all
-from .pledging import limiting
+from .plan import Plan, Planned, Read, complaint, make_all, nothing
+from .pledging import Limit
 from .reloading import InForce, Reloading, reload_now
 from .replacing import Servers
-from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
+from .stopping import Stopping
+from .takeover import Takeover, shared_out
 
 
 def serve_alone(options: argparse.Namespace) -> int:
     """Serve the one proxy of a command line until SIGINT or SIGTERM; return the exit status."""
     planned = Planned(options, options.make)
-    return serve(lambda: Plan(options, [planned]))
+    if not is_check(options):
+        return serve(lambda: Plan(options, [planned]))
+    check(Plan(options, [planned]))
+    return 0
+
+
+def is_check(options: argparse.Namespace) -> bool:
+    """Return whether nothing is to be served, and only what is wrong to be found (``--check``)."""
+    return hasattr(options, "check")
+
+
+def check(plan: Plan) -> None:
+    """Raise the error that ``serve`` would raise for a plan, as far as that takes no start."""
+    _start_log(plan.options)
+    try:
+        _needed_by(plan.options)
+        check_installed(plan.options)
+        make_all(plan)
+    except (OSError, ValueError) as error:
+        raise CannotStartError(complaint(error)) from error
 
 
 def serve(read: Read) -> int:
@@ -51,36 +75,123 @@ def serve(read: Read) -> int:
     _start_log(plan.options)
     _raise_descriptor_limit()
     try:
-        give_up = None if plan.options.user is None else _giving_up(plan.options.user)
-        limit = limiting(plan.options)
-        backend()
+        give_up, limit = _needed_by(plan.options)
         current()  # made now, so that errors of its environment variables end the program
         inherited = [each for several in inherited_listeners(None) for each in several]
-        served = _open_all(plan, deal_out(inherited, plan))
-        if give_up is not None:
-            give_up()
+        takeover = Takeover(plan.options.takeover, _number_of(plan.options.user))
+        served = _open_all(plan, deal_out(inherited, plan, partial(_take_over, takeover)))
+        takeover.listen()
+        inspection = Inspection(plan.options)
+        give_up()
+        inspection.start()
         if plan.options.workers == 1:
-            limit()
+            limit.begin(served)
     except (OSError, ValueError) as error:
         raise CannotStartError(complaint(error)) from error
-    in_force = InForce(read, _open_all, _set_log, plan, served)
+
+    def open_again(plan: Plan, find: Find) -> list[Served]:
+        opened = _open_all(plan, find)
+        try:
+            limit.check(opened)
+        except UsageError:
+            close_all(opened)
+            raise
+        return opened
+
+    in_force = InForce(
+        read,
+        open_again,
+        _set_log,
+        plan,
+        served,
+        changed=lambda now: takeover.replace(sets_of(now)),
+    )
     if plan.options.workers == 1:
         try:
-            asyncio.run(_run(served, in_force, None))
+            _serve_here(in_force, inspection, takeover)
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(complaint(error)) from error
+        finally:
+            takeover.close()
     elif sys.platform != "win32":
         from .workers import supervise
 
+        heartbeats = Heartbeats(plan.options.workers)
         supervise(
             plan.options.workers,
-            partial(_work, in_force, limit),
+            partial(_work, in_force, inspection, limit, takeover, heartbeats),
             ready=lambda: _say_listening(in_force.served),
-            stopping=lambda: close_all(in_force.served),
+            stopping=lambda: _stop_parent(in_force, takeover),
             before_fork=lambda: [each.made.before_fork() for each in in_force.served],
             reload=partial(reload_now, in_force),
+            fork=inspection.fork,
+            heartbeats=heartbeats,
+            serving=partial(_say_ready, in_force, inspection, takeover),
         )
+    inspection.close()
     return 0
+
+
+def _needed_by(options: argparse.Namespace) -> tuple[Callable[[], object], Limit]:
+    """Return what gives privileges up, and then the rest; both are to be had on this system."""
+    give_up = nothing if options.user is None else _giving_up(options.user)
+    limit = Limit(options)
+    backend()
+    return give_up, limit
+
+
+def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -> None:
+    """Serve in this process, until it has stopped."""
+    servers = Servers(inspection.observe)
+
+    def stop() -> None:
+        service_manager.stopping()
+        takeover.close()
+        servers.stop()
+
+    def begin() -> None:
+        inspection.answer()
+        reloading = Reloading(in_force, servers.replace)
+        _obey_signals(
+            stopping.signalled,
+            lambda: None if servers.is_stopping else reloading.begin(),
+            inspection.log_connections,
+        )
+        _say_listening(in_force.served)  # after the handlers: somebody may answer with a signal
+
+    def begun() -> None:
+        loop = asyncio.get_running_loop()
+        stop_soon = partial(_call_soon, loop, stopping.handed_over)
+        _say_ready(in_force, inspection, takeover, stop_soon)
+
+    stopping = Stopping(stop)
+    serving = _run(servers, in_force.served, begin)
+    beat = service_manager.alive if service_manager.watchdog_seconds() else nothing
+    asyncio.run(run_with_heartbeat(serving, begun, beat))
+
+
+def _say_ready(
+    in_force: InForce, inspection: Inspection, takeover: Takeover, stop: Callable[[], object]
+) -> None:
+    """Say that clients are served; ``stop`` is called once another process has taken over."""
+
+    def handed_over() -> None:
+        inspection.close()  # scrapers are the other process's from now on
+        stop()
+
+    takeover.serve(sets_of(in_force.served), handed_over)
+    service_manager.ready()
+
+
+def _stop_parent(in_force: InForce, takeover: Takeover) -> None:
+    service_manager.stopping()
+    takeover.close()
+    close_all(in_force.served)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: everything has ended
+        loop.call_soon_threadsafe(call)
 
 
 def _open_all(plan: Plan, find: Find) -> list[Served]:
@@ -99,10 +210,37 @@ def _open_all(plan: Plan, find: Find) -> list[Served]:
     return served
 
 
-def _work(in_force: InForce, limit: Callable[[], object], number: int, parent: int) -> None:
+def _work(
+    in_force: InForce,
+    inspection: Inspection,
+    limit: Limit,
+    takeover: Takeover,
+    heartbeats: Heartbeats,
+    number: int,
+    parent: int,
+) -> None:
+    takeover.leave()
     served = [each.for_worker(number) for each in in_force.served]
-    limit()
-    asyncio.run(_run(served, None, parent))
+    limit.begin(served)
+    servers = Servers(inspection.observe)
+
+    def retire() -> None:
+        heartbeats.retire()
+        servers.retire()
+
+    def begin() -> None:
+        inspection.answer()
+        if sys.platform != "win32":
+            from .workers import obey
+
+            obey(parent, servers.stop, retire, inspection.log_connections)
+
+    serving = _run(servers, served, begin)
+    beat = partial(heartbeats.beat, number)
+    try:
+        asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
+    finally:
+        inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end
 
 
@@ -125,6 +263,9 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
 
     One set serves where the system doesn't deal a port's clients out among several sockets.
     """
+    if isinstance(address, UnixAddress):
+        mode = options.socket_mode
+        return [listen_on(address, options.backlog, buffers=options.buffer_size, mode=mode)]
     share = _share_option() if options.workers > 1 else None
     if share is not None and address.port:
         # Sockets of another program would share the port as well, and get half the clients: bind
@@ -147,12 +288,28 @@ def _listen(options: argparse.Namespace, address: Address) -> list[list[socket.s
     return made
 
 
+def _take_over(takeover: Takeover, planned: Planned) -> list[list[socket.socket]]:
+    """Return the sockets of the process before this one, for each worker; empty: it has none."""
+    options = planned.options
+    sets = takeover.take(options.listen, backlog=options.backlog, buffers=options.buffer_size)
+    return shared_out(sets, options.workers)
+
+
 def _giving_up(user: str) -> Callable[[], None]:
     if sys.platform != "win32":
         from .privileges import User
 
         return User.parse(user).become
     raise UsageError("--user: not on Windows")
+
+
+def _number_of(user: str | None) -> int | None:
+    """Return the user's number; None where there is no ``--user``."""
+    if user is not None and sys.platform != "win32":
+        from .privileges import User
+
+        return User.parse(user).number
+    return None
 
 
 def _share_option() -> int | None:
@@ -163,17 +320,9 @@ def _share_option() -> int | None:
     raise UsageError("--workers: not on Windows")
 
 
-async def _run(served: list[Served], in_force: InForce | None, parent: int | None) -> None:
-    """Serve until a signal, or until the pipe ``parent`` says to stop or is closed."""
-    servers = Servers()
-    if in_force is not None:
-        _obey_signals(servers.stop, Reloading(in_force, servers.replace).begin)
-        _say_listening(served)  # after the handlers: somebody may answer this with a signal
-    elif sys.platform != "win32":
-        from .workers import obey
-
-        assert parent is not None
-        obey(parent, servers.stop, servers.retire)
+async def _run(servers: Servers, served: list[Served], begin: Callable[[], object]) -> None:
+    """Serve until what ``begin`` has set up in the loop stops the servers."""
+    begin()
     servers.replace(served)
     await servers.run()
 
@@ -183,10 +332,13 @@ def _say_listening(served: list[Served]) -> None:
         say_listening(each.listeners[0])
 
 
-def _obey_signals(stop: Callable[[], object], reload: Callable[[], object]) -> None:
+def _obey_signals(
+    stop: Callable[[], object], reload: Callable[[], object], show: Callable[[], object]
+) -> None:
     loop = asyncio.get_running_loop()
     calls: dict[int, Callable[[], object]] = dict.fromkeys(STOPPING, stop)
     calls |= dict.fromkeys(RELOADING, reload)
+    calls |= dict.fromkeys(SHOWING, show)
     calls |= {number: partial(say_without_effect, number) for number in WITHOUT_EFFECT}
     for number, call in calls.items():
         try:

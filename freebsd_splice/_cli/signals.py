@@ -16,9 +16,11 @@ RELOADING: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else 
 
 #: Signals by which other servers reopen their log, or do something else. Without a handler they
 #: would end the program at once, with all its connections.
-WITHOUT_EFFECT = tuple(
-    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
+WITHOUT_EFFECT = tuple(getattr(signal, name) for name in ("SIGUSR2",) if hasattr(signal, name))
+
+#: Signals by which a proxy logs who is connected. SIGINFO is what Ctrl-T in a terminal sends on the
+#: BSDs and macOS.
+SHOWING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
 
 
 def say_without_effect(number: int) -> None:

@@ -24,8 +24,8 @@ _DESCRIPTION = """\
 Join TLS connections to targets by the server name that clients ask for, and by ALPN where a route
 says so. TLS goes through the proxy from end to end: it needs no key and no certificate.
 
-ROUTES is a TOML file; LISTEN is host:port, [v6]:port, :port for every address of this machine, or a
-port of 127.0.0.1.
+ROUTES is a TOML file; LISTEN is host:port, [v6]:port, :port for every address of this machine, a
+port of 127.0.0.1, or unix:/path.
 """
 
 _EXAMPLE = """\
@@ -106,4 +106,5 @@ def make(options: argparse.Namespace) -> Made:
             resolver=resolver_of(options, routes.targets()),
         ),
         listening=lambda listeners: warn_of_loops(routes.targets(), listeners),
+        targets=list(routes.targets()),
     )

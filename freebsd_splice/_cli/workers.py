@@ -15,7 +15,9 @@ from typing import NoReturn
 
 from ..proxies._connecting import reason_of
 from ..proxies._log import fields, logger
-from .signals import RELOADING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .heartbeats import Heartbeats
+from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
+from .stopping import Stopping
 
 assert sys.platform != "win32"  # which has no fork(2)
 
@@ -23,7 +25,9 @@ assert sys.platform != "win32"  # which has no fork(2)
 Work = Callable[[int, int], object]
 
 #: The signals that the parent waits for.
-_WATCHED = frozenset({*STOPPING, *RELOADING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM})
+_WATCHED = frozenset(
+    {*STOPPING, *RELOADING, *SHOWING, *WITHOUT_EFFECT, signal.SIGCHLD, signal.SIGALRM}
+)
 
 #: What the parent writes to each worker at each signal that stops. Workers themselves have these
 #: signals blocked: Ctrl-C in a terminal and systemd send theirs to all processes at once, and
@@ -32,6 +36,9 @@ _STOP = b"!"
 
 #: What the parent writes to each worker whose place another one takes.
 _RETIRE = b"-"
+
+#: What the parent writes to each worker at each signal that shows who is connected.
+_SHOW = b"?"
 
 #: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
@@ -62,6 +69,10 @@ def supervise(
     stopping: Callable[[], object],
     before_fork: Callable[[], object] = lambda: None,
     reload: Callable[[], bool] = lambda: False,
+    *,
+    fork: Callable[[int], int] = lambda number: os.fork(),
+    heartbeats: Heartbeats | None = None,
+    serving: Callable[[Callable[[], None]], object] = lambda stop: None,
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
@@ -76,22 +87,31 @@ def supervise(
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
         reload: is called at SIGHUP; returns whether new workers are needed.
+        fork: forks the worker of a number, as ``os.fork`` does.
+        heartbeats: says which workers are alive; None: nobody asks.
+        serving: is called once all of them serve. It is given a function that stops them all once
+            another process has taken over, and may be called on any thread.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     for number in _WATCHED:
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork, reload).run()
+    _Supervisor(count, work, stopping, before_fork, reload, fork, heartbeats, serving).run()
 
 
-def obey(parent: int, stop: Callable[[], object], retire: Callable[[], object]) -> None:
+def obey(
+    parent: int,
+    stop: Callable[[], object],
+    retire: Callable[[], object],
+    show: Callable[[], object],
+) -> None:
     """Call these, in a worker's loop, whenever the parent says so.
 
     ``stop`` is called as well once the parent has ended.
     """
     loop = asyncio.get_running_loop()
-    calls = {_STOP: stop, _RETIRE: retire}
+    calls = {_STOP: stop, _RETIRE: retire, _SHOW: show}
     stopped = False
 
     def hear() -> None:
@@ -116,9 +136,17 @@ class _Supervisor:
         stopping: Callable[[], object],
         before_fork: Callable[[], object],
         reload: Callable[[], bool] = lambda: False,
+        fork: Callable[[int], int] = lambda number: os.fork(),
+        heartbeats: Heartbeats | None = None,
+        serving: Callable[[Callable[[], None]], object] = lambda stop: None,
     ) -> None:
         self._count = count
+        self._heartbeats = heartbeats
+        self._tell_serving = serving
+        self._is_handed_over = False
+        self._rule = Stopping(self._stop)
         self._work = work
+        self._fork = fork
         self._tell_stopping = stopping
         self._before_fork = before_fork
         self._reload = reload
@@ -140,15 +168,31 @@ class _Supervisor:
             if number == signal.SIGCHLD:
                 self._reap()
             elif number in STOPPING:
-                self._stop()
+                self._rule.signalled()
             elif number in RELOADING:
                 if not self._stopping and self._reload():
                     self._replace_all()
+            elif number in SHOWING:
+                for pipe in self._all_pipes():
+                    self._tell(pipe, _SHOW)
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
+            if self._is_handed_over:
+                self._rule.handed_over()
+            if self._heartbeats is not None:
+                self._look(self._heartbeats)
             self._start_missing()
             if not self._missing:
                 self._retire()
+
+    def stop_soon(self) -> None:
+        """Stop, from any thread: another process has taken over."""
+        self._is_handed_over = True
+        os.kill(os.getpid(), signal.SIGALRM)  # wakes this process, and is nobody else's
+
+    def _look(self, heartbeats: Heartbeats) -> None:
+        if heartbeats.look(self._live.values()) and not self._stopping:
+            self._tell_serving(self.stop_soon)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -208,8 +252,11 @@ class _Supervisor:
         for number in [number for number in self._missing if self._due(number) <= now]:
             self._missing.remove(number)
             self._start(number)
-        if self._missing:
-            wait = min(map(self._due, self._missing)) - time.monotonic()
+        times = [*map(self._due, self._missing)]
+        if self._heartbeats is not None:
+            times += self._heartbeats.times()
+        if times:
+            wait = min(times) - time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(wait, _SHORTEST_WAIT))
 
     def _due(self, number: int) -> float:
@@ -217,11 +264,13 @@ class _Supervisor:
 
     def _start(self, number: int) -> None:
         self._started[number] = time.monotonic()
+        if self._heartbeats is not None:
+            self._heartbeats.starts(number)
         self._before_fork()
         try:
             hears, says = os.pipe()
             try:
-                process = os.fork()
+                process = self._fork(number)
             except OSError:
                 os.close(hears)
                 os.close(says)

@@ -127,6 +127,13 @@ class Flow(Protocol):
         """Return how many bytes the drain has taken so far."""
         ...
 
+    def served_by(self) -> tuple[str, str] | None:
+        """Return the backend and the mover that serve now, as ``End`` names them.
+
+        None where that isn't decided yet.
+        """
+        ...
+
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         """End the flow now, for ``reason``, with no byte in flight any more; return its end.
 

@@ -170,6 +170,14 @@ class KernelFlow:
                 moved += self._calls.spliced_count(self.pair[0])
             return moved
 
+    def served_by(self) -> tuple[str, str] | None:
+        end, segment = self._end, self._segment
+        if end is not None:
+            return end.backend, end.mover
+        if not self._is_new and self._fallback is None:
+            return "kernel", MOVER_NAME
+        return None if segment is None else segment.served_by()
+
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         with self._held():
             if self._phase is Phase.NEW:

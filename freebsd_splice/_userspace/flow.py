@@ -176,6 +176,9 @@ class UserspaceFlow:
     def moved(self) -> int:
         return self._moved
 
+    def served_by(self) -> tuple[str, str]:
+        return "userspace", self._mover.name
+
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         with self._lock:
             if self._end is not None:

@@ -13,7 +13,7 @@ your own (``OpenTarget``). ``forwarder`` makes a TCP forwarder::
 from __future__ import annotations
 
 from .._public import set_public_module
-from ._addresses import Address, Resolved, SocketAddress
+from ._addresses import Address, Resolved, SocketAddress, UnixAddress
 from ._client import Client, OpenTarget
 from ._client_hello import ClientHello
 from ._connecting import LookUp, Prepare, Refusal, RefusedTargetError, TargetError
@@ -57,6 +57,7 @@ __all__ = [
     "Service",
     "SocketAddress",
     "TargetError",
+    "UnixAddress",
     "by_server_name",
     "forwarder",
     "parse_rule",

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from ._addresses import SocketAddress
 from ._connecting import ReservedDescriptors
+from ._unix_sockets import UnixPeer, peer_user
 
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
+
+#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
+#: passes errors of the network on that are pending on the new socket (accept(2)).
+OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
+OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
+OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class Accepting:
@@ -99,7 +109,9 @@ class Accepting:
             self._over.set_result(None)
         return self._reserved is not None
 
-    def _give(self, sock: socket.socket, address: SocketAddress) -> None:
+    def _give(self, sock: socket.socket, address: Any) -> None:
         reserved, self._reserved = self._reserved, None
         assert reserved is not None
+        if isinstance(address, (str, bytes)):  # a Unix socket, whose clients have no name mostly
+            address = UnixPeer(peer_user(sock))
         self._accepted(sock, address, reserved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
 
 from .. import Relay
@@ -11,6 +12,7 @@ from ._connecting import LookUp, Prepare, Refusal
 from ._handshake import Handshake
 from ._limits import client_of
 from ._log import quoted_unless_plain
+from ._observing import Observer
 from ._proxy_headers import FirstBytes
 from ._proxy_protocol import ProxyHeader, show_endpoint
 
@@ -28,10 +30,11 @@ class Client:
     Attributes:
         socket (socket.socket): the client's connection, non-blocking. The server closes it.
         address: the client's address as ``socket.accept`` returned it; empty on systems that know
-            none for a client that has reset its connection already.
-        name (str): ``address`` as the log shows it, ``192.0.2.7:40000``.
+            none for a client that has reset its connection already. At a Unix socket it is a record
+            with the ``user`` (a number, or None) of the process that has connected.
+        name (str): ``address`` as the log shows it, ``192.0.2.7:40000`` or ``unix:uid=1000``.
         counts_as (str): what the client counts as for ``Limits.per_client`` and when clients take
-            turns: an IPv4 address, or an IPv6 network of 64 bits.
+            turns: an IPv4 address, an IPv6 network of 64 bits, or a user at a Unix socket.
         handshake (Handshake): reads and answers what the client says before its bytes are only
             passed on, within a time and a size.
         user (str | None): the user whose password was verified; None unless ``open_target``
@@ -50,6 +53,7 @@ class Client:
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
         relay (Relay | None): what joins the two; None until the relay is made.
+        observer: is told of each dial. For the package's own use.
 
     Example::
 
@@ -81,6 +85,7 @@ class Client:
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self.relay: Relay | None = None
+        self.observer = Observer()
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -130,7 +135,7 @@ class Client:
         when the client resets its connection.
 
         Args:
-            address: the host and port to connect to.
+            address: the host and port to connect to, or a ``UnixAddress``.
             refusal: says of each address that the name stands for why nobody may connect to it, or
                 None; ``Rules.refusal`` with a host is such a function.
             prepare: is given each socket before it connects, and the address; it may set options,
@@ -147,7 +152,13 @@ class Client:
                 ETIMEDOUT where the time was over).
         """
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            self._dialled = await self._dial(address, refusal, prepare, look_up)
+            began = time.monotonic()
+            try:
+                self._dialled = await self._dial(address, refusal, prepare, look_up)
+            except OSError as error:
+                self.observer.dialled(self, time.monotonic() - began, error)
+                raise
+            self.observer.dialled(self, time.monotonic() - began, None)
             return self._dialled
 
     def has_dialled(self, target: socket.socket) -> bool:

@@ -14,9 +14,10 @@ from typing import Any
 
 from .._errors import why
 from .._platform.reset import no_linger, reset_on_close
-from ._addresses import Address, Resolved
+from ._addresses import Address, Resolved, UnixAddress
 from ._attempts import first_connected, interleaved
 from ._resolving import Resolver
+from ._unix_sockets import AF_UNIX, connect_at
 
 if sys.platform != "win32":
     import resource
@@ -223,6 +224,8 @@ class Dialer:
             TargetError: no address could be connected to.
             OSError: something is short; the errno is one of SHORTAGES.
         """
+        if isinstance(address, UnixAddress):
+            return await _connect_to_path(address, self._timeout, refusal, prepare, before_socket)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         found = await self._candidates(address, client, look_up or self._resolver.look_up)
@@ -276,6 +279,35 @@ def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> lis
 def _the_first(reasons: list[str]) -> str:
     more = len(reasons) - _MOST_NAMED
     return "; ".join(reasons[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
+
+
+async def _connect_to_path(
+    address: UnixAddress,
+    seconds: float,
+    refusal: Refusal,
+    prepare: Prepare,
+    before_socket: Callable[[], object],
+) -> socket.socket:
+    """Connect to a Unix socket, as ``Dialer.dial`` does to names."""
+    path: Any = address.host  # in the place of a pair
+    resolved = Resolved(AF_UNIX, path)
+    _permitted(address, [resolved], refusal)
+    before_socket()
+    sock = socket.socket(AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        prepare(sock, resolved)
+        await connect_at(sock, path, seconds)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, asyncio.TimeoutError):
+            reason = f"cannot connect to {address} ({_TOO_LATE})"
+            raise TargetError(errno.ETIMEDOUT, reason) from None
+        if not isinstance(error, OSError) or error.errno in SHORTAGES:
+            raise
+        reason = f"cannot connect to {address} ({reason_of(error)})"
+        raise TargetError(error.errno or errno.EIO, reason) from error
+    return sock
 
 
 def _number_of(error: Exception) -> int:

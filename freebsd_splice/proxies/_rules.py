@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ._addresses import Resolved
 from ._own_addresses import is_of_this_machine
+from ._unix_sockets import AF_UNIX
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -175,6 +176,8 @@ class Rules:
             OSError: (EMFILE, ENFILE, ENOBUFS, ENOMEM) the system could not be asked whether the
                 address is this machine's own.
         """
+        if resolved.family == AF_UNIX:
+            return "a Unix socket, which no rule allows"
         name = _plain_name(host)
         text, port = resolved.address[:2]
         address = ipaddress.ip_address(text.partition("%")[0])

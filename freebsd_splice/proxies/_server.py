@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 import sys
 from collections.abc import Iterable
@@ -24,7 +22,7 @@ from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from . import _pausing
-from ._accepting import Accepting
+from ._accepting import OF_ONE_CLIENT, Accepting
 from ._addresses import Address, Resolved, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
@@ -44,8 +42,17 @@ from ._connecting import (
 from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
-from ._listening import ListenError, listen_on, listens, own_name, say_listening
+from ._listening import (
+    SOCKET_MODE,
+    ListenError,
+    close_listener,
+    listen_on,
+    listens,
+    own_name,
+    say_listening,
+)
 from ._log import logger
+from ._observing import Observer
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
 from ._proxy_protocol import Version
@@ -61,13 +68,6 @@ ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
 #: Descriptors that must be free besides those when a client is accepted: for pipes, look-ups of
 #: names, and files.
 _TO_SPARE = 8
-
-#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
-#: passes errors of the network on that are pending on the new socket (accept(2)).
-_OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
-_OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
-_OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-_OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class ProxyServer:
@@ -143,8 +143,12 @@ class ProxyServer:
         self._cutting = False
         self._changes = Changes()
         self._shortage = Shortage(self._changes, lambda: len(self._clients))
+        #: Is told what happens to clients. For the package's own use.
+        self.observer = Observer()
 
-    def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
+    def listen(
+        self, address: Address, backlog: int = 1024, *, mode: int = SOCKET_MODE
+    ) -> list[SocketAddress]:
         """Listen on every address that a name stands for.
 
         Addresses that this machine doesn't have are left out, as long as one is left. Sockets for
@@ -152,18 +156,20 @@ class ProxyServer:
 
         Args:
             address: the host and port; host "" is every address of this machine, port 0 one free
-                port, the same on all addresses.
+                port, the same on all addresses. A ``UnixAddress`` is the path of a Unix socket:
+                its file is made, and removed once nobody is accepted any more.
             backlog: how many clients may wait to be accepted. Where the system allows fewer, a
                 warning in the log says so.
+            mode: the permissions of a Unix socket's file. Who may write to it may connect.
 
         Returns:
-            The addresses of the listening sockets.
+            The addresses of the listening sockets; that of a Unix socket is its path.
 
         Raises:
             ListenError: the name can't be looked up, or an address can't be listened on (errno
                 EADDRINUSE, EACCES, ...).
         """
-        opened = listen_on(address, backlog, buffers=self._buffer_size)
+        opened = listen_on(address, backlog, buffers=self._buffer_size, mode=mode)
         say_listening(opened)
         self.use(opened)
         return [listener.getsockname() for listener in opened]
@@ -174,7 +180,7 @@ class ProxyServer:
         They are made non-blocking, and ``run`` closes them at its end.
 
         Args:
-            listeners: listening TCP sockets.
+            listeners: listening TCP sockets, or Unix sockets for streams.
         """
         for listener in listeners:
             listener.setblocking(False)
@@ -192,7 +198,7 @@ class ProxyServer:
         Raises:
             ListenError: a listening socket listens no more.
         """
-        _start_workers()
+        current().start_workers()
         loop = asyncio.get_running_loop()
         self._worker = current().local_worker()
         if self._worker is not None:
@@ -211,7 +217,7 @@ class ProxyServer:
                 task.cancel()
             ends = await asyncio.gather(*accepting, return_exceptions=True)
             for listener in self._listeners:
-                listener.close()
+                close_listener(listener)
             await self._finish()
             if self._worker is not None:
                 loop.remove_reader(self._worker.fileno())
@@ -333,6 +339,7 @@ class ProxyServer:
                 self._begin(sock, address, reserved, place)
                 return
             name = show(address)
+            self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
         except Exception:
             logger.exception("an accepted client cannot be served")
@@ -347,6 +354,8 @@ class ProxyServer:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
         client = Client(sock, address, handshake, partial(self._dial, reserved, place), place)
+        client.observer = self.observer
+        self.observer.accepted(client)
         logger.debug("%s: accepted", client.name)
         task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
         self._clients[task] = client
@@ -389,7 +398,7 @@ class ProxyServer:
         elif not listens(listener):
             reason = f"{own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
-        elif error.errno in _OF_ONE_CLIENT:
+        elif error.errno in OF_ONE_CLIENT:
             await asyncio.sleep(0)  # let other tasks run
         else:
             logger.error("cannot accept: %s", why(error))
@@ -401,6 +410,7 @@ class ProxyServer:
         self._occupancy.leave(client.counts_as)
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
+        self.observer.left(client)
         self._changes.wake()
 
     # One connection
@@ -420,12 +430,15 @@ class ProxyServer:
                 if self._headers is not None:
                     initial = await self._headers.before_join(client, target, initial)
                 target_name = peer_name(target)
+                self.observer.handshaken(client, target_name)
                 relay = await self._join(client, target, initial, reserved)
             except OSError as error:
+                self.observer.refused(client, error)
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
         outcome = await end_of(relay, lambda: self._is_moving)
+        self.observer.ended(client, outcome)
         report_end(client, target_name, outcome)
 
     def _is_welcome(self, client: Client) -> bool:
@@ -434,6 +447,7 @@ class ProxyServer:
             return True
         place = self._occupancy.enter(client.address)
         if place is None:
+            self.observer.refused(client, None)
             report_refusal(client, who(client), self._limits.per_client)
             return False
         self._occupancy.leave(client.counts_as)
@@ -507,9 +521,3 @@ class ProxyServer:
                 task.cancel()
             else:
                 client.relay.cut_soon()
-
-
-def _start_workers() -> None:
-    """Start the engine's workers now; later they would take descriptors of accepted clients."""
-    for _ in range(os.cpu_count() or 1):
-        current().flows(1)

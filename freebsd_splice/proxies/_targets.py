@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar
@@ -23,7 +24,7 @@ from ._connecting import (
 )
 from ._log import fields, logger
 from ._name_servers import NameServers
-from ._services import Service, Target, in_order
+from ._services import Member, Service, Target, in_order
 
 #: Seconds for which a target that could not be connected to is skipped.
 RETRY_AFTER = 10.0
@@ -155,17 +156,13 @@ class _Service:
             TargetError: there are none; the text says why.
             OSError: something is short; the errno is one of SHORTAGES.
         """
-        handshake = client.handshake
-        with handshake.suspended(), handshake.during(f"while looking up {self.name}"):
-            try:
-                found = await self._resolver.members(self.name)
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    raise
-                reason = f"cannot look up {self.name}: {reason_of(error)}"
-                raise TargetError(errno.EHOSTUNREACH, reason) from error
-        if not found:
-            raise TargetError(errno.EHOSTUNREACH, f"{self.name} has no members")
+        began = time.monotonic()
+        try:
+            found = await self._look_up(client)
+        except OSError as error:
+            client.observer.dialled(client, time.monotonic() - began, error)
+            raise
+        client.observer.looked_up(client, time.monotonic() - began)
         known = self._members
         self._members = {
             each.address: known.get(each.address) or _Target(each.address, self._resolver.look_up)
@@ -177,6 +174,20 @@ class _Service:
             in_order([each for each in found if each not in dead]), in_order(dead)
         )
         return [self._members[each.address] for each in itertools.islice(order, MOST_MEMBERS)]
+
+    async def _look_up(self, client: Client) -> tuple[Member, ...]:
+        handshake = client.handshake
+        with handshake.suspended(), handshake.during(f"while looking up {self.name}"):
+            try:
+                found = await self._resolver.members(self.name)
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise
+                reason = f"cannot look up {self.name}: {reason_of(error)}"
+                raise TargetError(errno.EHOSTUNREACH, reason) from error
+        if not found:
+            raise TargetError(errno.EHOSTUNREACH, f"{self.name} has no members")
+        return found
 
 
 async def _first_success(

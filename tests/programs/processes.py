@@ -236,10 +236,15 @@ sys.exit(main())
 class Server:
     """Runs ``serve(connection)`` in a thread for each connection it accepts."""
 
-    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        serve: Callable[[socket.socket], None],
+        host: str = "127.0.0.1",
+        listener: socket.socket | None = None,
+    ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._serve = serve
-        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+        self._listener = listener or socket.create_server((host, 0), family=family, backlog=1024)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,69 @@ def test_each_process_that_serves_gives_up_the_rest_before(
 
 
 PLEDGED = "pledged: stdio rpath inet dns error"
+
+
+@elsewhere
+@pytest.mark.parametrize(
+    ("workers", "listen", "target", "options", "more"),
+    [
+        ("1", "unix:{}/listen", None, (), "unix cpath fattr"),
+        ("2", "unix:{}/listen", None, (), "unix"),
+        ("1", "127.0.0.1:0", "unix:{}/target", (), "unix"),
+        ("2", "127.0.0.1:0", "unix:{}/target", (), "unix"),
+        ("1", "127.0.0.1:0", None, ("--takeover", "{}/next"), "unix sendfd cpath"),
+        ("2", "127.0.0.1:0", None, ("--takeover", "{}/next"), ""),
+    ],
+)
+def test_unix_sockets_are_kept_where_they_are_used(
+    workers: str,
+    listen: str,
+    target: str | None,
+    options: tuple[str, ...],
+    more: str,
+    echo_server: Server,
+    forwarder: StartForwarder,
+    tmp_path: Path,
+) -> None:
+    """The parent of several workers isn't limited, and does for them what it takes to."""
+    front = forwarder(
+        echo_server.address if target is None else target.format(tmp_path),
+        *("--pledge", "--workers", workers),
+        *(each.format(tmp_path) for each in options),
+        listen=listen.format(tmp_path),
+        patch=RECORDED,
+    )
+    front.expect("^serving$", int(workers))
+    pledged = {line for line in front.lines if line.startswith("pledged")}
+    assert pledged == {f"{PLEDGED} {more}".rstrip()}
+    assert front.stop() == 0
+
+
+@elsewhere
+def test_a_service_manager_is_spoken_to(
+    echo_server: Server, forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        front = forwarder(echo_server.address, "--pledge", patch=RECORDED, environment=told)
+        front.expect("^serving$")
+        assert f"{PLEDGED} unix" in front.lines
+        assert front.stop() == 0
+
+
+@elsewhere
+def test_a_reload_cannot_bring_back_what_was_given_up(
+    proxy: StartProxy, echo_server: Server, tmp_path: Path
+) -> None:
+    routes = tmp_path / "routes.toml"
+    routes.write_text('default = "{}:{}"'.format(*echo_server.address))
+    front = proxy("sni", "--pledge", str(routes), "127.0.0.1:0", patch=RECORDED)
+    front.expect("^serving$")
+    routes.write_text(f'default = "unix:{tmp_path}/target"')
+    front.signal(signal.SIGHUP)
+    front.expect("not reloaded, .*: pledge: Unix sockets were given up at the start")
+    assert front.stop() == 0
 
 
 @elsewhere
@@ -151,6 +216,29 @@ def test_the_kernel_refuses_the_rest_and_it_serves(
             assert exchange(client, b"hello") == b"hello"
             assert exchange(client, bytes(10_000)) == bytes(10_000)
     assert front.stop() == 0
+
+
+@on_openbsd
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unix_sockets_and_a_takeover_work_in_spite_of_it(
+    workers: int, echo_server: Server, forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    path = tmp_path / "listen"
+    takeover = ("--takeover", str(tmp_path / "next"))
+    options = ("--pledge", *takeover, "--workers", str(workers))
+    first = forwarder(echo_server.address, *options, listen=f"unix:{path}")
+    first.expect("listening on unix:")
+    second = forwarder(echo_server.address, *options, listen=f"unix:{path}")
+    first.expect("another process has taken the listening sockets over")
+    assert first.end() == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        assert exchange(client, b"hello") == b"hello"
+    second.signal(signal.SIGHUP)
+    second.expect("INFO reloaded")
+    assert second.stop() == 0
+    assert not path.exists()
+    assert not (tmp_path / "next").exists()
 
 
 @on_openbsd

@@ -265,7 +265,61 @@ def test_nginx_in_front(
     no_accidents(front)
 
 
+@pytest.mark.parametrize("by", ["haproxy", "nginx"])
+def test_in_front_over_a_unix_socket(
+    by: str,
+    neighbours: Neighbours,
+    heard: Heard,
+    server: Callable[..., Server],
+    forwarder: StartForwarder,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "front"
+    senders = ("--accept-proxy", "unix:", "--send-proxy", "v2")
+    # nginx, and HAProxy where it is started as root, may run as other users.
+    front = forwarder(
+        server(heard).address, *senders, "--socket-mode", "666", listen=f"unix:{path}"
+    )
+    front.expect("listening on unix:")
+    if by == "haproxy":
+        address = neighbours.haproxy(backend=f"server ours unix@{path} send-proxy-v2")
+    else:
+        address = neighbours.nginx(f"proxy_pass unix:{path}; proxy_protocol on;")
+    with socket.create_connection(address, PATIENCE) as client:
+        assert exchange(client, b"hello") == b"hello"
+        host, port = client.getsockname()
+        assert header_with(heard, client).destination == address
+    front.expect(rf"INFO {host}:{port} via unix:uid=\d+ -> .*: 5 bytes up, 5 bytes down,")
+    no_accidents(front)
+
+
 # Behind
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("by", ["haproxy", "nginx"])
+def test_behind_with_a_client_at_a_unix_socket(
+    by: str,
+    version: str,
+    neighbours: Neighbours,
+    echo_server: Server,
+    forwarder: StartForwarder,
+    tmp_path: Path,
+) -> None:
+    """The header has no address for it: what is behind takes the connection as it is."""
+    host, port = echo_server.address
+    if by == "haproxy":
+        address = neighbours.haproxy(bind="accept-proxy", backend=f"server echo {host}:{port}")
+    else:
+        address = neighbours.nginx(f"proxy_pass {host}:{port};", bind="proxy_protocol")
+    path = tmp_path / "front"
+    front = forwarder(address, "--send-proxy", version, listen=f"unix:{path}")
+    front.expect("listening on unix:")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        assert exchange(client, b"hello") == b"hello"
+    no_accidents(front)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -19,6 +19,7 @@ import pytest
 
 from freebsd_splice.proxies import Address, Service, TargetError, _targets
 from freebsd_splice.proxies._connecting import StarvedError
+from freebsd_splice.proxies._observing import Observer
 from freebsd_splice.proxies._services import Member
 from freebsd_splice.proxies._targets import Targets
 from programs.processes import MAIN, Program, Proxy, Server, exchange, until
@@ -33,6 +34,7 @@ class Somebody:
     """A client whose dialling is the test's affair, and the loop's clock."""
 
     handshake = SimpleNamespace(suspended=nullcontext, during=nullcontext)
+    observer = Observer()
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

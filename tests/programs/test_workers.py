@@ -194,14 +194,15 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     front = forwarder(echo_server.address, "--workers", "2")
     connect_until(front, lambda: len(workers_of(front)) == 2)
     for worker in workers_of(front):
-        for number in (*signals.STOPPING, *signals.RELOADING, *signals.WITHOUT_EFFECT):
+        handled = (*signals.STOPPING, *signals.RELOADING, *signals.SHOWING, *signals.WITHOUT_EFFECT)
+        for number in handled:
             os.kill(worker, number)
     with closing_all() as clients:
         for _ in range(10):
             serve_one(front, clients)
     assert front.stop() == 0
     assert len(front.find("stopping: ")) == 2, front.text
-    assert not front.find("SIG|has died")
+    assert not front.find("SIG|has died|connections live$")
 
 
 def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(

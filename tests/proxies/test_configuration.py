@@ -45,7 +45,7 @@ ARGUMENTS = {
 }
 
 #: Values for options, of which each takes one.
-SAMPLES = ["7", "10.0.0.0/8", "example.org:443", "root", "127.0.0.1:9"]
+SAMPLES = ["7", "10.0.0.0/8", "example.org:443", "root", "127.0.0.1:9", "660"]
 
 
 def read(text: str) -> tuple[Plan, list[str]]:
@@ -74,7 +74,7 @@ def test_the_proxies_are_the_commands_that_serve() -> None:
 def actions() -> Iterator[tuple[str, argparse.Action]]:
     for kind, parser in KINDS.items():
         for action in parser._actions:
-            if not isinstance(action, argparse._HelpAction):
+            if action.default is not argparse.SUPPRESS:  # as --help and --check have it
                 yield kind, action
 
 
