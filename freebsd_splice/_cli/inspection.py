@@ -75,7 +75,9 @@ class Inspection:
             check_installed(options)
             from .exposition import Exposition
 
-            self._listeners = listen_on(options.metrics, _BACKLOG)
+            # At a takeover both processes listen for a moment, until the former one stops.
+            share = None if options.takeover is None else getattr(socket, "SO_REUSEPORT", None)
+            self._listeners = listen_on(options.metrics, _BACKLOG, share=share)
             self._exposition = Exposition(self._listeners)
 
     def start(self) -> None:

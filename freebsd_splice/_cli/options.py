@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from ..proxies import Limits, NameServers
+from ..proxies import Address, Limits, NameServers, UnixAddress
 from ..proxies._addresses import parse_listen
 from ..proxies._name_servers import needed_for, parse_server
 from ..proxies._services import Target
@@ -177,7 +177,7 @@ def add_process(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics",
-        type=parsed_by(parse_listen),
+        type=parsed_by(_parse_metrics),
         metavar="LISTEN",
         help="serve metrics for Prometheus there, as --metrics 9101 for 127.0.0.1:9101 (default: "
         'none; it needs pip install "freebsd-splice[metrics]")',
@@ -264,6 +264,13 @@ def resolver_of(options: argparse.Namespace, targets: Iterable[Target]) -> NameS
 def _checked_server(text: str) -> str:
     parsed_by(parse_server)(text)
     return text
+
+
+def _parse_metrics(text: str) -> Address:
+    address = parse_listen(text)
+    if isinstance(address, UnixAddress):
+        raise ValueError("Prometheus reads no Unix socket: write host:port, or a port of 127.0.0.1")
+    return address
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
