@@ -36,12 +36,14 @@ class Accepting:
         reserved: ReservedDescriptors,
         *,
         room: Callable[[], ReservedDescriptors | None],
+        wanted: Callable[[], bool],
         accepted: Callable[[socket.socket, SocketAddress, ReservedDescriptors], object],
         nobody_waits: Callable[[], object],
     ) -> None:
         self._listener = listener
         self._reserved: ReservedDescriptors | None = reserved  # for the next client
         self._room = room
+        self._wanted = wanted  # whether clients are wanted still
         self._accepted = accepted  # doesn't raise
         self._nobody_waits = nobody_waits
         self._goes_on = False  # it is called soon, whether or not clients wait
@@ -73,7 +75,7 @@ class Accepting:
             self._loop.remove_reader(descriptor)
 
     def _accept(self) -> None:
-        if self._over.done() or self._goes_on:
+        if self._over.done() or self._goes_on or not self._wanted():
             return
         try:
             for _ in range(_AT_ONCE):
@@ -95,7 +97,7 @@ class Accepting:
         self._accept()
 
     async def _one_by_one(self) -> None:
-        while not self._over.done() and self._has_room():
+        while not self._over.done() and self._wanted() and self._has_room():
             try:
                 self._give(*await self._loop.sock_accept(self._listener))
             except OSError as error:

@@ -308,6 +308,8 @@ class ProxyServer:
                 listener,
                 await self._room(),
                 room=self._room_now,
+                # Clients that come after a retirement are the other server's at once.
+                wanted=lambda: not self._retired,
                 accepted=partial(self._accepted, listener),
                 nobody_waits=partial(self._nobody_waits, listener),
             )

@@ -452,9 +452,9 @@ import freebsd_splice._cli.inspection as inspection
 import freebsd_splice._cli.pledging as pledging
 early = set()
 listen_on = inspection.listen_on
-def listen(*arguments):
+def listen(*arguments, **options):
     os.write(2, b"opened\\n")
-    return listen_on(*arguments)
+    return listen_on(*arguments, **options)
 def note(promises):
     os.write(2, b"pledged\\n")
     early.update(sys.modules)

@@ -78,6 +78,35 @@ def test_a_retired_server_ends_with_its_last_connection(
     assert sum(record.message.startswith("stopping") for record in caplog.records) == 1
 
 
+def test_who_comes_after_a_retirement_is_the_next_servers(
+    echo_server: Server, server: Callable[..., Server]
+) -> None:
+    """Even before the loop has gone round: who has read the log knows that there is another one."""
+    next_target = server(lambda connection: connection.sendall(b"next"))
+
+    async def main() -> None:
+        old, new = (forwarder(Address(*each.address)) for each in (echo_server, next_target))
+        listener = socket.create_server(("127.0.0.1", 0))
+        with listener.dup() as duplicate:
+            old.use([listener])
+            ended = asyncio.ensure_future(old.run())
+            client = await Client.of(duplicate)
+            assert await client.exchange(b"hello") == b"hello"
+            old.retire()
+            with socket.create_connection(duplicate.getsockname()) as late:
+                new.use([duplicate])
+                others = asyncio.ensure_future(new.run())
+                late.setblocking(False)
+                said = asyncio.get_running_loop().sock_recv(late, 4)
+                assert await asyncio.wait_for(said, PATIENCE) == b"next"
+            await client.close()
+            await ended
+            new.stop()
+            await others
+
+    run(main)
+
+
 def test_a_retired_server_can_be_stopped(echo_server: Server) -> None:
     async def main() -> None:
         server = forwarder(Address(*echo_server.address), grace=0.0)
