@@ -102,8 +102,8 @@ class EpollPoller(BasePoller):
         descriptor = endpoint.fileno()
         before = self._masks.get(descriptor)
         if before is None:
+            self._epoll.register(descriptor, _EPOLL_MASK[interest])
             self._masks[descriptor] = _EPOLL_MASK[interest]
-            self._epoll.register(descriptor, self._masks[descriptor])
         else:
             self._modify(descriptor, _EPOLL_MASK[interest] | before & _select.EPOLLET)
 
@@ -123,8 +123,8 @@ class EpollPoller(BasePoller):
             self._modify(endpoint.fileno(), mask | _select.EPOLLET)
 
     def _modify(self, descriptor: int, mask: int) -> None:
-        self._masks[descriptor] = mask
         self._epoll.modify(descriptor, mask)
+        self._masks[descriptor] = mask
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]
