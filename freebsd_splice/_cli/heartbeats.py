@@ -18,25 +18,17 @@ _TIME = struct.Struct("d")
 
 
 async def run_with_heartbeat(
-    serving: Coroutine[Any, Any, None],
-    begun: Callable[[], object],
-    beat: Callable[[], object],
+    serving: Coroutine[Any, Any, None], beat: Callable[[], object]
 ) -> None:
     """Run ``serving``, and show all the while that the event loop is alive.
 
     Args:
         serving: accepts clients once it waits for the first time.
-        begun: is called on the loop then.
         beat: is called on the loop then and, where the service manager watches the program, four
             times in the time after which that takes the program for hung.
     """
     loop = asyncio.get_running_loop()
     whole = service_manager.watchdog_seconds()
-    timer: asyncio.Handle | None = None
-
-    def begin() -> None:
-        beat_again()
-        begun()
 
     def beat_again() -> None:
         nonlocal timer
@@ -44,7 +36,7 @@ async def run_with_heartbeat(
         if whole is not None:
             timer = loop.call_later(whole / 4, beat_again)
 
-    timer = loop.call_soon(begin)
+    timer: asyncio.Handle = loop.call_soon(beat_again)
     try:
         await serving
     finally:

@@ -165,9 +165,9 @@ def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -
         _say_ready(in_force, inspection, takeover, stop_soon)
 
     stopping = Stopping(stop)
-    serving = _run(servers, in_force.served, begin)
+    serving = _run(servers, in_force.served, begin, begun)
     beat = service_manager.alive if service_manager.watchdog_seconds() else nothing
-    asyncio.run(run_with_heartbeat(serving, begun, beat))
+    asyncio.run(run_with_heartbeat(serving, beat))
 
 
 def _say_ready(
@@ -221,7 +221,6 @@ def _work(
 ) -> None:
     takeover.leave()
     served = [each.for_worker(number) for each in in_force.served]
-    limit.begin(served)
     servers = Servers(inspection.observe)
 
     def retire() -> None:
@@ -235,10 +234,14 @@ def _work(
 
             obey(parent, servers.stop, retire, inspection.log_connections)
 
-    serving = _run(servers, served, begin)
+    def begun() -> None:
+        beat()
+        heartbeats.wake_parent()
+        limit.begin(served)  # not before: without "proc" no other process may be sent a signal
+
     beat = partial(heartbeats.beat, number)
     try:
-        asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
+        asyncio.run(run_with_heartbeat(_run(servers, served, begin, begun), beat))
     finally:
         inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end
@@ -320,10 +323,19 @@ def _share_option() -> int | None:
     raise UsageError("--workers: not on Windows")
 
 
-async def _run(servers: Servers, served: list[Served], begin: Callable[[], object]) -> None:
-    """Serve until what ``begin`` has set up in the loop stops the servers."""
+async def _run(
+    servers: Servers,
+    served: list[Served],
+    begin: Callable[[], object],
+    begun: Callable[[], object],
+) -> None:
+    """Serve until what ``begin`` has set up in the loop stops the servers.
+
+    ``begun`` is called when all is there for the first client, and nobody has been accepted yet.
+    """
     begin()
     servers.replace(served)
+    begun()
     await servers.run()
 
 
