@@ -27,7 +27,7 @@ from .listeners import Find, Served, close, close_all, deal_out, sets_of
 from .options import CannotStartError, UsageError, limits_of
 from .plan import Plan, Planned, Read, complaint, make_all, nothing
 from .pledging import Limit
-from .reloading import InForce, Reloading, reload_now
+from .reloading import InForce, Reloading, reload_ends, reload_now
 from .replacing import Servers
 from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
@@ -127,6 +127,7 @@ def serve(read: Read) -> int:
             fork=inspection.fork,
             heartbeats=heartbeats,
             serving=partial(_say_ready, in_force, inspection, takeover),
+            reloaded=partial(reload_ends, None),
         )
     inspection.close()
     return 0
@@ -218,6 +219,7 @@ def _work(
     heartbeats: Heartbeats,
     number: int,
     parent: int,
+    say_serving: Callable[[], None],
 ) -> None:
     takeover.leave()
     served = [each.for_worker(number) for each in in_force.served]
@@ -235,8 +237,7 @@ def _work(
             obey(parent, servers.stop, retire, inspection.log_connections)
 
     def begun() -> None:
-        beat()
-        heartbeats.wake_parent()
+        say_serving()
         limit.begin(served)  # not before: without "proc" no other process may be sent a signal
 
     beat = partial(heartbeats.beat, number)

@@ -75,7 +75,7 @@ def told(port: int) -> bytes:
 
 
 def until_told(port: int, name: bytes) -> None:
-    """Workers are replaced after the log has said so: those before may accept a client more."""
+    """Workers from before, which are told just before the log says so, may accept one more."""
     until(lambda: told(port) == name)
 
 
@@ -272,14 +272,14 @@ def test_workers_from_before_end_with_their_last_connection(
     with connect_to(port) as client:
         assert asked(client) == b"1"
         before = children(run)
-        pipes = run.descriptors()["pipe"]
+        channels = run.descriptors()["unix"]
         run.reload(forward(one))
         until(lambda: len(children(run) & before) == 1)
         assert asked(client) == b"1"
         assert len(children(run)) == 3
     until(lambda: not children(run) & before)
     assert len(children(run)) == 2
-    assert run.descriptors()["pipe"] == pipes
+    assert run.descriptors()["unix"] == channels
     assert not run.find("has died")
     os.kill(min(children(run)), signal.SIGKILL)
     run.expect("has died: signal 9")
@@ -288,7 +288,7 @@ def test_workers_from_before_end_with_their_last_connection(
     assert run.stop() == 0
 
 
-def test_workers_go_on_until_all_others_have_started(
+def test_workers_go_on_until_all_others_are_started(
     served: StartServed, server: StartServer, tmp_path: Path
 ) -> None:
     """While there are no processes to be had, the former ones serve as they did."""
@@ -297,13 +297,14 @@ def test_workers_go_on_until_all_others_have_started(
     )
     (port,) = run.ports(1)
     assert told(port) == b"1"
-    run.reload(forward(server(named(b"2"))))
-    run.expect("cannot start worker [01]", 3)
+    run.reload(forward(server(named(b"2"))), "cannot start worker [01]", 3)
     assert told(port) == b"1"
     if sys.platform == "linux":  # one that dies meanwhile is not told to finish
         os.kill(min(children(run)), signal.SIGKILL)
         run.expect("has died: signal 9")
+    assert not run.find("INFO reloaded")
     (tmp_path / "more").touch()
+    run.expect("INFO reloaded$")
     until_told(port, b"2")
     assert run.stop() == 0
     assert not run.find("Traceback")
@@ -322,6 +323,41 @@ def scarce():
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return fork()
 os.fork = scarce
+"""
+
+
+def test_workers_go_on_while_the_others_die_at_once(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """Nothing is in force before it serves, and nobody has to wait until it does."""
+    run = served(
+        forward(server(named(b"1"))), "--workers", "2", patch=DIES_MEANWHILE.format(tmp_path)
+    )
+    (port,) = run.ports(1)
+    assert told(port) == b"1"
+    (tmp_path / "die").touch()
+    run.reload(forward(server(named(b"2"))), "has died: status 3", 4)
+    for _ in range(10):
+        assert told(port) == b"1"
+    assert not run.find("INFO reloaded")
+    (tmp_path / "die").unlink()
+    run.expect("INFO reloaded$")
+    until_told(port, b"2")
+    assert run.stop() == 0
+    assert not run.find("Traceback")
+
+
+DIES_MEANWHILE = """
+import os
+import freebsd_splice._cli.serving as serving
+import freebsd_splice._cli.workers as workers
+workers._SHORT_LIFE = 0.1
+run = serving._run
+async def run_or_die(*args):
+    if os.path.exists("{}/die"):
+        os._exit(3)
+    await run(*args)
+serving._run = run_or_die
 """
 
 
