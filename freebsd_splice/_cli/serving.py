@@ -80,7 +80,7 @@ def serve(read: Read) -> int:
         inherited = [each for several in inherited_listeners(None) for each in several]
         takeover = Takeover(plan.options.takeover, _number_of(plan.options.user))
         served = _open_all(plan, deal_out(inherited, plan, partial(_take_over, takeover)))
-        takeover.listen()
+        takeover.listen(sets_of(served))
         inspection = Inspection(plan.options)
         give_up()
         inspection.start()

@@ -362,8 +362,8 @@ def test_other_sockets_can_be_handed_over_later(tmp_path: Path) -> None:
     path = str(tmp_path / "takeover")
     over = threading.Event()
     takeover = Takeover(path)
-    takeover.listen()
     first, second = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    takeover.listen([[first]])
     first.setblocking(False)
     second.setblocking(False)
     with first, second:
@@ -376,13 +376,31 @@ def test_other_sockets_can_be_handed_over_later(tmp_path: Path) -> None:
         following = Takeover(path)
         wanted = Address(*second.getsockname())
         ((taken,),) = following.take(wanted, backlog=5)
-        following.listen()
+        following.listen([[taken]])
         following.serve([[taken]], lambda: None)
         assert over.wait(PATIENCE)
         takeover.close()
         following.close()
         assert taken.getsockname() == second.getsockname()
         taken.close()
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_what_a_supervisor_gives_to_both_is_not_called_closed(
+    has_it: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LISTEN_FDS goes before what the process before hands over: that is one socket more."""
+    path = str(tmp_path / "takeover")
+    with socket.create_server(("127.0.0.1", 0)) as given, given.dup() as given_again:
+        given.setblocking(False)
+        with closing(Takeover(path)) as takeover:
+            takeover.listen([[given]])
+            takeover.serve([[given]], lambda: None)
+            with closing(Takeover(path)) as following:
+                sets = [[given_again]] if has_it else []
+                following.listen(sets)
+                following.serve(sets, lambda: None)
+        assert ("is not listened on any more" in caplog.text) is not has_it
 
 
 def test_a_signal_and_a_takeover_together_stop_once() -> None:
