@@ -131,13 +131,20 @@ class Takeover:
         Args:
             sets: the sockets that this process listens on.
             stop: is called, on another thread, once another process has taken them over.
+
+        Raises:
+            CannotStartError: descriptors or threads are short. The process before this one goes on.
         """
         if self._control is None:
             return
-        self._handover = Handover(self._control, sets)
+        try:
+            self._handover = Handover(self._control, sets)
+            self._handover.start(stop)
+        except (OSError, RuntimeError) as error:
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise CannotStartError(f"--takeover {self._path}: {reason}") from error
         if self._passed is not None:
             self._relieve(self._passed, sets)
-        self._handover.start(stop)
 
     def replace(self, sets: Sequence[Sequence[socket.socket]]) -> None:
         """Hand these sockets over from now on: the configuration was read again."""

@@ -33,6 +33,14 @@ async def die(*args):
 serving._run = die
 """
 
+#: There is none to be had for who waits for the next process.
+NO_THREAD = """
+import freebsd_splice._cli.handover as handover
+def fail(*args):
+    raise RuntimeError("can't start new thread")
+handover.start_thread = fail
+"""
+
 #: The process at the other end is a stranger's.
 STRANGER_ASKS = """
 import freebsd_splice._cli.handover as handover
@@ -226,6 +234,20 @@ def test_one_that_dies_before_it_serves_changes_nothing(
         assert exchange(client, b"hello") == b"hello"
     assert second.stop() == 0
     assert not succession.path.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_that_could_hand_nothing_over_changes_nothing(
+    workers: str, succession: Succession
+) -> None:
+    first = succession.start("--workers", workers)
+    failing = succession.start("--workers", workers, patch=NO_THREAD)
+    assert failing.end() == 1
+    failing.expect(f"^freebsd-splice: --takeover {succession.path}: can't start new thread$")
+    first.expect("WARNING the next process does not take over: it has ended before it was ready")
+    with first.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert first.stop() == 0
 
 
 def test_one_that_cannot_start_changes_nothing(succession: Succession) -> None:
