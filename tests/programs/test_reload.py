@@ -483,6 +483,36 @@ def test_what_takes_a_restart_is_said(
 
 
 @both_ways
+def test_buffers_that_the_system_refuses_change_nothing(
+    workers: str, served: StartServed, server: StartServer
+) -> None:
+    """FreeBSD does, from kern.ipc.maxsockbuf on; Linux takes what it can have."""
+    one, two = server(named(b"1")), server(named(b"2"))
+    run = served(forward(one), "--workers", workers, patch=SMALL_BUFFERS)
+    (port,) = run.ports(1)
+    text = forward(two, "buffer-size = 30000") + forward(two)
+    run.reload(
+        text, r"ERROR not reloaded.*\[\[forward\]\] 1: buffer-size: no buffers of 30000 bytes"
+    )
+    assert told(port) == b"1"
+    run.reload(forward(two))
+    until_told(port, b"2")
+    assert run.stop() == 0
+    assert not run.find("Traceback")
+
+
+SMALL_BUFFERS = """
+import errno
+import freebsd_splice._cli.listeners as listeners
+from freebsd_splice.proxies._connecting import PlainError
+def refuse(sock, size):
+    if size is not None:
+        raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: No buffer space available")
+listeners.set_buffers = refuse
+"""
+
+
+@both_ways
 def test_the_log_follows_its_options(
     workers: str, served: StartServed, server: StartServer
 ) -> None:
