@@ -240,8 +240,10 @@ class _Supervisor:
         """Have new workers start, and the others finish once all of the new ones serve."""
         for process, number in self._live.items():
             self._retired[process] = number, self._channels.pop(number)
+            if process not in self._serving:  # nobody depends on it yet
+                self._tell(self._retired[process][1], _RETIRE)
         self._is_reloading = True
-        self._retiring |= set(self._live)
+        self._retiring |= self._serving
         self._live.clear()
         self._serving.clear()
         self._missing = list(range(self._count))

@@ -361,6 +361,43 @@ serving._run = run_or_die
 """
 
 
+def test_workers_that_never_served_are_not_kept(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """Many reloads, one after another, would leave as many of them."""
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells of a program's children")
+    one = server(named(b"1"))
+    run = served(forward(one), "--workers", "2", patch=SAYS_NOTHING.format(tmp_path))
+    (port,) = run.ports(1)
+    assert told(port) == b"1"
+    first = children(run)
+    (tmp_path / "silence").touch()
+    run.reload(forward(one), "INFO reloading$")
+    until(lambda: len(children(run)) == 4)
+    second = children(run) - first
+    run.reload(forward(one), "INFO reloading$", 2)
+    until(lambda: len(children(run)) == 4 and not children(run) & second)
+    assert first < children(run)
+    (tmp_path / "silence").unlink()
+    run.reload(forward(one))
+    until(lambda: len(children(run)) == 2)
+    assert told(port) == b"1"
+    assert run.stop() == 0
+    no_accidents(run)
+
+
+SAYS_NOTHING = """
+import os
+import freebsd_splice._cli.workers as workers
+say = workers._Supervisor._say_serving
+def say_unless_silent(self, parent):
+    if not os.path.exists("{}/silence"):
+        say(self, parent)
+workers._Supervisor._say_serving = say_unless_silent
+"""
+
+
 def test_a_worker_that_dies_while_it_finishes_is_named(
     served: StartServed, server: StartServer
 ) -> None:
