@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
-import signal
 import struct
-import sys
 import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
@@ -18,25 +15,18 @@ _TIME = struct.Struct("d")
 
 
 async def run_with_heartbeat(
-    serving: Coroutine[Any, Any, None],
-    begun: Callable[[], object],
-    beat: Callable[[], object],
+    serving: Coroutine[Any, Any, None], beat: Callable[[], object]
 ) -> None:
     """Run ``serving``, and show all the while that the event loop is alive.
 
     Args:
         serving: accepts clients once it waits for the first time.
-        begun: is called on the loop then.
         beat: is called on the loop then and, where the service manager watches the program, four
             times in the time after which that takes the program for hung.
     """
     loop = asyncio.get_running_loop()
     whole = service_manager.watchdog_seconds()
-    timer: asyncio.Handle | None = None
-
-    def begin() -> None:
-        beat_again()
-        begun()
+    timer: asyncio.Handle
 
     def beat_again() -> None:
         nonlocal timer
@@ -44,7 +34,7 @@ async def run_with_heartbeat(
         if whole is not None:
             timer = loop.call_later(whole / 4, beat_again)
 
-    timer = loop.call_soon(begin)
+    timer = loop.call_soon(beat_again)
     try:
         await serving
     finally:
@@ -59,9 +49,6 @@ class Heartbeats:
     """
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._parent = os.getpid()
-        self._are_known_to_serve = False
         self._has_retired = False
         self._times = mmap.mmap(-1, count * _TIME.size)
         self._started = [0.0] * count
@@ -79,41 +66,27 @@ class Heartbeats:
         """Note nothing any more, in a worker whose place another one takes."""
         self._has_retired = True
 
-    def wake_parent(self) -> None:
-        """Have the parent look, now that this worker serves."""
-        if sys.platform != "win32" and os.getppid() == self._parent:
-            os.kill(self._parent, signal.SIGALRM)
-
     def starts(self, number: int) -> None:
         """Note, in the parent, that the worker is started, anew perhaps."""
-        _TIME.pack_into(self._times, number * _TIME.size, 0.0)
         self._started[number] = time.monotonic()
 
-    def look(self, live: Collection[int]) -> bool:
+    def look(self, live: Collection[int]) -> None:
         """Say, in the parent, that the workers are alive, if that is so and it is time to.
 
         Args:
             live: the numbers of the workers that have not ended.
-
-        Returns:
-            True once: when every worker has begun to serve.
         """
         now = time.monotonic()
         if self._every is not None and now >= self._next:
             self._next = now + self._every
             if all(now - self._last(number) < 2 * self._every for number in live):
                 service_manager.alive()
-        have_begun = not self._are_known_to_serve and all(map(self._beaten, range(self._count)))
-        self._are_known_to_serve |= have_begun
-        return have_begun
 
     def times(self) -> list[float]:
         """Return when ``look`` has to be called, at the latest, by ``time.monotonic``."""
         return [] if self._every is None else [self._next]
 
-    def _beaten(self, number: int) -> float:
-        return float(_TIME.unpack_from(self._times, number * _TIME.size)[0])
-
     def _last(self, number: int) -> float:
         """Return when the worker was last alive. Its start counts too: it has yet to get going."""
-        return max(self._beaten(number), self._started[number])
+        (beaten,) = _TIME.unpack_from(self._times, number * _TIME.size)
+        return max(float(beaten), self._started[number])

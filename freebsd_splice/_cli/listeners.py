@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..proxies import ProxyServer
 from ..proxies._addresses import show
-from ..proxies._connecting import set_buffers
+from ..proxies._connecting import reason_of, set_buffers
 from ..proxies._listening import close_listener
 from ..proxies._unix_sockets import duplicate, has_file
 from .matching import at_address, is_any_port
@@ -86,7 +86,7 @@ class Kept:
         """
         for former in self._free:
             if former.planned.options.listen == planned.options.listen:
-                _check_buffers(former.planned, planned)
+                _check_buffers(former, planned)
                 _check_mode(former, planned)
                 made = _duplicates(former.listeners)
                 self._free.remove(former)
@@ -112,14 +112,23 @@ class Kept:
         return [each for each in served if not any(each.planned is one for one in kept)]
 
 
-def _check_buffers(former: Planned, planned: Planned) -> None:
-    if former.options.buffer_size is not None and planned.options.buffer_size is None:
-        size = former.options.buffer_size
-        place = f"{planned.place}: " if planned.place else ""
+def _check_buffers(former: Served, planned: Planned) -> None:
+    """See to it that the sockets can have other buffers, if they have to."""
+    before, now = former.planned.options.buffer_size, planned.options.buffer_size
+    if before == now:
+        return
+    place = f"{planned.place}: " if planned.place else ""
+    if now is None:
         raise UsageError(
-            f"{place}buffer-size: the listening sockets have {size}, and the system's choice can "
+            f"{place}buffer-size: the listening sockets have {before}, and the system's choice can "
             "only be had by a restart"
         )
+    for family in {listener.family for several in former.listeners for listener in several}:
+        with socket.socket(family, socket.SOCK_STREAM) as like_them:
+            try:
+                set_buffers(like_them, now)
+            except OSError as error:
+                raise UsageError(f"{place}buffer-size: {reason_of(error)}") from error
 
 
 def _check_mode(former: Served, planned: Planned) -> None:

@@ -127,7 +127,10 @@ def _check_process(before: argparse.Namespace, now: argparse.Namespace) -> None:
 
 
 def reload_now(in_force: InForce) -> bool:
-    """Reload in a process that serves nobody itself; return whether anything has changed."""
+    """Reload in a process that serves nobody itself; return whether new workers are needed.
+
+    Once they serve, ``reload_ends`` has to be called.
+    """
     reload_begins()
     try:
         reload = in_force.prepare()
@@ -135,7 +138,6 @@ def reload_now(in_force: InForce) -> bool:
         reload_ends(failure)
         return False
     close_all(in_force.apply(reload))
-    reload_ends(None)
     return True
 
 

@@ -27,7 +27,7 @@ from .listeners import Find, Served, close, close_all, deal_out, sets_of
 from .options import CannotStartError, UsageError, limits_of
 from .plan import Plan, Planned, Read, complaint, make_all, nothing
 from .pledging import Limit
-from .reloading import InForce, Reloading, reload_now
+from .reloading import InForce, Reloading, reload_ends, reload_now
 from .replacing import Servers
 from .signals import RELOADING, SHOWING, STOPPING, WITHOUT_EFFECT, say_without_effect
 from .stderr import StderrHandler, stderr_lines
@@ -80,7 +80,7 @@ def serve(read: Read) -> int:
         inherited = [each for several in inherited_listeners(None) for each in several]
         takeover = Takeover(plan.options.takeover, _number_of(plan.options.user))
         served = _open_all(plan, deal_out(inherited, plan, partial(_take_over, takeover)))
-        takeover.listen()
+        takeover.listen(sets_of(served))
         inspection = Inspection(plan.options)
         give_up()
         inspection.start()
@@ -127,6 +127,7 @@ def serve(read: Read) -> int:
             fork=inspection.fork,
             heartbeats=heartbeats,
             serving=partial(_say_ready, in_force, inspection, takeover),
+            reloaded=partial(reload_ends, None),
         )
     inspection.close()
     return 0
@@ -165,9 +166,9 @@ def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -
         _say_ready(in_force, inspection, takeover, stop_soon)
 
     stopping = Stopping(stop)
-    serving = _run(servers, in_force.served, begin)
+    serving = _run(servers, in_force.served, begin, begun)
     beat = service_manager.alive if service_manager.watchdog_seconds() else nothing
-    asyncio.run(run_with_heartbeat(serving, begun, beat))
+    asyncio.run(run_with_heartbeat(serving, beat))
 
 
 def _say_ready(
@@ -218,10 +219,10 @@ def _work(
     heartbeats: Heartbeats,
     number: int,
     parent: int,
+    say_serving: Callable[[], None],
 ) -> None:
     takeover.leave()
     served = [each.for_worker(number) for each in in_force.served]
-    limit.begin(served)
     servers = Servers(inspection.observe)
 
     def retire() -> None:
@@ -235,10 +236,13 @@ def _work(
 
             obey(parent, servers.stop, retire, inspection.log_connections)
 
-    serving = _run(servers, served, begin)
+    def begun() -> None:
+        say_serving()
+        limit.begin(served)  # not before: without "proc" no other process may be sent a signal
+
     beat = partial(heartbeats.beat, number)
     try:
-        asyncio.run(run_with_heartbeat(serving, heartbeats.wake_parent, beat))
+        asyncio.run(run_with_heartbeat(_run(servers, served, begin, begun), beat))
     finally:
         inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end
@@ -320,10 +324,19 @@ def _share_option() -> int | None:
     raise UsageError("--workers: not on Windows")
 
 
-async def _run(servers: Servers, served: list[Served], begin: Callable[[], object]) -> None:
-    """Serve until what ``begin`` has set up in the loop stops the servers."""
+async def _run(
+    servers: Servers,
+    served: list[Served],
+    begin: Callable[[], object],
+    begun: Callable[[], object],
+) -> None:
+    """Serve until what ``begin`` has set up in the loop stops the servers.
+
+    ``begun`` is called when all is there for the first client, and nobody has been accepted yet.
+    """
     begin()
     servers.replace(served)
+    begun()
     await servers.run()
 
 

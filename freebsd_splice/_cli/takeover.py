@@ -103,10 +103,13 @@ class Takeover:
             _add_missing(taken, wanted, backlog, buffers)
         return taken
 
-    def listen(self) -> None:
+    def listen(self, sets: Sequence[Sequence[socket.socket]]) -> None:
         """Listen for the process that comes after this one, with the privileges of the start.
 
         All sockets that are wanted have been taken before.
+
+        Args:
+            sets: the sockets that this process listens on, wherever it has them from.
 
         Raises:
             CannotStartError: that is not possible.
@@ -115,7 +118,7 @@ class Takeover:
             return
         if self._passed is not None:
             self._control = self._passed.control
-            self._leave_the_others(self._passed)
+            self._leave_the_others(self._passed, sets)
             return
         try:
             self._control = listen_at(self._path, backlog=_BACKLOG, mode=0o600)
@@ -128,13 +131,20 @@ class Takeover:
         Args:
             sets: the sockets that this process listens on.
             stop: is called, on another thread, once another process has taken them over.
+
+        Raises:
+            CannotStartError: descriptors or threads are short. The process before this one goes on.
         """
         if self._control is None:
             return
-        self._handover = Handover(self._control, sets)
+        try:
+            self._handover = Handover(self._control, sets)
+            self._handover.start(stop)
+        except (OSError, RuntimeError) as error:
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise CannotStartError(f"--takeover {self._path}: {reason}") from error
         if self._passed is not None:
             self._relieve(self._passed, sets)
-        self._handover.start(stop)
 
     def replace(self, sets: Sequence[Sequence[socket.socket]]) -> None:
         """Hand these sockets over from now on: the configuration was read again."""
@@ -187,15 +197,18 @@ class Takeover:
             extra=fields("taking over", process=self._passed.process),
         )
 
-    def _leave_the_others(self, passed: Passed) -> None:
+    def _leave_the_others(self, passed: Passed, sets: Sequence[Sequence[socket.socket]]) -> None:
+        own = [listener.getsockname() for each in sets for listener in each]
         for listener in (listener for each in passed.sets for listener in each):
             if listener not in self._taken:
-                where = show(listener.getsockname())
-                logger.warning(
-                    "%s is not listened on any more",
-                    where,
-                    extra=fields("not taken over", address=where),
-                )
+                # A supervisor gives its sockets to each process, to this one as well.
+                if listener.getsockname() not in own:
+                    where = show(listener.getsockname())
+                    logger.warning(
+                        "%s is not listened on any more",
+                        where,
+                        extra=fields("not taken over", address=where),
+                    )
                 listener.close()
 
     def _relieve(self, passed: Passed, sets: Sequence[Sequence[socket.socket]]) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from ..proxies._connecting import reason_of
@@ -21,8 +22,9 @@ from .stopping import Stopping
 
 assert sys.platform != "win32"  # which has no fork(2)
 
-#: Serves as the worker of a number, and reads from a descriptor what the parent says.
-Work = Callable[[int, int], object]
+#: Serves as the worker of a number, reads from a descriptor what the parent says, and calls a
+#: function once it serves.
+Work = Callable[[int, int, Callable[[], None]], object]
 
 #: The signals that the parent waits for.
 _WATCHED = frozenset(
@@ -39,6 +41,9 @@ _RETIRE = b"-"
 
 #: What the parent writes to each worker at each signal that shows who is connected.
 _SHOW = b"?"
+
+#: What a worker writes to the parent once it serves.
+_SERVES = b"+"
 
 #: The shortest time, in seconds, between two starts of the same worker.
 _SHORT_LIFE = 1.0
@@ -73,11 +78,13 @@ def supervise(
     fork: Callable[[int], int] = lambda number: os.fork(),
     heartbeats: Heartbeats | None = None,
     serving: Callable[[Callable[[], None]], object] = lambda stop: None,
+    reloaded: Callable[[], object] = lambda: None,
 ) -> None:
     """Run ``count`` workers until they have ended; replace one that dies before a signal.
 
     At each SIGINT or SIGTERM the workers are told to stop. At SIGHUP new workers can take the place
-    of all others, which end with their last connection.
+    of all others: those accept clients until all of the new ones serve, and end with their last
+    connection.
 
     Args:
         count: how many workers.
@@ -87,6 +94,7 @@ def supervise(
         before_fork: is called before each worker's start; the worker begins with what this process
             has in memory.
         reload: is called at SIGHUP; returns whether new workers are needed.
+        reloaded: is called once those serve.
         fork: forks the worker of a number, as ``os.fork`` does.
         heartbeats: says which workers are alive; None: nobody asks.
         serving: is called once all of them serve. It is given a function that stops them all once
@@ -97,7 +105,10 @@ def supervise(
         # A signal that is ignored, as SIGCHLD is by default, is discarded even while blocked.
         signal.signal(number, lambda *_: None)
     ready()
-    _Supervisor(count, work, stopping, before_fork, reload, fork, heartbeats, serving).run()
+    supervisor = _Supervisor(
+        count, work, stopping, before_fork, reload, fork, heartbeats, serving, reloaded
+    )
+    supervisor.run()
 
 
 def obey(
@@ -116,7 +127,10 @@ def obey(
 
     def hear() -> None:
         nonlocal stopped
-        said = os.read(parent, 64)
+        try:
+            said = os.read(parent, 64)
+        except ConnectionResetError:  # on Linux, where the parent has ended with a word unread
+            said = b""
         for word in said:
             calls[bytes((word,))]()
         if not said:
@@ -139,10 +153,15 @@ class _Supervisor:
         fork: Callable[[int], int] = lambda number: os.fork(),
         heartbeats: Heartbeats | None = None,
         serving: Callable[[Callable[[], None]], object] = lambda stop: None,
+        reloaded: Callable[[], object] = lambda: None,
     ) -> None:
+        self._process = os.getpid()
         self._count = count
         self._heartbeats = heartbeats
         self._tell_serving = serving
+        self._tell_reloaded = reloaded
+        self._is_reloading = False
+        self._is_known_to_serve = False
         self._is_handed_over = False
         self._rule = Stopping(self._stop)
         self._work = work
@@ -154,11 +173,13 @@ class _Supervisor:
         self._live: dict[int, int] = {}  # process: worker's number
         self._started: dict[int, float] = {}  # by the worker's number
         self._stopping = False
+        #: Those of the live processes that have said so.
+        self._serving: set[int] = set()
         #: By the worker's number. Their closing tells the workers that the parent has ended.
-        self._pipes: dict[int, int] = {}
-        #: The workers whose places others take, by their processes: their numbers and pipes.
-        self._retired: dict[int, tuple[int, int]] = {}
-        #: Those of them that accept clients until all the others have been started.
+        self._channels: dict[int, socket.socket] = {}
+        #: The workers whose places others take, by their processes: their numbers and channels.
+        self._retired: dict[int, tuple[int, socket.socket]] = {}
+        #: Those of them that accept clients until all the others serve.
         self._retiring: set[int] = set()
 
     def run(self) -> None:
@@ -173,40 +194,58 @@ class _Supervisor:
                 if not self._stopping and self._reload():
                     self._replace_all()
             elif number in SHOWING:
-                for pipe in self._all_pipes():
-                    self._tell(pipe, _SHOW)
+                for channel in self._all_channels():
+                    self._tell(channel, _SHOW)
             elif number in WITHOUT_EFFECT:
                 say_without_effect(number)
             if self._is_handed_over:
                 self._rule.handed_over()
             if self._heartbeats is not None:
-                self._look(self._heartbeats)
+                self._heartbeats.look(self._live.values())
             self._start_missing()
-            if not self._missing:
-                self._retire()
+            self._hear()
+            if not self._stopping and not self._missing and self._serving >= set(self._live):
+                self._all_serve()
 
     def stop_soon(self) -> None:
         """Stop, from any thread: another process has taken over."""
         self._is_handed_over = True
         os.kill(os.getpid(), signal.SIGALRM)  # wakes this process, and is nobody else's
 
-    def _look(self, heartbeats: Heartbeats) -> None:
-        if heartbeats.look(self._live.values()) and not self._stopping:
+    def _hear(self) -> None:
+        """Note which of the workers serve by now."""
+        for process, number in self._live.items():
+            if process not in self._serving:
+                with contextlib.suppress(OSError):  # it has not said so yet, or has just ended
+                    if self._channels[number].recv(1):
+                        self._serving.add(process)
+
+    def _all_serve(self) -> None:
+        if not self._is_known_to_serve:
+            self._is_known_to_serve = True
             self._tell_serving(self.stop_soon)
+        self._retire()
+        if self._is_reloading:
+            self._is_reloading = False
+            self._tell_reloaded()
 
     def _stop(self) -> None:
         self._stopping = True
         self._missing.clear()
         self._tell_stopping()
-        for pipe in self._all_pipes():
-            self._tell(pipe, _STOP)
+        for channel in self._all_channels():
+            self._tell(channel, _STOP)
 
     def _replace_all(self) -> None:
-        """Have new workers start, and the others finish once all of the new ones have started."""
+        """Have new workers start, and the others finish once all of the new ones serve."""
         for process, number in self._live.items():
-            self._retired[process] = number, self._pipes.pop(number)
-        self._retiring |= set(self._live)
+            self._retired[process] = number, self._channels.pop(number)
+            if process not in self._serving:  # nobody depends on it yet
+                self._tell(self._retired[process][1], _RETIRE)
+        self._is_reloading = True
+        self._retiring |= self._serving
         self._live.clear()
+        self._serving.clear()
         self._missing = list(range(self._count))
         self._started.clear()
 
@@ -216,13 +255,13 @@ class _Supervisor:
             self._tell(self._retired[process][1], _RETIRE)
         self._retiring.clear()
 
-    def _all_pipes(self) -> list[int]:
-        return [*self._pipes.values(), *(pipe for _, pipe in self._retired.values())]
+    def _all_channels(self) -> list[socket.socket]:
+        return [*self._channels.values(), *(channel for _, channel in self._retired.values())]
 
-    def _tell(self, pipe: int, word: bytes) -> None:
-        # The worker has just ended, or has not read the last 65,536 messages.
+    def _tell(self, channel: socket.socket, word: bytes) -> None:
+        # The worker has just ended, or has not read hundreds of messages.
         with contextlib.suppress(OSError):
-            os.write(pipe, word)
+            channel.send(word)
 
     def _reap(self) -> None:
         while self._live or self._retired:
@@ -231,9 +270,9 @@ class _Supervisor:
                 return
             ended = os.waitstatus_to_exitcode(status)
             if process in self._retired:
-                number, pipe = self._retired.pop(process)
+                number, channel = self._retired.pop(process)
                 self._retiring.discard(process)
-                os.close(pipe)
+                channel.close()
                 if ended and not self._stopping:
                     _say_died(number, process, ended)
                 continue
@@ -241,7 +280,8 @@ class _Supervisor:
             if process not in self._live:
                 continue
             number = self._live.pop(process)
-            os.close(self._pipes.pop(number))
+            self._serving.discard(process)
+            self._channels.pop(number).close()
             if not self._stopping:
                 _say_died(number, process, ended)
                 self._missing.append(number)
@@ -268,12 +308,12 @@ class _Supervisor:
             self._heartbeats.starts(number)
         self._before_fork()
         try:
-            hears, says = os.pipe()
+            ours, theirs = socket.socketpair()
             try:
                 process = self._fork(number)
             except OSError:
-                os.close(hears)
-                os.close(says)
+                ours.close()
+                theirs.close()
                 raise
         except OSError as error:  # processes, descriptors or memory are short, which may pass
             reason = reason_of(error)
@@ -281,20 +321,20 @@ class _Supervisor:
             logger.error("cannot start worker %d: %s", number, reason, extra=cannot)
             self._missing.append(number)
             return
-        self._pipes[number] = says
+        self._channels[number] = ours
         if not process:
-            self._be_worker(number, hears)
-        os.close(hears)
-        os.set_blocking(says, False)
+            self._be_worker(number, theirs.detach())
+        theirs.close()
+        ours.setblocking(False)
         self._live[process] = number
 
-    def _be_worker(self, number: int, hears: int) -> NoReturn:
+    def _be_worker(self, number: int, parent: int) -> NoReturn:
         status = 1
         try:
-            for says in self._all_pipes():
-                os.close(says)  # else the other workers would not notice the parent's end
+            for channel in self._all_channels():
+                channel.close()  # else the other workers would not notice the parent's end
             # The signals that the parent waits for stay blocked here: they are for it alone.
-            self._work(number, hears)
+            self._work(number, parent, partial(self._say_serving, parent))
             status = 0
         except BaseException:
             failed = fields("worker failed", worker=number)
@@ -303,6 +343,13 @@ class _Supervisor:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # write the last lines of the log
             os._exit(status)  # without the parent's exit handlers
+
+    def _say_serving(self, parent: int) -> None:
+        """Say, in a worker, that it serves, and wake the parent."""
+        with contextlib.suppress(OSError):  # the parent has ended
+            os.write(parent, _SERVES)
+            if os.getppid() == self._process:
+                os.kill(self._process, signal.SIGALRM)
 
 
 def _say_died(number: int, process: int, ended: int) -> None:

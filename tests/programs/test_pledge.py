@@ -14,7 +14,7 @@ import pytest
 from freebsd_splice._platform import pledge as pledge_module
 from freebsd_splice._platform.pledge import pledge, why_no_pledge
 from freebsd_splice.proxies._passwords import make_entry
-from programs.processes import MAIN, Forwarder, Program, Proxy, Server, exchange, receive
+from programs.processes import MAIN, PATIENCE, Forwarder, Program, Proxy, Server, exchange, receive
 
 StartForwarder = Callable[..., Forwarder]
 StartProgram = Callable[..., Program]
@@ -109,6 +109,37 @@ def test_a_service_manager_is_spoken_to(
         front.expect("^serving$")
         assert f"{PLEDGED} unix" in front.lines
         assert front.stop() == 0
+
+
+@elsewhere
+def test_workers_are_known_to_serve_in_spite_of_it(
+    echo_server: Server, forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    """Without "proc" the kernel refuses kill(2) for any other process (kern_pledge.c)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE)
+        manager.bind(str(tmp_path / "notify"))
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        options = ("--pledge", "--workers", "2")
+        front = forwarder(
+            echo_server.address, *options, patch=RECORDED + NO_SIGNALS, environment=told
+        )
+        assert manager.recv(100) == b"READY=1"
+        assert front.stop() == 0
+        assert not front.find("ERROR|Traceback")
+
+
+NO_SIGNALS = r"""
+import errno
+kill = os.kill
+def kill_this_one(process, number):
+    if process != os.getpid():
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    kill(process, number)
+def give_up(promises):
+    os.kill = kill_this_one
+pledging.pledge = give_up
+"""
 
 
 @elsewhere

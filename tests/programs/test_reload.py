@@ -75,7 +75,7 @@ def told(port: int) -> bytes:
 
 
 def until_told(port: int, name: bytes) -> None:
-    """Workers are replaced after the log has said so: those before may accept a client more."""
+    """Workers from before, which are told just before the log says so, may accept one more."""
     until(lambda: told(port) == name)
 
 
@@ -272,14 +272,14 @@ def test_workers_from_before_end_with_their_last_connection(
     with connect_to(port) as client:
         assert asked(client) == b"1"
         before = children(run)
-        pipes = run.descriptors()["pipe"]
+        channels = run.descriptors()["unix"]
         run.reload(forward(one))
         until(lambda: len(children(run) & before) == 1)
         assert asked(client) == b"1"
         assert len(children(run)) == 3
     until(lambda: not children(run) & before)
     assert len(children(run)) == 2
-    assert run.descriptors()["pipe"] == pipes
+    assert run.descriptors()["unix"] == channels
     assert not run.find("has died")
     os.kill(min(children(run)), signal.SIGKILL)
     run.expect("has died: signal 9")
@@ -288,7 +288,7 @@ def test_workers_from_before_end_with_their_last_connection(
     assert run.stop() == 0
 
 
-def test_workers_go_on_until_all_others_have_started(
+def test_workers_go_on_until_all_others_are_started(
     served: StartServed, server: StartServer, tmp_path: Path
 ) -> None:
     """While there are no processes to be had, the former ones serve as they did."""
@@ -297,13 +297,14 @@ def test_workers_go_on_until_all_others_have_started(
     )
     (port,) = run.ports(1)
     assert told(port) == b"1"
-    run.reload(forward(server(named(b"2"))))
-    run.expect("cannot start worker [01]", 3)
+    run.reload(forward(server(named(b"2"))), "cannot start worker [01]", 3)
     assert told(port) == b"1"
     if sys.platform == "linux":  # one that dies meanwhile is not told to finish
         os.kill(min(children(run)), signal.SIGKILL)
         run.expect("has died: signal 9")
+    assert not run.find("INFO reloaded")
     (tmp_path / "more").touch()
+    run.expect("INFO reloaded$")
     until_told(port, b"2")
     assert run.stop() == 0
     assert not run.find("Traceback")
@@ -322,6 +323,78 @@ def scarce():
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return fork()
 os.fork = scarce
+"""
+
+
+def test_workers_go_on_while_the_others_die_at_once(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """Nothing is in force before it serves, and nobody has to wait until it does."""
+    run = served(
+        forward(server(named(b"1"))), "--workers", "2", patch=DIES_MEANWHILE.format(tmp_path)
+    )
+    (port,) = run.ports(1)
+    assert told(port) == b"1"
+    (tmp_path / "die").touch()
+    run.reload(forward(server(named(b"2"))), "has died: status 3", 4)
+    for _ in range(10):
+        assert told(port) == b"1"
+    assert not run.find("INFO reloaded")
+    (tmp_path / "die").unlink()
+    run.expect("INFO reloaded$")
+    until_told(port, b"2")
+    assert run.stop() == 0
+    assert not run.find("Traceback")
+
+
+DIES_MEANWHILE = """
+import os
+import freebsd_splice._cli.serving as serving
+import freebsd_splice._cli.workers as workers
+workers._SHORT_LIFE = 0.1
+run = serving._run
+async def run_or_die(*args):
+    if os.path.exists("{}/die"):
+        os._exit(3)
+    await run(*args)
+serving._run = run_or_die
+"""
+
+
+def test_workers_that_never_served_are_not_kept(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """Many reloads, one after another, would leave as many of them."""
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells of a program's children")
+    one = server(named(b"1"))
+    run = served(forward(one), "--workers", "2", patch=SAYS_NOTHING.format(tmp_path))
+    (port,) = run.ports(1)
+    assert told(port) == b"1"
+    first = children(run)
+    (tmp_path / "silence").touch()
+    run.reload(forward(one), "INFO reloading$")
+    until(lambda: len(children(run)) == 4)
+    second = children(run) - first
+    run.reload(forward(one), "INFO reloading$", 2)
+    until(lambda: len(children(run)) == 4 and not children(run) & second)
+    assert first < children(run)
+    (tmp_path / "silence").unlink()
+    run.reload(forward(one))
+    until(lambda: len(children(run)) == 2)
+    assert told(port) == b"1"
+    assert run.stop() == 0
+    no_accidents(run)
+
+
+SAYS_NOTHING = """
+import os
+import freebsd_splice._cli.workers as workers
+say = workers._Supervisor._say_serving
+def say_unless_silent(self, parent):
+    if not os.path.exists("{}/silence"):
+        say(self, parent)
+workers._Supervisor._say_serving = say_unless_silent
 """
 
 
@@ -444,6 +517,36 @@ def test_what_takes_a_restart_is_said(
     run.reload(f"workers = {workers}\n" + forward(two, "buffer-size = 40000"))
     until_told(port, b"2")
     assert run.stop() == 0
+
+
+@both_ways
+def test_buffers_that_the_system_refuses_change_nothing(
+    workers: str, served: StartServed, server: StartServer
+) -> None:
+    """FreeBSD does, from kern.ipc.maxsockbuf on; Linux takes what it can have."""
+    one, two = server(named(b"1")), server(named(b"2"))
+    run = served(forward(one), "--workers", workers, patch=SMALL_BUFFERS)
+    (port,) = run.ports(1)
+    text = forward(two, "buffer-size = 30000") + forward(two)
+    run.reload(
+        text, r"ERROR not reloaded.*\[\[forward\]\] 1: buffer-size: no buffers of 30000 bytes"
+    )
+    assert told(port) == b"1"
+    run.reload(forward(two))
+    until_told(port, b"2")
+    assert run.stop() == 0
+    assert not run.find("Traceback")
+
+
+SMALL_BUFFERS = """
+import errno
+import freebsd_splice._cli.listeners as listeners
+from freebsd_splice.proxies._connecting import PlainError
+def refuse(sock, size):
+    if size is not None:
+        raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: No buffer space available")
+listeners.set_buffers = refuse
+"""
 
 
 @both_ways

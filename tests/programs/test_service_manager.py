@@ -137,10 +137,10 @@ def test_a_worker_whose_place_is_taken_hides_no_other() -> None:
     heartbeats = Heartbeats(1)
     heartbeats.retire()
     heartbeats.beat(0)
-    assert not heartbeats.look([])
+    assert not heartbeats._last(0)
     heartbeats = Heartbeats(1)
     heartbeats.beat(0)
-    assert heartbeats.look([])
+    assert heartbeats._last(0)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -249,8 +249,8 @@ def test_what_cannot_be_handed_over_is_said(
 ) -> None:
     """The process goes on, and lets go of the sockets from before."""
     takeover = Takeover(str(tmp_path / "next"))
-    takeover.listen()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        takeover.listen([[listener]])
         takeover.serve([[listener]], lambda: None)
         where = listener.getsockname()
 

@@ -33,6 +33,14 @@ async def die(*args):
 serving._run = die
 """
 
+#: There is none to be had for who waits for the next process.
+NO_THREAD = """
+import freebsd_splice._cli.handover as handover
+def fail(*args):
+    raise RuntimeError("can't start new thread")
+handover.start_thread = fail
+"""
+
 #: The process at the other end is a stranger's.
 STRANGER_ASKS = """
 import freebsd_splice._cli.handover as handover
@@ -228,6 +236,20 @@ def test_one_that_dies_before_it_serves_changes_nothing(
     assert not succession.path.exists()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_that_could_hand_nothing_over_changes_nothing(
+    workers: str, succession: Succession
+) -> None:
+    first = succession.start("--workers", workers)
+    failing = succession.start("--workers", workers, patch=NO_THREAD)
+    assert failing.end() == 1
+    failing.expect(f"^freebsd-splice: --takeover {succession.path}: can't start new thread$")
+    first.expect("WARNING the next process does not take over: it has ended before it was ready")
+    with first.connect() as client:
+        assert exchange(client, b"hello") == b"hello"
+    assert first.stop() == 0
+
+
 def test_one_that_cannot_start_changes_nothing(succession: Succession) -> None:
     first = succession.start()
     failing = succession.start("--user", "nobody-at-all", patch="#")
@@ -362,8 +384,8 @@ def test_other_sockets_can_be_handed_over_later(tmp_path: Path) -> None:
     path = str(tmp_path / "takeover")
     over = threading.Event()
     takeover = Takeover(path)
-    takeover.listen()
     first, second = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    takeover.listen([[first]])
     first.setblocking(False)
     second.setblocking(False)
     with first, second:
@@ -376,13 +398,31 @@ def test_other_sockets_can_be_handed_over_later(tmp_path: Path) -> None:
         following = Takeover(path)
         wanted = Address(*second.getsockname())
         ((taken,),) = following.take(wanted, backlog=5)
-        following.listen()
+        following.listen([[taken]])
         following.serve([[taken]], lambda: None)
         assert over.wait(PATIENCE)
         takeover.close()
         following.close()
         assert taken.getsockname() == second.getsockname()
         taken.close()
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_what_a_supervisor_gives_to_both_is_not_called_closed(
+    has_it: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LISTEN_FDS goes before what the process before hands over: that is one socket more."""
+    path = str(tmp_path / "takeover")
+    with socket.create_server(("127.0.0.1", 0)) as given, given.dup() as given_again:
+        given.setblocking(False)
+        with closing(Takeover(path)) as takeover:
+            takeover.listen([[given]])
+            takeover.serve([[given]], lambda: None)
+            with closing(Takeover(path)) as following:
+                sets = [[given_again]] if has_it else []
+                following.listen(sets)
+                following.serve(sets, lambda: None)
+        assert ("is not listened on any more" in caplog.text) is not has_it
 
 
 def test_a_signal_and_a_takeover_together_stop_once() -> None:
