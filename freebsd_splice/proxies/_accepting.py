@@ -103,6 +103,7 @@ class Accepting:
             except OSError as error:
                 self._over.set_result(error)
             await asyncio.sleep(0)  # where clients are waiting, sock_accept doesn't
+        await asyncio.wait([self._over])  # where no clients are wanted, it is cancelled soon
 
     def _has_room(self) -> bool:
         if self._reserved is None:

@@ -15,6 +15,8 @@ from freebsd_splice._cli.listeners import Served
 from freebsd_splice._cli.plan import Planned
 from freebsd_splice._cli.replacing import Servers
 from freebsd_splice.proxies import Address, ListenError, ProxyServer, forwarder
+from freebsd_splice.proxies._accepting import Accepting
+from freebsd_splice.proxies._connecting import ReservedDescriptors
 from programs.processes import PATIENCE, Server
 
 
@@ -119,6 +121,40 @@ def test_a_retired_server_can_be_stopped(echo_server: Server) -> None:
         server.stop()
         await ended
         await client.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_accepting_waits_where_nobody_is_wanted(
+    reports: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retired server ends it; also on Windows, whose usual loop reports no readiness."""
+
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            accepting = Accepting(
+                listener,
+                ReservedDescriptors(1, 0),
+                room=lambda: None,
+                wanted=lambda: False,
+                accepted=lambda *_: None,
+                nobody_waits=lambda: None,
+            )
+            with monkeypatch.context() as patch:
+                if not reports:
+                    patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+                running = asyncio.ensure_future(accepting.run())
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                assert not running.done()
+                running.cancel()
+                await asyncio.wait([running])
+            assert running.cancelled()
 
     run(main)
 
