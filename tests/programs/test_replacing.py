@@ -125,14 +125,15 @@ def test_a_retired_server_can_be_stopped(echo_server: Server) -> None:
     run(main)
 
 
+def refuse(*_: object) -> None:
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize("reports", [True, False])
 def test_accepting_waits_where_nobody_is_wanted(
     reports: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The retired server ends it; also on Windows, whose usual loop reports no readiness."""
-
-    def refuse(*_: object) -> None:
-        raise NotImplementedError
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -155,6 +156,36 @@ def test_accepting_waits_where_nobody_is_wanted(
                 running.cancel()
                 await asyncio.wait([running])
             assert running.cancelled()
+
+    run(main)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_no_room_for_one_more_is_an_answer(reports: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortage = OSError(errno.EMFILE, "Too many open files")
+
+    def room() -> ReservedDescriptors:
+        raise shortage
+
+    async def main() -> None:
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            listener.setblocking(False)
+            accepting = Accepting(
+                listener,
+                ReservedDescriptors(1, 0),
+                room=room,
+                wanted=lambda: True,
+                accepted=lambda sock, address, reserved: (sock.close(), reserved.keep(0)),
+                nobody_waits=lambda: None,
+            )
+            with monkeypatch.context() as patch:
+                if not reports:
+                    patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+                running = asyncio.ensure_future(accepting.run())
+                await asyncio.sleep(0)  # it waits for the first client
+                opened.enter_context(socket.create_connection(listener.getsockname()))
+                assert await running is shortage
 
     run(main)
 
