@@ -65,8 +65,8 @@ def test_bytes_of_a_connection_are_seen_while_it_lives(
     with front.connect() as client:
         for count in (1, 2):
             assert exchange(client, bytes(100_000)) == bytes(100_000)
-            until(lambda count=count: scrape(front).moved("down") == count * 100_000)  # type: ignore[misc]
-        found = scrape(front)
+            bytes_down = count * 100_000
+            found = scrape_until(front, "relayed_bytes_total", bytes_down, direction="down")
         assert found.moved("up") == 200_000
         assert found("connections_live", worker="0") == 1
         assert found.sum("connections_ended_total") == 0

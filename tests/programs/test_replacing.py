@@ -167,6 +167,10 @@ def test_no_room_for_one_more_is_an_answer(reports: bool, monkeypatch: pytest.Mo
     def room() -> ReservedDescriptors:
         raise shortage
 
+    def accepted(sock: socket.socket, _: object, reserved: ReservedDescriptors) -> None:
+        sock.close()
+        reserved.keep(0)
+
     async def main() -> None:
         with contextlib.ExitStack() as opened:
             listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -176,7 +180,7 @@ def test_no_room_for_one_more_is_an_answer(reports: bool, monkeypatch: pytest.Mo
                 ReservedDescriptors(1, 0),
                 room=room,
                 wanted=lambda: True,
-                accepted=lambda sock, address, reserved: (sock.close(), reserved.keep(0)),
+                accepted=accepted,
                 nobody_waits=lambda: None,
             )
             with monkeypatch.context() as patch:
