@@ -114,6 +114,7 @@ class _Worker:
         self.snapshot = Snapshot({}, {})
         self._answered = asyncio.get_running_loop().create_future()
         self._answered.set_result(None)
+        self._was_asked = False
 
     @property
     def is_asked(self) -> bool:
@@ -127,8 +128,13 @@ class _Worker:
         """
         if not self.is_asked:
             self._answered = asyncio.get_running_loop().create_future()
-            with contextlib.suppress(OSError):  # it has just ended, which ``listen`` will find
+            self._was_asked = False
+        if not self._was_asked:
+            # It has just ended, which ``listen`` will find, or memory is short: it is asked again
+            # for the next scrape then.
+            with contextlib.suppress(OSError):
                 self._channel.send(_REQUEST)
+                self._was_asked = True
         return self._answered
 
     async def listen(self) -> None:

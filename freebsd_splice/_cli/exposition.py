@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from .._platform.process import in_forked_child
 from .._platform.threads import start as start_thread
+from ..proxies._accepting import OF_ONE_CLIENT
+from ..proxies._connecting import reason_of
 from ..proxies._log import logger
 from .collecting import Collected, Collecting
 from .families import Families
@@ -57,10 +59,10 @@ class Exposition:
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._thread: threading.Thread | None = None
-        #: All sockets but the loop's own, for a forked child to close.
+        #: All sockets but the loop's own, which a forked child closes as well.
         self._sockets = set(self._listeners)
         self._tasks: set[asyncio.Task[None]] = set()
-        in_forked_child(self._leave)
+        in_forked_child(self._close_sockets)
 
     def start(self) -> None:
         """Start the thread.
@@ -92,10 +94,11 @@ class Exposition:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception:
+        except Exception:  # a defect; clients go on, and scrapers are refused from now on
             logger.exception("the metrics can't be read any more")
         finally:
             self._loop.close()
+            self._close_sockets()
 
     async def _serve(self) -> None:
         places = asyncio.Semaphore(_MOST)
@@ -121,20 +124,24 @@ class Exposition:
         task.add_done_callback(ended)
 
     async def _accept(self, listener: socket.socket, places: asyncio.Semaphore) -> None:
+        is_failing = False
         while True:
             await places.acquire()
             try:
                 sock, _ = await self._loop.sock_accept(listener)
-            except OSError:
+            except OSError as error:
                 places.release()
+                if not is_failing and error.errno not in OF_ONE_CLIENT:
+                    is_failing = True
+                    logger.warning("metrics: cannot accept: %s", reason_of(error))
                 await asyncio.sleep(_RETRY_AFTER)
                 continue
+            is_failing = False
             self._sockets.add(sock)
             self._begin(self._scraped(sock, places), sock)
 
     async def _scraped(self, sock: socket.socket, places: asyncio.Semaphore) -> None:
         try:
-            sock.setblocking(False)
             with contextlib.suppress(OSError, asyncio.TimeoutError):  # the scraper's own affair
                 await asyncio.wait_for(self._answer(sock), DEADLINE)
         finally:
@@ -163,9 +170,8 @@ class Exposition:
             connection.receive_data(await self._loop.sock_recv(sock, _PIECE))
         return event if isinstance(event, h11.Request) else None
 
-    def _leave(self) -> None:
-        """Close the sockets in a forked child: they are its parent's."""
-        for sock in self._sockets:
+    def _close_sockets(self) -> None:
+        for sock in list(self._sockets):  # another thread may be adding one
             sock.close()
 
 

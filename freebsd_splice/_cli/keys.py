@@ -181,9 +181,9 @@ def _type_of(action: argparse.Action) -> Callable[[str], Any]:
     return action.type
 
 
-def _throw(action: argparse.Action, options: argparse.Namespace, value: object) -> None:
+def _throw(action: argparse.Action, options: argparse.Namespace, value: Any) -> None:
     """Have the option change the options, as argparse does where it finds the option."""
-    action(_PARSER, options, value, next(iter(action.option_strings), None))  # type: ignore[arg-type]
+    action(_PARSER, options, value, next(iter(action.option_strings), None))
 
 
 #: An action is given the parser that found it; those of proxies have no use for it.

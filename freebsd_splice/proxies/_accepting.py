@@ -97,12 +97,14 @@ class Accepting:
         self._accept()
 
     async def _one_by_one(self) -> None:
-        while not self._over.done() and self._wanted() and self._has_room():
+        while not self._over.done() and self._wanted():
             try:
-                self._give(*await self._loop.sock_accept(self._listener))
+                if self._has_room():
+                    self._give(*await self._loop.sock_accept(self._listener))
             except OSError as error:
                 self._over.set_result(error)
             await asyncio.sleep(0)  # where clients are waiting, sock_accept doesn't
+        await asyncio.wait([self._over])  # where no clients are wanted, it is cancelled soon
 
     def _has_room(self) -> bool:
         if self._reserved is None:

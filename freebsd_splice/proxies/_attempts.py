@@ -105,9 +105,11 @@ class _Race:
 
     async def run(self) -> socket.socket | None:
         try:
-            while self._may_begin() or self._attempts:
+            while True:
                 if self._may_begin():
                     self._begin()
+                if not self._attempts:
+                    return None
                 await asyncio.wait(
                     self._attempts,
                     timeout=self._seconds_to_next(),
@@ -117,7 +119,6 @@ class _Race:
                 if made is not None:
                     return made
                 self._make_room()
-            return None
         finally:
             for attempt in self._attempts:
                 _give_up(attempt)

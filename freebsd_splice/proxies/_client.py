@@ -16,8 +16,8 @@ from ._observing import Observer
 from ._proxy_headers import FirstBytes
 from ._proxy_protocol import ProxyHeader, show_endpoint
 
-#: Connects to an address for a client, as ``Client.dial`` does.
-Dial = Callable[[Address, Refusal, Prepare, LookUp | None], Awaitable[socket.socket]]
+#: Connects to an address as ``Client.dial`` does, for a client that counts as the first argument.
+Dial = Callable[[str, Address, Refusal, Prepare, LookUp | None], Awaitable[socket.socket]]
 
 
 class Client:
@@ -154,7 +154,7 @@ class Client:
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
             began = time.monotonic()
             try:
-                self._dialled = await self._dial(address, refusal, prepare, look_up)
+                self._dialled = await self._dial(self.counts_as, address, refusal, prepare, look_up)
             except OSError as error:
                 self.observer.dialled(self, time.monotonic() - began, error)
                 raise

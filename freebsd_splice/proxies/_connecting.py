@@ -91,8 +91,8 @@ class StarvedError(TargetError):
     That is not the target's fault: it doesn't count as dead.
     """
 
-    def __init__(self, address: Address, reason: str) -> None:
-        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}, for too long: {reason}")
+    def __init__(self, target: object, reason: str) -> None:
+        super().__init__(errno.ETIMEDOUT, f"cannot connect to {target}, for too long: {reason}")
 
 
 #: A function that says why nobody may connect to an address, or returns None.

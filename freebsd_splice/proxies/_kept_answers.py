@@ -80,7 +80,7 @@ class KeptAnswers(Generic[Key, Answer]):
     async def _renew(self, key: Key) -> Answer:
         try:
             answer, ttl = await self._ask(key)
-        except (OSError, asyncio.TimeoutError) as error:
+        except Exception as error:
             self._failed(key, error)
             raise
         finally:
@@ -98,7 +98,7 @@ class KeptAnswers(Generic[Key, Answer]):
         while len(self._kept) > MOST_KEPT:
             del self._kept[next(iter(self._kept))]
 
-    def _failed(self, key: Key, error: OSError | asyncio.TimeoutError) -> None:
+    def _failed(self, key: Key, error: Exception) -> None:
         """Use the older answer for now, if there is one, and log that once.
 
         A look-up that is only late goes on, and its answer is used.
@@ -110,8 +110,10 @@ class KeptAnswers(Generic[Key, Answer]):
         if kept.is_outdated:
             return
         kept.is_outdated = True
-        reason = "no answer in time"
-        if isinstance(error, OSError) and not isinstance(error, asyncio.TimeoutError):
+        reason = repr(error)  # a defect
+        if isinstance(error, asyncio.TimeoutError):
+            reason = "no answer in time"
+        elif isinstance(error, OSError):
             reason = reason_of(error)
         left = kept.useless_from - _now()
         logger.warning(

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._core.time_limits import check_seconds
 from .._platform.threads import start as start_thread
@@ -61,7 +61,7 @@ class NameServers:
         self._timeout = timeout
         #: Whether they are asked for all names, and not for services alone.
         self.are_for_names = bool(parsed)
-        self._fair_executor: FairExecutor[object, object] = FairExecutor(
+        self._fair_executor: FairExecutor[object, Any] = FairExecutor(
             MOST_LOOK_UPS, MOST_LOOK_UPS, partial(start_thread, name="look up")
         )
         self._members = KeptAnswers(self._ask_for_members)
@@ -112,10 +112,10 @@ class NameServers:
     async def _in_thread(self, key: object, work: Callable[[], Answer]) -> Answer:
         try:
             # The questions have their own time limits: this one is for a turn that never comes.
-            found = await self._fair_executor.do(key, "", work, 2 * self._timeout)
+            found: Answer = await self._fair_executor.do(key, "", work, 2 * self._timeout)
         except asyncio.TimeoutError:
             raise PlainError(errno.EHOSTUNREACH, _TOO_LATE) from None
-        return found  # type: ignore[return-value]  # what ``work`` returns
+        return found
 
 
 def needed_for(

@@ -38,8 +38,10 @@ def _may_bind_to_any(version: int) -> bool:
     try:
         with open(_NONLOCAL_BIND.format(version)) as file:
             return file.read().strip() != "0"
-    except FileNotFoundError:  # /proc is not mounted
-        return True
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return True  # /proc is not mounted, or closed to this process
 
 
 def _is_its_own_source(family: int, address: str) -> bool:

@@ -355,7 +355,7 @@ class ProxyServer:
     ) -> None:
         sock.setblocking(False)
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(sock, address, handshake, partial(self._dial, reserved, place), place)
+        client = Client(sock, address, handshake, partial(self._dial, reserved), place)
         client.observer = self.observer
         self.observer.accepted(client)
         logger.debug("%s: accepted", client.name)

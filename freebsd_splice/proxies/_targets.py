@@ -154,7 +154,7 @@ class _Service:
 
         Raises:
             TargetError: there are none; the text says why.
-            OSError: something is short; the errno is one of SHORTAGES.
+            StarvedError: descriptors or the like were short for the whole look-up.
         """
         began = time.monotonic()
         try:
@@ -182,7 +182,7 @@ class _Service:
                 found = await self._resolver.members(self.name)
             except OSError as error:
                 if error.errno in SHORTAGES:
-                    raise
+                    raise StarvedError(self.name, reason_of(error)) from error
                 reason = f"cannot look up {self.name}: {reason_of(error)}"
                 raise TargetError(errno.EHOSTUNREACH, reason) from error
         if not found:

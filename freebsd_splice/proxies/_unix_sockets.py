@@ -167,7 +167,7 @@ def _is_left_over(path: str) -> bool:
         return False
     for attempt in range(_PROBES):
         if attempt:
-            # The program is only starting: nobody is served yet.
+            # Nobody waits for it: the program is starting, or a thread of its own reloads.
             time.sleep(_BETWEEN_PROBES)
         with socket.socket(AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)

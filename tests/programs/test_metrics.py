@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from freebsd_splice._cli.collecting import Collecting, answer
+from freebsd_splice.proxies._numbers import Snapshot
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import curl, read_to_eof
 from programs.every_backend import BACKENDS
@@ -60,8 +65,8 @@ def test_bytes_of_a_connection_are_seen_while_it_lives(
     with front.connect() as client:
         for count in (1, 2):
             assert exchange(client, bytes(100_000)) == bytes(100_000)
-            until(lambda count=count: scrape(front).moved("down") == count * 100_000)  # type: ignore[misc]
-        found = scrape(front)
+            bytes_down = count * 100_000
+            found = scrape_until(front, "relayed_bytes_total", bytes_down, direction="down")
         assert found.moved("up") == 200_000
         assert found("connections_live", worker="0") == 1
         assert found.sum("connections_ended_total") == 0
@@ -289,6 +294,40 @@ def test_a_worker_that_hangs_holds_up_no_scrape(
     until(lambda: scrape(front).sum("worker_answered") == 2)
 
 
+class Short(socket.socket):
+    """A socket for whose first message the system has no memory."""
+
+    sent = 0
+
+    def send(self, *arguments: Any) -> int:
+        self.sent += 1
+        if self.sent == 1:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return super().send(*arguments)
+
+
+def test_a_worker_that_could_not_be_asked_is_asked_again() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        channel = Short(fileno=ours.detach())
+        channel.setblocking(False)
+        collecting = Collecting()
+        listening = asyncio.ensure_future(collecting.listen(0, channel))
+        answering = asyncio.ensure_future(
+            asyncio.to_thread(answer, theirs, lambda: Snapshot({("accepted", ":80"): 1}, {}))
+        )
+        await asyncio.sleep(0)  # from here on it is listened to
+        assert not (await collecting.collect(0.0)).workers[0].answered
+        found = await collecting.collect(PATIENCE)
+        assert found.workers[0].answered
+        assert found.totals == {("accepted", ":80"): 1}
+        listening.cancel()
+        await asyncio.wait([listening])
+        await answering
+
+    asyncio.run(main())
+
+
 def test_the_workers_have_no_socket_of_the_scrapers(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -392,6 +431,29 @@ def test_silent_scrapers_hold_up_nobody(echo_server: Server, forwarder: StartFor
         assert scrape(front)("connections_accepted_total") == 1
         for sock in scrapers:
             assert sock.recv(1) == b""
+
+
+TOO_MANY_FILES = """
+import asyncio, errno, os
+import freebsd_splice._cli.exposition as exposition
+exposition._RETRY_AFTER = 0.01
+accept, failures = asyncio.SelectorEventLoop.sock_accept, [1, 2, 3]
+async def sock_accept(loop, listener):
+    if failures:
+        failures.pop()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return await accept(loop, listener)
+asyncio.SelectorEventLoop.sock_accept = sock_accept
+"""
+
+
+def test_that_scrapers_are_kept_waiting_is_said_once(
+    echo_server: Server, forwarder: StartForwarder
+) -> None:
+    front = forwarder(echo_server.address, *METRICS, patch=TOO_MANY_FILES)
+    assert scrape(front)("workers") == 1
+    assert front.stop() == 0
+    assert len(front.find("WARNING metrics: cannot accept: Too many open files; raise ulimit")) == 1
 
 
 def test_a_page_that_a_browser_asks_for_is_none(
@@ -532,6 +594,7 @@ exposition.Exposition._serve = fail
 """
     front = forwarder(echo_server.address, *METRICS, "--workers", "2", patch=patch)
     front.expect("ERROR the metrics can't be read any more")
+    until(lambda: is_refused(("127.0.0.1", port_of(front))))  # scrapers don't wait in vain
     with front.connect() as client:
         assert exchange(client, b"hello") == b"hello"
     front.expect("bytes up")
@@ -540,3 +603,11 @@ exposition.Exposition._serve = fail
     with front.connect() as client:
         assert exchange(client, b"hello") == b"hello"
     assert front.stop() == 0
+
+
+def is_refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False

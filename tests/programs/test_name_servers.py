@@ -217,18 +217,21 @@ def test_too_few_descriptors_are_a_shortage(names: NameServer) -> None:
 
 
 def test_the_loop_goes_on_while_a_name_is_looked_up(names: NameServer) -> None:
-    names.answering = lambda question: None
-
     async def main() -> None:
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+        def be_silent(_: object) -> None:
+            loop.call_soon_threadsafe(asked.set)
+
+        names.answering = be_silent
         servers = NameServers([names.address], timeout=1.0)
         looking_up = asyncio.ensure_future(servers.members(Service(WEB)))
-        while not names.asked:
-            await asyncio.sleep(0.001)
+        await asked.wait()
         looking_up.cancel()
         await asyncio.gather(looking_up, return_exceptions=True)
         names.answering = names.answer
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_an_address_of_an_interface_needs_no_name_server(names: NameServer) -> None:

@@ -15,6 +15,8 @@ from freebsd_splice._cli.listeners import Served
 from freebsd_splice._cli.plan import Planned
 from freebsd_splice._cli.replacing import Servers
 from freebsd_splice.proxies import Address, ListenError, ProxyServer, forwarder
+from freebsd_splice.proxies._accepting import Accepting
+from freebsd_splice.proxies._connecting import ReservedDescriptors
 from programs.processes import PATIENCE, Server
 
 
@@ -119,6 +121,75 @@ def test_a_retired_server_can_be_stopped(echo_server: Server) -> None:
         server.stop()
         await ended
         await client.close()
+
+    run(main)
+
+
+def refuse(*_: object) -> None:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_accepting_waits_where_nobody_is_wanted(
+    reports: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retired server ends it; also on Windows, whose usual loop reports no readiness."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            accepting = Accepting(
+                listener,
+                ReservedDescriptors(1, 0),
+                room=lambda: None,
+                wanted=lambda: False,
+                accepted=lambda *_: None,
+                nobody_waits=lambda: None,
+            )
+            with monkeypatch.context() as patch:
+                if not reports:
+                    patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+                running = asyncio.ensure_future(accepting.run())
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                assert not running.done()
+                running.cancel()
+                await asyncio.wait([running])
+            assert running.cancelled()
+
+    run(main)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_no_room_for_one_more_is_an_answer(reports: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortage = OSError(errno.EMFILE, "Too many open files")
+
+    def room() -> ReservedDescriptors:
+        raise shortage
+
+    def accepted(sock: socket.socket, _: object, reserved: ReservedDescriptors) -> None:
+        sock.close()
+        reserved.keep(0)
+
+    async def main() -> None:
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            listener.setblocking(False)
+            accepting = Accepting(
+                listener,
+                ReservedDescriptors(1, 0),
+                room=room,
+                wanted=lambda: True,
+                accepted=accepted,
+                nobody_waits=lambda: None,
+            )
+            with monkeypatch.context() as patch:
+                if not reports:
+                    patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+                running = asyncio.ensure_future(accepting.run())
+                await asyncio.sleep(0)  # it waits for the first client
+                opened.enter_context(socket.create_connection(listener.getsockname()))
+                assert await running is shortage
 
     run(main)
 

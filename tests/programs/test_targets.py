@@ -306,6 +306,18 @@ def test_a_long_shortage_is_no_targets_fault(
     assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]
 
 
+def test_a_look_up_that_lacked_descriptors_says_so(somebody: Somebody) -> None:
+    """It has taken its time, and no other target is tried."""
+
+    class Starved(Registry):
+        async def members(self, service: Service) -> tuple[Member, ...]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with pytest.raises(StarvedError, match="srv:web, for too long: Too many open files; raise"):
+        run(targets_of(Starved(), A).dial(somebody))  # type: ignore[arg-type]
+    assert somebody.tried == []
+
+
 def forward_to(*targets: tuple[str, int], options: tuple[str, ...] = ()) -> list[str]:
     return ["forward", *options, "127.0.0.1:0", *("{}:{}".format(*target) for target in targets)]
 

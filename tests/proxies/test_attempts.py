@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -261,6 +262,24 @@ def test_without_time_the_first_is_tried_and_no_other(delay: Callable[[float], N
     made, failed, network = play(FOUR[:2], script, seconds=-1.0)
     assert made is None
     assert failed == FOUR[:1] == network.tried
+
+
+@pytest.mark.parametrize("seconds", range(12))
+def test_the_time_may_be_over_at_any_step(seconds: int, delay: Callable[[float], None]) -> None:
+    """Each look at this clock takes a second."""
+
+    async def main() -> None:
+        network = Network()
+        for candidate in FOUR[:3]:
+            network.refuses(candidate)
+        ticks = itertools.count()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "time", lambda: float(next(ticks)))
+            made, failures = await first_connected(FOUR[:3], seconds, network.connect, set())
+        assert made is None
+        assert [failure.candidate for failure in failures] == network.tried
+
+    asyncio.run(main())
 
 
 def test_a_shortage_waits_for_an_attempt_that_is_under_way(

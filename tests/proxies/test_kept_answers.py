@@ -161,6 +161,23 @@ def test_an_old_answer_is_used_while_look_ups_fail(
     ]
 
 
+def test_a_defect_is_said_where_an_old_answer_hides_it(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script() -> None:
+        await registry.get()
+        registry.now += 10
+        registry.answer = ZeroDivisionError("a defect")
+        for _ in range(3):
+            assert await registry.get() == "first"
+            await registry.settled()
+        assert len(registry.asked) == 2
+
+    play(script)
+    (line,) = caplog.messages
+    assert line.startswith("cannot look up name: ZeroDivisionError('a defect'); its last answer")
+
+
 def test_an_old_answer_has_its_end(registry: Registry) -> None:
     async def script() -> None:
         await registry.get()

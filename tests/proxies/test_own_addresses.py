@@ -57,6 +57,16 @@ def test_where_any_address_may_be_bound_routes_decide(
     assert is_of_this_machine(ipaddress.ip_address("127.0.0.1"))
 
 
+@on_linux
+def test_a_setting_that_may_not_be_read_is_no_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a security module that hides it; a folder in its place is not to be read either."""
+    (tmp_path / "4").mkdir()
+    monkeypatch.setattr(_own_addresses, "_NONLOCAL_BIND", f"{tmp_path}/{{}}")
+    assert is_of_this_machine(ipaddress.ip_address("127.0.0.1"))
+
+
 #: Addresses of everybody's, one of which this network's machine has.
 IN_A_NETWORK_OF_ITS_OWN = """
 ip link set lo up
