@@ -21,7 +21,7 @@ from . import bulk, connections, latency, scale, short
 from .cases import Settings
 from .machine import Noise, machine
 from .pages import write_page
-from .peers import ROOT, Peer, UnknownPeerError, all_peers, chosen, version
+from .peers import ROOT, Peer, UnknownPeerError, all_peers, chosen, raise_descriptors, version
 from .plots import NoPlotsError, need_plots, plots
 from .proof import proof
 from .report import NotTogetherError, Report, together
@@ -66,6 +66,7 @@ def _report(options: argparse.Namespace) -> Report:
     if options.read:
         return together([Report.from_dict(json.loads(file.read_text())) for file in options.read])
     started = time.monotonic()
+    raise_descriptors()
     with contextlib.ExitStack() as stack:
         trees, mark = {"": ROOT}, ""
         if options.against:

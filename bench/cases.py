@@ -43,5 +43,5 @@ class Settings:
     #: One short run of each kind, to see that everything works.
     quick: bool
     streams: tuple[int, ...] = (1, 8, 64)
-    #: Numbers of idle relays; 0: as many as the limit of descriptors allows.
-    idle: tuple[int, ...] = (100, 1000, 0)
+    #: Numbers of relays that are held.
+    held: tuple[int, ...] = (100, 1_000, 4_500, 10_000)

@@ -63,6 +63,10 @@ class Peer:
     splices: bool = False
     #: Whether it can have several workers.
     scales: bool = True
+    #: Whether its workers are processes, each with descriptors of its own.
+    processes: bool = False
+    #: Threads and processes that it has for each relay.
+    tasks: int = 0
     #: Whether it delivers what the other side still sends after an EOF.
     half_closes: bool = True
     environment: dict[str, str] = field(default_factory=dict)
@@ -140,6 +144,12 @@ def descriptors() -> int:
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
+def raise_descriptors() -> None:
+    """Have this process, and those that it starts, use as many as they can have."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(),) * 2)
+
+
 def _ours(mark: str, tree: Path) -> list[Peer]:
     def command(launch: Launch) -> list[str]:
         return [
@@ -159,6 +169,7 @@ def _ours(mark: str, tree: Path) -> list[Peer]:
             title + mark,
             command,
             splices=splices,
+            processes=True,
             environment=environment,
             home=tree,
         )
@@ -212,7 +223,8 @@ def _nginx() -> Peer:
         run = subprocess.run(["nginx", "-V"], capture_output=True, text=True)
         if not re.search(r"--with-stream(\s|$)", run.stderr):
             missing = "nginx has no stream module here (Debian: libnginx-mod-stream)"
-    return Peer("nginx", "nginx stream", command, missing=missing, version=("nginx", "-v"))
+    version = ("nginx", "-v")
+    return Peer("nginx", "nginx stream", command, processes=True, missing=missing, version=version)
 
 
 def _python_relay(name: str, title: str) -> Peer:
@@ -220,7 +232,7 @@ def _python_relay(name: str, title: str) -> Peer:
         script = str(PROGRAMS / f"relay_{name}.py")
         return [sys.executable, script, *map(str, (launch.listen, launch.target, launch.workers))]
 
-    return Peer(name, title, command)
+    return Peer(name, title, command, processes=True, tasks=2 if name == "threads" else 0)
 
 
 def _socat() -> Peer:
@@ -234,6 +246,8 @@ def _socat() -> Peer:
         "socat, a process a connection",
         command,
         scales=False,
+        processes=True,
+        tasks=1,
         missing=missing,
         version=("socat", "-V"),
     )

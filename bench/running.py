@@ -151,9 +151,9 @@ def verify(peer: Peer, port: int, size: int = 1 << 20) -> None:
 
 @contextlib.contextmanager
 def started_load(
-    *arguments: object, cpus: list[int] | None = None
+    *arguments: object, cpus: list[int] | None = None, program: str = "load"
 ) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "bench.programs.load", *map(str, arguments)]
+    command = [sys.executable, "-m", f"bench.programs.{program}", *map(str, arguments)]
     process = subprocess.Popen(
         pinned(command, cpus),
         cwd=ROOT,
@@ -193,6 +193,14 @@ def result_of(process: subprocess.Popen[str], seconds: float) -> dict[str, float
         raise FailedError(_why(errors))
     result: dict[str, float] = json.loads(output)
     return result
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Have a load that reads lines do that."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has failed: its next line says why
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
 
 
 def _why(errors: str) -> str:

@@ -1,70 +1,130 @@
-"""Relays on which nothing happens: what each of them holds, and what all of them cost."""
+"""Relays that are held: what each of them takes, what all of them cost, and who pays for them."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from .cases import Case, Metric, Settings, Values
 from .peers import DIRECT, Peer, descriptors
-from .running import Relaying, echo_target, line_of, relaying, settled, started_load
+from .running import Relaying, echo_target, line_of, load, relaying, settled, started_load, tell
 from .usage import Usage
 
 METRICS = (
     Metric("memory", "KB/relay", more_is_better=False),
     Metric("descriptors", "/relay", more_is_better=False),
     Metric("threads", "/relay", more_is_better=False, shown=False),
-    Metric("CPU", "ms/s, all together", more_is_better=False),
-    Metric("context switches", "/s, all together", more_is_better=False),
+    Metric("CPU", "ms/s, all idle", more_is_better=False),
+    Metric("CPU, half of them moving", "ms, of a second's messages", more_is_better=False),
+    Metric("context switches", "/s, all idle", more_is_better=False),
     Metric("set-up", "µs/relay", more_is_better=False),
+    Metric("a connection more", "of one while none is held", more_is_better=False),
     Metric("then a byte each", "µs/relay", more_is_better=False),
     Metric("relays", "", more_is_better=True, shown=False),
+    Metric("workers", "", more_is_better=True, shown=False),
 )
 
-#: Of each relay, at most: two sockets and what else it holds for them.
-DESCRIPTORS = 5
+#: Of those relays that can have several.
+WORKERS = 2
+
+#: How many connections a process of the load holds at most.
+HELD_BY_A_PROCESS = 4_500
+
+#: Of each relay, at most: two sockets, and what it needs besides while it moves.
+DESCRIPTORS = 3
+
+#: Threads and processes in all, at most: many systems have numbers for 32,768.
+TASKS = 10_000
+
+#: What moves: a message of so many bytes on every second connection, each so many seconds.
+MESSAGE, EVERY = 256, 2.0
 
 
 def cases(settings: Settings) -> list[Case]:
-    found: dict[int, Case] = {}
-    for asked in settings.idle[:1] if settings.quick else settings.idle:
-        most = (descriptors() - 100) // DESCRIPTORS
-        # All of them are clients of one address: the system has no more ports for them.
-        number = min(asked or most, most, 20_000)
-        measure = partial(_measure, 0.5 if settings.quick else 10.0, number)
-        relays = [peer for peer in settings.peers if peer.name != DIRECT]
-        peers = {peer.name: partial(measure, peer) for peer in relays}
-        found[number] = Case("scale", f"{number} idle relays", METRICS, peers)
-    return list(found.values())
+    found = []
+    seconds = 0.5 if settings.quick else 5 * settings.seconds
+    for number in settings.held[:1] if settings.quick else settings.held:
+        peers = {
+            peer.name: partial(_measure, seconds, number, peer)
+            for peer in settings.peers
+            if peer.name != DIRECT and _can_hold(peer, number)
+        }
+        if peers:
+            found.append(Case("scale", f"{number} relays", METRICS, peers))
+    return found
+
+
+def _can_hold(peer: Peer, number: int) -> bool:
+    # All clients are one address's, which has no more ports.
+    processes = _workers(peer) if peer.processes else 1
+    most = min((descriptors() - 100) * processes // DESCRIPTORS, 20_000)
+    return number <= most and number * peer.tasks <= TASKS
+
+
+def _workers(peer: Peer) -> int:
+    return WORKERS if peer.scales else 1
 
 
 def _measure(seconds: float, number: int, peer: Peer) -> Values:
     with (
         echo_target() as target,
-        relaying(peer, target) as relay,
-        started_load("idle", relay.port, 1) as first,
+        relaying(peer, target, workers=_workers(peer)) as relay,
     ):
         assert relay.relay is not None
-        # What it needs once, for its first connection, is no cost of a relay's.
-        line_of(first, 60)
+        # What it needs once, for its first connections, is no cost of a relay's.
+        alone = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
+        settled(relay)
         before = relay.relay.usage()
-        with started_load("idle", relay.port, number) as load:
-            set_up = line_of(load, 60 + number / 20)["set up"]
+        with held(relay.port, number) as crowd:
+            values = {"set-up": max(answers(crowd, "set up", number)) / number * 1e6}
             settled(relay)
-            idle, values = relay.relay.usage(), _idle(relay, seconds)
-            assert load.stdin is not None
-            load.stdin.write("go on\n")
-            load.stdin.flush()
-            moved = line_of(load, 60 + number / 20)["a byte each"]
-    values["set-up"] = set_up / number * 1e6
+            idle = relay.relay.usage()
+            values |= _idle(relay, seconds)
+            more = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
+            settled(relay)
+            values["CPU, half of them moving"] = _moving(relay, max(seconds, EVERY), crowd, number)
+            moved = max(each["seconds"] for each in ask(crowd, "each 1", number))
+            ask(crowd, "end", number)
+    values["a connection more"] = more / alone
     values["then a byte each"] = moved / number * 1e6
-    values["relays"] = number
+    values |= {"relays": number, "workers": _workers(peer)}
     values["memory"] = (idle.memory - before.memory) / number / 1e3
     for name in ("descriptors", "threads"):
         now, then = getattr(idle, name), getattr(before, name)
         if now is not None and then is not None:
             values[name] = (now - then) / number
     return values
+
+
+@contextlib.contextmanager
+def held(port: int, number: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """The processes (crowd.py) that hold so many connections to a relay."""
+    with contextlib.ExitStack() as stack:
+        crowd = []
+        for first in range(0, number, HELD_BY_A_PROCESS):
+            share = min(HELD_BY_A_PROCESS, number - first)
+            process = started_load(port, share, first, program="crowd")
+            crowd.append(stack.enter_context(process))
+        yield crowd
+
+
+def ask(crowd: list[subprocess.Popen[str]], line: str, number: int) -> list[dict[str, float]]:
+    """Have all processes do something at once, and wait until they have."""
+    for process in crowd:
+        tell(process, line)
+    return [line_of(process, _patience(number)) for process in crowd]
+
+
+def answers(crowd: list[subprocess.Popen[str]], name: str, number: int) -> list[float]:
+    """That figure in the next line of each."""
+    return [line_of(process, _patience(number))[name] for process in crowd]
+
+
+def _patience(number: int) -> float:
+    return 60 + number / 20
 
 
 def _idle(relay: Relaying, seconds: float) -> Values:
@@ -77,6 +137,15 @@ def _idle(relay: Relaying, seconds: float) -> Values:
     if after[0].switches is not None and before[0].switches is not None:
         values["context switches"] = (after[0].switches - before[0].switches) / elapsed
     return values
+
+
+def _moving(
+    relay: Relaying, seconds: float, crowd: list[subprocess.Popen[str]], number: int
+) -> float:
+    """Milliseconds of CPU for a second's messages, however late a busy machine sends them."""
+    before = relay.cpu()
+    ask(crowd, f"move {seconds} {EVERY} {MESSAGE}", number)
+    return (settled(relay) - before) / seconds * 1e3
 
 
 def _now(relay: Relaying) -> tuple[Usage, float]:

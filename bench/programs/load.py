@@ -4,11 +4,9 @@
     connections PORT AT_ONCE SECONDS
     bulk PORT STREAMS up|down SECONDS
     verify PORT BYTES half-close|close
-    idle PORT CONNECTIONS
 
 PORT is that of a relay, or of the target itself (target.py).  Every answer is compared with what
-was sent.  ``idle`` prints one object when all connections are there, and another when it was sent
-a line and a byte has gone there and back on each of them.
+was sent.
 """
 
 from __future__ import annotations
@@ -230,24 +228,6 @@ def verify(port: int, size: int, half_close: bool) -> dict[str, float]:
     return {"bytes": size}
 
 
-def idle(port: int, number: int) -> None:
-    """Connections on which nothing happens until there is a line to read."""
-    started = time.perf_counter()
-    sockets = []
-    for _ in range(number):
-        sockets.append(connect(port))
-        round_trip(sockets[-1], b"e")
-    print(json.dumps({"set up": time.perf_counter() - started}), flush=True)
-    sys.stdin.readline()
-    started = time.perf_counter()
-    for sock in sockets:
-        sock.sendall(b"1")
-    for sock in sockets:
-        if more(sock, 1) != b"1":
-            raise WrongPayloadError("not the byte that was sent")
-    print(json.dumps({"a byte each": time.perf_counter() - started}), flush=True)
-
-
 def connect(port: int) -> socket.socket:
     """Without a timeout, which would cost a poll before each call: who started this has one."""
     sock = socket.create_connection((ADDRESS, port))
@@ -281,9 +261,6 @@ def quantiles(times: array.array[int]) -> dict[str, float]:
 
 
 def main(what: str, *arguments: str) -> None:
-    if what == "idle":
-        idle(*map(int, arguments))
-        return
     if what == "bulk":
         port, streams, direction, seconds = arguments
         result = bulk(int(port), int(streams), direction, float(seconds))

@@ -1,4 +1,4 @@
-"""What every relay of the benchmark connects to.  PORT
+"""What every relay of the benchmark connects to.  PORT (0: one that is free; it is printed)
 
 A connection's first byte says what it is for: "s" (sink) takes zeros up to a byte of 1 and answers
 with the number of bytes it got, "g" (generate) gives without end, and anything else is echoed.
@@ -24,6 +24,7 @@ def main(port: int) -> None:
     with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
         listener.setblocking(False)
+        print(f"listening on port {listener.getsockname()[1]}", flush=True)
         serve(listener)
 
 
