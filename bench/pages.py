@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import Case, Metric
-from .plots import OVERVIEW, plots
+from .plots import GROWTH, OVERVIEW, plots
 from .report import Report
 from .results import Spread
 from .text import noise_line, number
@@ -36,9 +36,10 @@ SECTIONS = {
         " life in it, its end too.",
     ),
     "scale": (
-        "Idle relays",
-        "What connections hold and cost on which nothing happens. Memory is what the relay's"
-        " processes grew by, without the kernel's sockets.",
+        "Relays that are held",
+        "What connections take on which nothing happens, and what they cost when every second one"
+        " has a message of 256 bytes each two seconds. Memory is what the relay's processes grew"
+        " by, without the kernel's sockets. Those relays that can have several workers have two.",
     ),
     "short": (
         "Short transfers",
@@ -62,6 +63,9 @@ def write_page(report: Report, docs: Path) -> Path:
         if section in pictures:
             path = pictures[section].relative_to(docs)
             lines += ["", f"![{title}, as in the tables]({path})"]
+        if section == "scale" and GROWTH in pictures:
+            path = pictures[GROWTH].relative_to(docs)
+            lines += ["", f"![What all relays together take, over their number]({path})"]
         lines += _ours(report, cases)
         for metric in _metrics(cases):
             lines += _table(report, cases, metric)

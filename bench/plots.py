@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cases import Case, Metric
+from .costs import OURS, Row, line, points, rows
 from .report import Report
 from .results import Spread
 
@@ -23,10 +24,14 @@ PANELS = (
     ("connections", "1 worker, 32 at once", "connections", "connections a second"),
 )
 OVERVIEW = "overview"
+
+#: How the relays that are held grow in number: what is drawn over it, and of whom.
+GROWTH = "growth"
+GROWING = ("memory", "CPU", "CPU, half of them moving")
 COMPARED = ("ours", "haproxy", "nginx", "threads", "asyncio")
 BASE = "asyncio"
 
-OURS, OTHERS, REFERENCE = "#b5322b", "#9aa5b1", "#52606d"
+OURS_COLOUR, OTHERS, REFERENCE = "#b5322b", "#9aa5b1", "#52606d"
 
 
 class NoPlotsError(Exception):
@@ -42,21 +47,26 @@ def need_plots() -> None:
 def plots(report: Report, directory: Path) -> dict[str, Path]:
     """One file for each section, by its name."""
     need_plots()
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same run makes the same file; text stays text.
-    matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8})
-    directory.mkdir(parents=True, exist_ok=True)
+    _begin(directory)
     found = {}
     for section in dict.fromkeys(case.section for case in report.results.cases):
         path = directory / f"{section}.svg"
         plot = _plot_sizes if section == "short" else _plot
         if plot(report, section, path):
             found[section] = path
-    if overview(report, directory / f"{OVERVIEW}.svg"):
-        found[OVERVIEW] = directory / f"{OVERVIEW}.svg"
+    for name, draw in ((OVERVIEW, overview), (GROWTH, growth)):
+        if draw(report, directory / f"{name}.svg"):
+            found[name] = directory / f"{name}.svg"
     return found
+
+
+def _begin(directory: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same run makes the same file; text stays text. The ground is white in a dark window too.
+    matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8})
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def overview(report: Report, path: Path) -> bool:
@@ -75,7 +85,7 @@ def overview(report: Report, path: Path) -> bool:
     figure, grid = pyplot.subplots(1, len(panels), figsize=(9, 2), layout="constrained")
     for axes, (heading, metric_of, rows) in zip(grid, panels, strict=True):
         for place, (name, median) in enumerate(rows.items()):
-            colour = OURS if name == "ours" else REFERENCE if name == BASE else OTHERS
+            colour = OURS_COLOUR if name == OURS else REFERENCE if name == BASE else OTHERS
             axes.barh(place, median, color=colour, height=0.7)
             axes.annotate(f" {median:.2f}", (median, place), verticalalignment="center", fontsize=7)
         axes.set_yticks(range(len(rows)), list(rows) if axes is grid[0] else [""] * len(rows))
@@ -85,6 +95,45 @@ def overview(report: Report, path: Path) -> bool:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         better = "more is better" if metric_of.more_is_better else "less is better"
         axes.set_title(f"{heading}\n{better}", fontsize=7)
+    _save(figure, path)
+    return True
+
+
+def growth(report: Report, path: Path) -> bool:
+    """What all relays together take, over their number; False where few numbers were measured.
+
+    Each figure is relative to this package's at the largest number, and the broken line is the
+    straight one that is nearest to its points.
+    """
+    by_name: dict[str, list[Row]] = {}
+    for case in report.results.cases:
+        for name in case.contestants if case.section == "scale" else ():
+            by_name.setdefault(name, rows(report, name))
+    ours = by_name.get(OURS, [])
+    if len(ours) < 3:
+        return False
+    _begin(path.parent)
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(1, len(GROWING), figsize=(9, 2.6), layout="constrained")
+    for metric, axes in zip(GROWING, grid, strict=True):
+        whole = points(ours, metric)[-1][1]
+        for name, found in by_name.items():
+            scaled = [(x, y / whole if whole else y) for x, y in points(found, metric)]
+            colour = OURS_COLOUR if name == OURS else None
+            axes.plot(*zip(*scaled, strict=True), "o-", color=colour, label=name, markersize=3)
+            if name == OURS:
+                straight = line(scaled)
+                ends = [0.0, scaled[-1][0]]
+                heights = [straight.start + straight.slope * end for end in ends]
+                axes.plot(ends, heights, "--", color=REFERENCE, linewidth=0.8)
+        axes.set_title(f"{metric}, all relays together\n(ours at {ours[-1].relays:.0f} = 1)")
+        axes.set_xlabel("relays")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(by_name) > 1:
+        grid[0].legend(frameon=False)
     _save(figure, path)
     return True
 
@@ -169,7 +218,9 @@ def _bars(report: Report, case: Case, metric: Metric, axes: Axes) -> None:
     rows = _rows(report, case, metric)
     reference = report.references(case, "")[0][0]
     for place, (name, row) in enumerate(rows.items()):
-        colour = OURS if name.startswith("ours") else REFERENCE if name == reference else OTHERS
+        colour = (
+            OURS_COLOUR if name.startswith(OURS) else REFERENCE if name == reference else OTHERS
+        )
         axes.barh(place, row.median, color=colour, height=0.7)
         axes.plot([row.least, row.most], [place, place], color="black", linewidth=0.8)
         axes.annotate(

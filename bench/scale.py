@@ -23,6 +23,8 @@ METRICS = (
     Metric("set-up", "µs/relay", more_is_better=False),
     Metric("a connection more", "of one while none is held", more_is_better=False),
     Metric("then a byte each", "µs/relay", more_is_better=False),
+    Metric("start", "ms, until it listens", more_is_better=False, shown=False),
+    Metric("memory without relays", "MB, of all its processes", more_is_better=False, shown=False),
     Metric("relays", "", more_is_better=True, shown=False),
     Metric("workers", "", more_is_better=True, shown=False),
 )
@@ -69,28 +71,30 @@ def _workers(peer: Peer) -> int:
 
 
 def _measure(seconds: float, number: int, peer: Peer) -> Values:
-    with (
-        echo_target() as target,
-        relaying(peer, target, workers=_workers(peer)) as relay,
-    ):
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(echo_target())
+        started = time.perf_counter()
+        relay = stack.enter_context(relaying(peer, target, workers=_workers(peer)))
+        start = time.perf_counter() - started
         assert relay.relay is not None
         # What it needs once, for its first connections, is no cost of a relay's.
         alone = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
         settled(relay)
         before = relay.relay.usage()
-        with held(relay.port, number) as crowd:
-            values = {"set-up": max(answers(crowd, "set up", number)) / number * 1e6}
-            settled(relay)
-            idle = relay.relay.usage()
-            values |= _idle(relay, seconds)
-            more = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
-            settled(relay)
-            values["CPU, half of them moving"] = _moving(relay, max(seconds, EVERY), crowd, number)
-            moved = max(each["seconds"] for each in ask(crowd, "each 1", number))
-            ask(crowd, "end", number)
+        crowd = stack.enter_context(held(relay.port, number))
+        values = {"set-up": max(answers(crowd, "set up", number)) / number * 1e6}
+        settled(relay)
+        idle = relay.relay.usage()
+        values |= _idle(relay, seconds)
+        more = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
+        settled(relay)
+        values["CPU, half of them moving"] = _moving(relay, max(seconds, EVERY), crowd, number)
+        moved = max(each["seconds"] for each in ask(crowd, "each 1", number))
+        ask(crowd, "end", number)
     values["a connection more"] = more / alone
     values["then a byte each"] = moved / number * 1e6
-    values |= {"relays": number, "workers": _workers(peer)}
+    values |= {"relays": number, "workers": _workers(peer), "start": start * 1e3}
+    values["memory without relays"] = before.memory / 1e6
     values["memory"] = (idle.memory - before.memory) / number / 1e3
     for name in ("descriptors", "threads"):
         now, then = getattr(idle, name), getattr(before, name)
