@@ -44,6 +44,8 @@ class Row:
     moving: float
     #: A connection more, to one while no relay is held.
     latency: float
+    #: KB of the kernel's, of each relay with its client's and its target's socket; None: not known.
+    kernel: float | None
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ def rows(report: Report, contestant: str = OURS) -> list[Row]:
             continue
         names = ("relays", "memory", "CPU", "CPU, half of them moving", "a connection more")
         values = [_median(report, case, contestant, name) for name in names]
-        if None not in values:
-            found.append(Row(*(value for value in values if value is not None)))
+        numbers = [value for value in values if value is not None]
+        if len(numbers) == len(names):
+            relays, memory, idle, moving, latency = numbers
+            kernel = _median(report, case, contestant, "kernel memory")
+            found.append(Row(relays, memory, idle, moving, latency, kernel))
     return sorted(found, key=lambda row: row.relays)
 
 

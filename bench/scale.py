@@ -11,7 +11,7 @@ from functools import partial
 from .cases import Case, Metric, Settings, Values
 from .peers import DIRECT, Peer, descriptors
 from .running import Relaying, echo_target, line_of, load, relaying, settled, started_load, tell
-from .usage import Usage
+from .usage import Usage, kernel_memory
 
 METRICS = (
     Metric("memory", "KB/relay", more_is_better=False),
@@ -23,6 +23,7 @@ METRICS = (
     Metric("set-up", "µs/relay", more_is_better=False),
     Metric("a connection more", "of one while none is held", more_is_better=False),
     Metric("then a byte each", "µs/relay", more_is_better=False),
+    Metric("kernel memory", "KB/relay, all four sockets", more_is_better=False, shown=False),
     Metric("start", "ms, until it listens", more_is_better=False, shown=False),
     Metric("memory without relays", "MB, of all its processes", more_is_better=False, shown=False),
     Metric("relays", "", more_is_better=True, shown=False),
@@ -80,11 +81,11 @@ def _measure(seconds: float, number: int, peer: Peer) -> Values:
         # What it needs once, for its first connections, is no cost of a relay's.
         alone = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
         settled(relay)
-        before = relay.relay.usage()
+        before, kernel_before = relay.relay.usage(), kernel_memory()
         crowd = stack.enter_context(held(relay.port, number))
         values = {"set-up": max(answers(crowd, "set up", number)) / number * 1e6}
         settled(relay)
-        idle = relay.relay.usage()
+        idle, kernel = relay.relay.usage(), kernel_memory()
         values |= _idle(relay, seconds)
         more = load("connections", relay.port, 1, seconds / 5, seconds=seconds)["median"]
         settled(relay)
@@ -94,6 +95,8 @@ def _measure(seconds: float, number: int, peer: Peer) -> Values:
     values["a connection more"] = more / alone
     values["then a byte each"] = moved / number * 1e6
     values |= {"relays": number, "workers": _workers(peer), "start": start * 1e3}
+    if kernel is not None and kernel_before is not None:
+        values["kernel memory"] = (kernel - kernel_before) / number / 1e3
     values["memory without relays"] = before.memory / 1e6
     values["memory"] = (idle.memory - before.memory) / number / 1e3
     for name in ("descriptors", "threads"):

@@ -86,13 +86,19 @@ def _of_one(found: Sequence[Row]) -> list[str]:
     # Every second relay has a message each so many seconds, and the line is of milliseconds.
     message = moving.slope * 2 * EVERY * 1e3
     idle = f"{number(most.idle / 10)} % of a CPU" if most.idle else "less CPU than the clock shows"
-    return [
+    lines = [
         f"- An idle relay takes {number(memory.slope)} KB of the processes' memory there (the slope"
         f" of the line; the worst point is off by {memory.off:.1%} of the largest).",
         f"- {most.relays:.0f} idle relays take {idle}.",
         f"- A message of {MESSAGE} bytes, there and back, takes {number(message)} µs of CPU (the"
         f" slope; the worst point is off by {moving.off:.1%} of the largest).",
     ]
+    if most.kernel is not None:
+        lines.append(
+            f"- The kernel takes {number(most.kernel)} KB for a relay's two sockets, and for those"
+            " of its client and its target, which are on the same machine there."
+        )
+    return lines
 
 
 def _ratio(value: float, whole: float) -> str:

@@ -31,6 +31,15 @@ def usage(pid: int) -> Usage:
     return _linux(pid) if sys.platform == "linux" else _bsd(pid)
 
 
+def kernel_memory() -> int | None:
+    """Bytes that the kernel has for its own objects, of which sockets are some; None: not known."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("Slab:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
 def kernel_splicing_cpu() -> float:
     """CPU seconds of the kernel's own splicing threads since the system started; 0 on Linux."""
     if sys.platform == "linux":

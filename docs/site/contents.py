@@ -31,6 +31,7 @@ PARTS = {
         "docs/serve",
         "docs/metrics",
         "docs/load_balancing",
+        "docs/scaling",
     ],
     "Reference": [
         "docs/reference/operations",
