@@ -120,18 +120,18 @@ def experiments() -> Iterator[Experiment]:
 def table(todo: list[Experiment], measured: Costs) -> list[str]:
     """A row for each experiment."""
     lines = [
-        "| event | boxes | balancing | cut | attempts in vain | most clients of a box"
-        " | most memory of a box | fewer than 95 % served for | shares as before after |",
+        "| event | boxes | balancing | cut | attempts in vain | most clients of a box | most memory"
+        " of a box | fewer than 95 % served, pauses | shares as before after, lives |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in todo:
         print(f"{each.event}, {each.boxes} boxes, {each.balancing}", file=sys.stderr, flush=True)
         found = run(each, measured)
-        event = f"{each.event}, grace {each.grace:g}" if each.grace else each.event
+        event = f"{each.event}, grace {each.grace:g} lives" if each.grace else each.event
         cells = (
             *(event, each.boxes, each.balancing, f"{found.cut:.1%}", f"{found.refused:.2f}"),
             *(f"{found.clients:.2f}", f"{found.memory:.2f}"),
-            *(f"{found.back:.0f} pauses", f"{found.even:.1f} lives"),
+            *(f"{found.back:.0f}", f"{found.even:.1f}"),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines

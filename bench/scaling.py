@@ -83,12 +83,12 @@ def _of_one(found: Sequence[Row]) -> list[str]:
     most = found[-1]
     memory = line(points(found, "memory"))
     moving = line(points(found, "CPU, half of them moving"))
-    # Every second relay has a message each so many seconds, and the line is of milliseconds.
+    # Every second relay has a message each so many seconds; the lines are of MB and milliseconds.
     message = moving.slope * 2 * EVERY * 1e3
     idle = f"{number(most.idle / 10)} % of a CPU" if most.idle else "less CPU than the clock shows"
     lines = [
-        f"- An idle relay takes {number(memory.slope)} KB of the processes' memory there (the slope"
-        f" of the line; the worst point is off by {memory.off:.1%} of the largest).",
+        f"- An idle relay takes {number(memory.slope * 1e3)} KB of the processes' memory there"
+        f" (the slope of the line; the worst point is off by {memory.off:.1%} of the largest).",
         f"- {most.relays:.0f} idle relays take {idle}.",
         f"- A message of {MESSAGE} bytes, there and back, takes {number(message)} µs of CPU (the"
         f" slope; the worst point is off by {moving.off:.1%} of the largest).",

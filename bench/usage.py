@@ -51,19 +51,27 @@ if sys.platform == "linux":
     TICKS = os.sysconf("SC_CLK_TCK")
 
     def _linux(pid: int) -> Usage:
-        cpu = memory = descriptors = switches = threads = 0
+        cpu = 0.0
+        memory = descriptors = switches = threads = 0
         for each in _linux_tree(pid):
             directory = Path("/proc", str(each))
             # A process may end meanwhile; its parent's figures have its CPU then.
             with contextlib.suppress(OSError):
                 # The name may have spaces and brackets.
                 fields = (directory / "stat").read_text().rpartition(")")[2].split()
-                cpu += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+                own, children = (sum(map(int, fields[n : n + 2])) for n in (11, 13))
+                # The one counts in ticks, the other leaves out the threads that have ended.
+                cpu += max(own / TICKS, _linux_live_threads(directory)) + children / TICKS
                 threads += int(fields[17])
                 memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
                 descriptors += len(os.listdir(directory / "fd"))
                 switches += sum(_linux_switches(task) for task in (directory / "task").iterdir())
-        return Usage(cpu / TICKS, memory, descriptors, switches, threads)
+        return Usage(cpu, memory, descriptors, switches, threads)
+
+    def _linux_live_threads(directory: Path) -> float:
+        """CPU seconds, to the nanosecond."""
+        tasks = (directory / "task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def _linux_tree(pid: int) -> Iterator[int]:
         yield pid

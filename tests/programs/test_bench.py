@@ -57,6 +57,21 @@ def test_a_page_is_written_from_what_earlier_runs_have_found(tmp_path: Path) -> 
     assert "**Failed**" not in page
 
 
+def test_the_page_on_scaling_is_written_from_a_run(tmp_path: Path) -> None:
+    """With a simulation of several boxes, whose costs are those of the run."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("simpy")
+    report, page = tmp_path / "report.json", tmp_path / "scaling.md"
+    _bench("scale", "connections", "--quick", "--peers", "ours", "--json", str(report))
+    page.write_text((ROOT / "docs" / page.name).read_text())
+    _run("-m", "bench.boxes", str(report), "--quick", "--docs", str(tmp_path))
+    text = page.read_text()
+    assert "No run has been written" not in text
+    assert "--peers ours --json" in text
+    assert "| 100 | 1 |" in text
+    assert "| a box dies | 2 | round robin | 50.0% |" in text
+
+
 def test_another_revision_is_measured_beside_this_one(tmp_path: Path) -> None:
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse"], capture_output=True).returncode:
         pytest.skip("this is no git checkout")
