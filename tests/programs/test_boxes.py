@@ -15,13 +15,12 @@ import pytest
 from programs.processes import PATIENCE, Forwarder, Server, receive
 
 if TYPE_CHECKING:
-    from bench import steps
+    from bench import balancing, steps
 else:
     pytest.importorskip("simpy", reason="the model is made of it: the extra bench")
     reason = "the model is the benchmark's, which is not part of the package"
+    balancing = pytest.importorskip("bench.balancing", reason=reason)
     steps = pytest.importorskip("bench.steps", reason=reason)
-
-pytestmark = pytest.mark.slow
 
 SCENARIOS: dict[str, list[tuple[str, int]]] = {
     "a takeover, and the other box dies": [
@@ -112,9 +111,10 @@ class Boxes:
         del self.serving[client]
 
     def do_take_over(self, box: int) -> None:
+        """The one before says that it stops once it accepts no more."""
         before = self._accepting[box]
         self._begin(box, f"127.0.0.1:{self._ports[box]}")
-        self._processes[before].expect("another process has taken the listening sockets over")
+        self._processes[before].expect("stopping: ")
 
     def do_restart(self, box: int) -> None:
         before = self._processes[self._accepting[box]]
@@ -159,6 +159,7 @@ class Boxes:
                 assert self._processes.pop(name).end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_model_says_what_two_boxes_do(
     scenario: str,
@@ -173,6 +174,24 @@ def test_the_model_says_what_two_boxes_do(
     boxes = Boxes(forwarder, server, opened, tmp_path, "1" if passes else "1000")
     for step, expected in zip(todo, modelled, strict=True):
         assert boxes.step(*step) == expected, step
+
+
+def test_consistent_hashing_moves_a_dead_boxs_clients_alone() -> None:
+    hashing = balancing.ConsistentHash()
+    hashing.know([0, 1, 2, 3])
+    before = [hashing.choose(client, {}) for client in range(1_000)]
+    hashing.know([0, 1, 3])
+    after = [hashing.choose(client, {}) for client in range(1_000)]
+    assert all(now == then for now, then in zip(after, before, strict=True) if then != 2)
+    moved = [now for now, then in zip(after, before, strict=True) if then == 2]
+    assert set(moved) == {0, 1, 3}
+
+
+def test_the_fewest_connections_win() -> None:
+    fewest = balancing.LeastConnections()
+    assert fewest.choose(0, {0: 0}) is None
+    fewest.know([0, 2])
+    assert fewest.choose(0, {0: 5, 1: 0, 2: 4}) == 2
 
 
 def _named(name: str) -> Callable[[socket.socket], None]:
