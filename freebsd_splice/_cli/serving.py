@@ -18,6 +18,7 @@ from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import parse_listen, show
 from ..proxies._connecting import advice_for
+from ..proxies._event_loop import run
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from .inherited import inherited_listeners
@@ -64,7 +65,7 @@ def serve(
         raise CannotStartError(_complaint(error)) from error
     if options.workers == 1:
         try:
-            asyncio.run(_run(server, listeners[0], None))
+            run(_run(server, listeners[0], None))
         except ListenError as error:  # a listening socket that listens no more
             raise CannotStartError(_complaint(error)) from error
     elif sys.platform != "win32":
@@ -93,7 +94,7 @@ def _work(server: ProxyServer, listeners: Sequence[Listeners], number: int, pare
     # A port is listened on until all its sockets are closed. A worker keeps its own alone; the
     # parent keeps all, for workers to come, and closes them when it is told to stop.
     _close(others for others in listeners if others is not own)
-    asyncio.run(_run(server, own, parent))
+    run(_run(server, own, parent))
     shutdown()  # a worker ends without the interpreter's own end
 
 
