@@ -94,6 +94,14 @@ class Runtime:
             )
         return list(self._engine.flows(count, worker))
 
+    def has_kernel(self) -> bool:
+        """Return whether the kernel splices what lasts."""
+        return self._choose()[0] is not None
+
+    def copies_first(self) -> bool:
+        """Return whether new flows begin with a copy in userspace, whatever serves them later."""
+        return not self.is_kernel_demanded() and self._engine.copies_first()
+
     def local_worker(self) -> LocalWorker | None:
         """A worker without a thread (see ``LocalWorker``); None where this system has none."""
         return self._engine.local()
