@@ -49,7 +49,7 @@ class Client:
             does. For the package's own use.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
-        relay (Relay | None): what joins the two; None until the relay is made.
+        goes_on (bool): whether the connection lives on without a task. For the package's own use.
 
     Example::
 
@@ -80,7 +80,8 @@ class Client:
         self.unique_id: bytes | None = None
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
-        self.relay: Relay | None = None
+        self._relay: Relay | Callable[[], Relay | None] | None = None
+        self.goes_on = False
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -93,6 +94,19 @@ class Client:
         if self.server_name is not None:
             said.append(f"server name {quoted_unless_plain(self.server_name)}")
         return f"{name} ({', '.join(said)})" if said else name
+
+    @property
+    def relay(self) -> Relay | None:
+        """What joins the client and its target; None until they are joined.
+
+        Ask on the event loop's thread. Most are joined by less than a ``Relay``, as long as little
+        is moved, and a relay is made of that when it is asked for; None where that has ended.
+        """
+        return self._relay() if callable(self._relay) else self._relay
+
+    def joined_by(self, relay: Relay | Callable[[], Relay | None]) -> None:
+        """Note the relay, or what makes it. For the package's own use."""
+        self._relay = relay
 
     @property
     def is_proxied(self) -> bool:

@@ -47,15 +47,15 @@ class Resolver:
             OSError: there were too few descriptors (EMFILE, ENFILE) or threads (ENOMEM).
             socket.gaierror, UnicodeError: as ``_addresses.look_up``.
         """
-        found = _numeric(address)
+        found = numeric(address)
         if found:
             return list(found)
         return await self._fair_executor.do(address, client, partial(_look_up, address), seconds)
 
 
 @lru_cache(maxsize=1024)
-def _numeric(address: Address) -> tuple[Resolved, ...]:
-    """What an address in numbers is, always; nothing for a name."""
+def numeric(address: Address) -> tuple[Resolved, ...]:
+    """Return what an address in numbers is, always; nothing for a name."""
     if "%" in address.host:  # an interface, whose number can change
         return ()
     try:

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from functools import partial
+from typing import cast
 
 from .. import Relay
 from .._core.time_limits import check_seconds
@@ -40,15 +41,19 @@ from ._connecting import (
     set_buffers,
     tune,
 )
+from ._direct import Direct, ReservedSocket
+from ._event_loop import ProxyLoop
 from ._handshake import Handshake
 from ._hangups import Hangups
 from ._limits import Limits, Occupancy
 from ._listening import ListenError, listen_on, listens, own_name, say_listening
 from ._log import logger
+from ._loop_relay import LoopRelay
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
 from ._proxy_protocol import Version
 from ._reporting import peer_name, report_end, report_failure, report_refusal, who
+from ._taskless import Failed, Taskless
 
 #: Descriptors that a connection needs besides its client's: one for the target.
 _NEEDED_TO_DIAL = 1
@@ -133,14 +138,20 @@ class ProxyServer:
         #: Those whose next client may have come before the listener was tuned, or has nothing of
         #: it on this system.
         self._untuned: set[socket.socket] = set()
+        #: The live connections that have a task; ``_taskless`` has the others.
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
+        #: The loop's own worker, and what it serves; None where pollers can't be nested.
         self._worker: LocalWorker | None = None
-        self._is_moving = False  # just now, in a callback of the loop's
+        self._taskless: Taskless | None = None
+        #: None where each client needs a task to find its target.
+        is_direct = isinstance(open_target, Direct) and self._headers is None
+        self._direct = cast(Direct, open_target) if is_direct else None
         self._stops = 0
         self._cutting = False
-        self._changes = Changes()
-        self._shortage = Shortage(self._changes, lambda: len(self._clients))
+        self._stopped = Changes()  # told of a stop
+        self._changes = Changes()  # told of a stop, and of the end of each connection
+        self._shortage = Shortage(self._changes, self._count_live)
 
     def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
         """Listen on every address that a name stands for.
@@ -192,15 +203,13 @@ class ProxyServer:
         """
         _start_workers()
         loop = asyncio.get_running_loop()
-        self._worker = current().local_worker()
-        if self._worker is not None:
-            loop.add_reader(self._worker.fileno(), self._move)
+        self._open_worker()
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
-            task.add_done_callback(lambda _: self._changes.wake())
+            task.add_done_callback(lambda _: self._stopped.wake())
         try:
             while not self._stops and not any(task.done() for task in accepting):
-                await self._changes.wait()
+                await self._stopped.wait()
         except asyncio.CancelledError:
             self._stops = 2
             raise
@@ -211,24 +220,47 @@ class ProxyServer:
             for listener in self._listeners:
                 listener.close()
             await self._finish()
-            if self._worker is not None:
-                loop.remove_reader(self._worker.fileno())
-                self._worker.close()
+            self._close_worker()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
 
+    def _open_worker(self) -> None:
+        """Have the loop's own thread move bytes, where that is possible."""
+        loop, runtime = asyncio.get_running_loop(), current()
+        self._worker = worker = runtime.local_worker()
+        if worker is None:
+            return
+        if not (isinstance(loop, ProxyLoop) and loop.serve(worker)):
+            loop.add_reader(worker.fileno(), self._move)
+        if runtime.copies_first():
+            self._taskless = Taskless(
+                runtime,
+                worker,
+                self._direct,
+                prepare=partial(set_buffers, size=self._buffer_size),
+                connect_timeout=self._connect_timeout,
+                idle_timeout=self._idle_timeout,
+                keepalive=self._keepalive,
+                client_of=partial(self._client, ReservedSocket(None)),
+                serve_by_task=self._go_on_by_task,
+                is_over=self._is_over,
+            )
+
+    def _close_worker(self) -> None:
+        if self._taskless is not None:
+            self._taskless.close()
+        loop, worker = asyncio.get_running_loop(), self._worker
+        if worker is not None:
+            if isinstance(loop, ProxyLoop):
+                loop.serve_no_more(worker)
+            loop.remove_reader(worker.fileno())
+            worker.close()
+
     def _move(self) -> None:
         """Let the flows of the loop's own worker move, on the loop's thread."""
         worker = self._worker
-        if worker is None or worker.is_closed:
-            return
-        self._is_moving = True
-        try:
-            has_more = worker.turn()
-        finally:
-            self._is_moving = False
-        if has_more:
+        if worker is not None and not worker.is_closed and worker.turn():
             asyncio.get_running_loop().call_soon(self._move)
 
     def stop(self) -> None:
@@ -240,6 +272,7 @@ class ProxyServer:
         thread.
         """
         self._stops += 1
+        self._stopped.wake()
         self._changes.wake()
 
     async def _dial(
@@ -289,10 +322,15 @@ class ProxyServer:
                 room=self._room_now,
                 accepted=partial(self._accepted, listener),
                 nobody_waits=partial(self._nobody_waits, listener),
+                must_know=partial(self._must_know_that_nobody_waits, listener),
+                worker=self._worker,
             )
             error = await accepting.run()
             if error is not None:
                 await self._accept_failed(listener, error)
+
+    def _must_know_that_nobody_waits(self, listener: socket.socket) -> bool:
+        return self._shortage.lasts or (ACCEPTED_ARE_TUNED and listener in self._untuned)
 
     def _nobody_waits(self, listener: socket.socket) -> None:
         if ACCEPTED_ARE_TUNED:
@@ -315,7 +353,10 @@ class ProxyServer:
             is_sender = self._headers is not None and self._headers.is_sender(address)
             place = self._occupancy.enter(() if is_sender else address)
             if place is not None:
-                self._begin(sock, address, reserved, place)
+                if self._taskless is None or not self._taskless.connect(
+                    sock, address, reserved, place
+                ):
+                    self._begin(sock, address, reserved, place)
                 return
             name = show(address)
             report_refusal(name, {"client": name}, self._limits.per_client)
@@ -327,15 +368,45 @@ class ProxyServer:
         reserved.keep(0)
 
     def _begin(
-        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors, place: str
+        self,
+        sock: socket.socket,
+        address: SocketAddress,
+        reserved: ReservedDescriptors,
+        place: str,
+        after: Failed | None = None,
     ) -> None:
+        """Serve a client by a task.
+
+        Args:
+            sock: the client.
+            address: the client's address.
+            reserved: what is reserved for the client.
+            place: what the client is counted under.
+            after: the target that could not be connected to, and why; None: none was tried.
+        """
         sock.setblocking(False)
-        handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(sock, address, handshake, partial(self._dial, reserved, place), place)
-        logger.debug("%s: accepted", client.name)
-        task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
+        client = self._client(reserved, sock, address, place)
+        if after is None:
+            logger.debug("%s: accepted", client.name)
+        task = asyncio.get_running_loop().create_task(self._serve(client, reserved, after))
         self._clients[task] = client
         task.add_done_callback(partial(self._ended, reserved))
+
+    def _client(
+        self, reserved: ReservedDescriptors, sock: socket.socket, address: SocketAddress, place: str
+    ) -> Client:
+        handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
+        return Client(sock, address, handshake, partial(self._dial, reserved, place), place)
+
+    def _go_on_by_task(
+        self, sock: socket.socket, address: SocketAddress, place: str, after: Failed | None
+    ) -> None:
+        try:
+            self._begin(sock, address, ReservedSocket(None), place, after)
+        except Exception:
+            logger.exception("an accepted client cannot be served")
+            sock.close()
+            self._is_over(place)
 
     async def _room(self) -> ReservedDescriptors:
         """Wait until everything that one more connection needs is free, and reserve it.
@@ -363,9 +434,12 @@ class ProxyServer:
         """
         if self._stops:
             return None
-        if len(self._clients) >= self._limits.connections:
+        if self._count_live() >= self._limits.connections:
             self._shortage.begins("connection limit reached (--max-connections)")
             return None
+        reserved = None if self._taskless is None else self._taskless.reserve()
+        if reserved is not None:
+            return reserved
         return ReservedDescriptors(_NEEDED_TO_DIAL, _TO_SPARE)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
@@ -380,17 +454,31 @@ class ProxyServer:
             logger.error("cannot accept: %s", why(error))
             await asyncio.sleep(_pausing.RETRY_AFTER)
 
+    def _count_live(self) -> int:
+        return len(self._clients) + (0 if self._taskless is None else len(self._taskless))
+
     def _ended(self, reserved: ReservedDescriptors, task: asyncio.Task[None]) -> None:
         client = self._clients.pop(task)
         reserved.keep(0)
-        self._occupancy.leave(client.counts_as)
+        if client.goes_on:
+            return
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
+        self._is_over(client.counts_as)
+
+    def _is_over(self, place: str) -> None:
+        """Count a connection no more."""
+        self._occupancy.leave(place)
         self._changes.wake()
 
     # One connection
 
-    async def _serve(self, client: Client, reserved: ReservedDescriptors) -> None:
+    async def _serve(
+        self,
+        client: Client,
+        reserved: ReservedDescriptors,
+        after: Failed | None = None,
+    ) -> None:
         with contextlib.ExitStack() as unless_joined:
             unless_joined.callback(client.socket.close)
             try:
@@ -399,7 +487,10 @@ class ProxyServer:
                         await self._headers.receive(client)
                         if not self._is_welcome(client):
                             return
-                    target, initial = await self._open_target(client)
+                    if after is None or self._direct is None:
+                        target, initial = await self._open_target(client)
+                    else:
+                        target, initial = await self._direct.after(client, *after)
                 unless_joined.callback(target.close)
                 client.target = target
                 if self._headers is not None:
@@ -410,7 +501,11 @@ class ProxyServer:
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
-        outcome = await end_of(relay, lambda: self._is_moving)
+        if isinstance(relay, LoopRelay):
+            relay.look()
+            return  # it goes on without a task
+        worker = self._worker
+        outcome = await end_of(relay, lambda: worker is not None and worker.is_at_work)
         report_end(client, target_name, outcome)
 
     def _is_welcome(self, client: Client) -> bool:
@@ -431,30 +526,38 @@ class ProxyServer:
         target: socket.socket,
         initial: tuple[bytes, bytes],
         reserved: ReservedDescriptors,
-    ) -> Relay:
+    ) -> Relay | LoopRelay:
         tune(target, self._keepalive)
         reserved.keep(0)
         # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
         client.handshake.received = bytearray()
-        while client.relay is None:
+        while True:
             if self._cutting:  # ``open_target`` can have missed that it was cancelled
                 raise asyncio.CancelledError
             try:
-                client.relay = self._relay(client, target, initial)
+                relay = self._relay(client, target, initial)
             except OSError as error:
                 with (
                     client.handshake.during("while waiting for descriptors"),
                     self._hangups.watch(client.handshake),
                 ):
                     await self._shortage.wait_after(error)
-        return client.relay
+            else:
+                client.joined_by(relay.as_relay if isinstance(relay, LoopRelay) else relay)
+                return relay
 
-    def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
+    def _relay(
+        self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
+    ) -> Relay | LoopRelay:
         idle, worker = self._idle_timeout, self._worker
         if client.has_dialled(target):
             for sock in (client.socket, target):
                 if sock.gettimeout() != 0:  # ``open_target`` has set another one
                     sock.setblocking(False)
+            if self._taskless is not None and not any(initial):
+                relay = self._taskless.join(client, target)
+                if relay is not None:
+                    return relay
             return GivenRelay(
                 client.socket, target, worker=worker, idle_timeout=idle, initial=initial
             )
@@ -465,19 +568,21 @@ class ProxyServer:
     async def _finish(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
-        logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)
-        while self._clients and self._stops < 2 and loop.time() < deadline:
+        logger.info("stopping: %d connections live, %g s left", self._count_live(), self._grace)
+        while self._count_live() and self._stops < 2 and loop.time() < deadline:
             await self._changes.wait(deadline - loop.time())
-        if self._clients:
-            logger.warning("cutting %d connections", len(self._clients))
+        if self._count_live():
+            logger.warning("cutting %d connections", self._count_live())
             self._cut()
             deadline = loop.time() + LINGER
-            while self._clients and self._stops < 3 and loop.time() < deadline:
+            while self._count_live() and self._stops < 3 and loop.time() < deadline:
                 await self._changes.wait(deadline - loop.time())
         for client in self._clients.values():
             if client.relay is not None:
                 client.relay.end_soon()
-        while self._clients:
+        if self._taskless is not None:
+            self._taskless.end_soon()
+        while self._count_live():
             await self._changes.wait()
 
     def _cut(self) -> None:
@@ -488,6 +593,8 @@ class ProxyServer:
                 task.cancel()
             else:
                 client.relay.cut_soon()
+        if self._taskless is not None:
+            self._taskless.cut()
 
 
 def _start_workers() -> None:

@@ -1,0 +1,201 @@
+"""The connections of a server that have no task: one is enough to accept them all.
+
+A client whose target is known at once is connected and joined by plain calls (``_direct``). Any
+other has a task until it is joined, and none from then on. ``_loop_relay`` moves the bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+
+from .._platform.reset import last_close_waits
+from .._runtime import Runtime
+from .._userspace.workers import LocalWorker
+from ._addresses import SocketAddress, show
+from ._client import Client
+from ._connecting import ReservedDescriptors, TargetError, tune
+from ._direct import Connection, Dials, Direct, ReservedSocket, peer_of, reserve
+from ._hangups import HangupError
+from ._log import logger
+from ._loop_relay import LoopRelay, LoopRelays
+from ._reporting import report_end, report_failure
+
+#: The number of a target that could not be connected to, and why.
+Failed = tuple[int, TargetError]
+
+
+class Taskless:
+    """All such connections of one server.
+
+    Args:
+        runtime: this process's.
+        worker: the loop's own, which has their sockets in its poller.
+        direct: knows the targets of clients at once; None: each client needs a task to find it.
+        prepare: is given each target's socket before it connects.
+        connect_timeout: as for ``ProxyServer``.
+        idle_timeout: as for ``ProxyServer``.
+        keepalive: as for ``ProxyServer``.
+        client_of: makes the ``Client`` of a socket, an address, and the place that it counts as.
+        serve_by_task: serves such a client by a task, from where connecting has failed.
+        is_over: is told of the place that is free again.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        worker: LocalWorker,
+        direct: Direct | None,
+        *,
+        prepare: Callable[[socket.socket], object],
+        connect_timeout: float,
+        idle_timeout: float | None,
+        keepalive: bool,
+        client_of: Callable[[socket.socket, SocketAddress, str], Client],
+        serve_by_task: Callable[[socket.socket, SocketAddress, str, Failed | None], object],
+        is_over: Callable[[str], object],
+    ) -> None:
+        self._direct = direct
+        self._keepalive = keepalive
+        self._make_client = client_of
+        self._serve_by_task = serve_by_task
+        self._is_over = is_over
+        self._relays = LoopRelays(runtime, worker, idle_timeout)
+        self._dials = Dials(worker, connect_timeout, prepare, self._connected, self._not_connected)
+        self._live: set[Connection] = set()
+        self._cutting = False
+
+    def __len__(self) -> int:
+        """How many are live."""
+        return len(self._live)
+
+    def reserve(self) -> ReservedSocket | None:
+        """Return a socket for the next client's target; None: it needs a task, or more is needed.
+
+        Raises:
+            OSError: there is none; the errno is one of SHORTAGES.
+        """
+        known = None if self._direct is None else self._direct.next_known()
+        return None if known is None else reserve(known.resolved.family)
+
+    def connect(
+        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors, place: str
+    ) -> bool:
+        """Connect a client to its target; return False where it needs a task."""
+        if not isinstance(reserved, ReservedSocket) or self._direct is None:
+            return False
+        known = self._direct.next_known()
+        if known is None or not reserved.is_for(known.resolved.family):
+            return False
+        self._direct.take()
+        sock.setblocking(False)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s: accepted", show(address))
+        connection = Connection(sock, address, place, reserved.take())
+        connection.known = known
+        self._live.add(connection)
+        try:
+            self._dials.begin(connection)
+        except BaseException:
+            connection.target.close()
+            self._live.discard(connection)
+            raise
+        return True
+
+    def join(self, client: Client, target: socket.socket) -> LoopRelay | None:
+        """Join a client of a task and its target; None: it takes another relay.
+
+        Both sockets are non-blocking, and nobody else's.
+
+        Raises:
+            OSError: the poller has no room.
+        """
+        if any(last_close_waits(sock) for sock in (client.socket, target)):
+            return None
+        connection = Connection(client.socket, client.address, client.counts_as, target)
+        connection.named = client
+        connection.peer = peer_of(target) or ()
+        relay = self._join(connection)
+        self._live.add(connection)
+        client.goes_on = True
+        return relay
+
+    def cut(self) -> None:
+        """End them all; their sides are reset after what they were sent was delivered."""
+        self._cutting = True
+        for connection in self._dials.cancel():
+            self._give_up(connection, None)
+        for connection in list(self._live):
+            if connection.relay is not None:
+                connection.relay.cut_soon()
+
+    def end_soon(self) -> None:
+        """End them all, and wait for no slow reader any more."""
+        for connection in list(self._live):
+            if connection.relay is not None:
+                connection.relay.end_soon()
+
+    def close(self) -> None:
+        """Give up what they share: none is left."""
+        self._dials.close()
+        self._relays.close()
+
+    def _connected(self, connection: Connection) -> None:
+        """Join a client and its target, as there is a connection to it."""
+        try:
+            assert self._direct is not None
+            assert connection.known is not None
+            self._direct.is_there(connection.known.number)
+            tune(connection.target, self._keepalive)
+            relay = self._join(connection)
+        except Exception as error:
+            connection.target.close()
+            if not isinstance(error, OSError):
+                logger.exception("a client cannot be joined to its target")
+            self._give_up(connection, error if isinstance(error, OSError) else None)
+        else:
+            relay.look()
+
+    def _join(self, connection: Connection) -> LoopRelay:
+        over = partial(self._ended, connection)
+        connection.relay = self._relays.begin(connection.client, connection.target, over)
+        return connection.relay
+
+    def _not_connected(self, connection: Connection, error: OSError) -> None:
+        """Have a task do what is left, as the target could not be connected to at once."""
+        if isinstance(error, HangupError) or self._cutting:
+            self._give_up(connection, None if self._cutting else error)
+            return
+        assert connection.known is not None
+        failed = (connection.known.number, error) if isinstance(error, TargetError) else None
+        self._live.discard(connection)
+        self._serve_by_task(connection.client, connection.address, connection.place, failed)
+
+    def _give_up(self, connection: Connection, error: OSError | None) -> None:
+        """Close a client that was joined to no target."""
+        connection.client.close()
+        if error is not None:
+            report_failure(self._client_of(connection), error)
+        self._forget(connection)
+
+    def _ended(self, connection: Connection) -> None:
+        """Report a connection that is over."""
+        relay = connection.relay
+        assert relay is not None
+        try:
+            if logger.isEnabledFor(logging.INFO):
+                report_end(self._client_of(connection), show(connection.peer), relay.outcome())
+        except Exception:
+            logger.exception("the end of a connection cannot be reported")
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._live.discard(connection)
+        self._is_over(connection.place)
+
+    def _client_of(self, connection: Connection) -> Client:
+        if connection.named is not None:
+            return connection.named
+        return self._make_client(connection.client, connection.address, connection.place)
