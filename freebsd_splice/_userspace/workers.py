@@ -365,7 +365,7 @@ def _has_failed(
 
 
 def _log_failure() -> None:
-    logger.exception("ending a splice failed")
+    logger.exception("a call of a worker's has failed")
 
 
 class _Watched:

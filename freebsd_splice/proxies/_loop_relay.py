@@ -67,6 +67,8 @@ class LoopRelays:
         #: When each is to be looked at for its idle time, the next one first.
         self._looks: dict[LoopRelay, tuple[float, IdleClock]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # What a relay becomes needs them, and could lack descriptors or a thread for them later.
+        runtime.timers.begin()
         runtime.add(self)
 
     def begin(

@@ -28,8 +28,10 @@ from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from freebsd_splice.proxies._event_loop import ProxyLoop
 from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
+from freebsd_splice.proxies._server import _start_workers
 from model.harness import ModelHarness
 from model.local_worker import LoopsWorker
+from programs.processes import descriptors_left
 from support.platforms import RecordingPlatform, runtime
 from system.test_pollers import PollingKqueue
 
@@ -303,6 +305,23 @@ def test_much_goes_on_without_the_loop(harness: Harness, loop: Loop) -> None:
     server.fin()
     outcome = relay.wait()
     assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.EOF, 6 + len(data))
+
+
+def test_to_become_another_takes_no_descriptor(harness: Harness, loop: Loop) -> None:
+    """A proxy's clients can have them all, and bytes are under way."""
+    left, client = harness.pair()
+    right, server = harness.pair()
+    _start_workers()  # as a server does
+    relay = OnLoop(loop, left, right, idle_timeout=1_000)
+    data = random.Random(7).randbytes(1_000_000)
+    with descriptors_left(0):
+        writing = harness.in_background(client.finish, data)
+        assert server.read_to_end() == data
+        writing.join()
+    server.fin()
+    outcome = relay.wait()
+    assert relay.relay.relay is not None
+    assert (outcome.reason, outcome.left_to_right.bytes) == (Reason.EOF, len(data))
 
 
 def test_what_finds_the_drain_full_is_not_lost(harness: Harness, loop: Loop) -> None:
