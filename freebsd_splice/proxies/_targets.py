@@ -60,13 +60,14 @@ class Targets:
             StarvedError: descriptors or the like are short; no further target is tried.
         """
         failure: TargetError | None = None
-        start = self._next() if after is None else after[0]
-        for target in self._in_turn(start):
+        in_turn = self._in_turn(self._next() if after is None else after[0])
+        if after is not None:
+            number, failure = after
+            failed = self._targets[number]
+            self._failed(failed, failure, was_dead=failed.dead_until is not None)
+            in_turn = [target for target in in_turn if target is not failed]
+        for target in in_turn:
             try:
-                if after is not None:
-                    (_, error), after = after, None
-                    self._failed(target, error, was_dead=False)
-                    raise error
                 return await self._dial(client, target, prepare)
             except StarvedError:
                 raise  # another target would need the same
