@@ -87,12 +87,19 @@ class ReservedSocket(ReservedDescriptors):
 
 
 def reserve(family: int) -> ReservedSocket | None:
-    """Return a non-blocking socket for a target; None: there may be too few descriptors besides.
+    """Return a non-blocking socket for a target.
+
+    None: there may be too few descriptors besides, or this machine has no such addresses.
 
     Raises:
         OSError: there is none; the errno is one of SHORTAGES.
     """
-    sock = socket.socket(family, _NONBLOCKING_STREAM)
+    try:
+        sock = socket.socket(family, _NONBLOCKING_STREAM)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return None
     # Numbers are given from the lowest on: see ``ReservedDescriptors``.
     if sock.fileno() >= _plenty():
         sock.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -263,6 +264,27 @@ def test_a_short_of_sockets_is_a_shortage(
     asyncio.run(main())
     assert "accepting pauses" in caplog.text
     assert "accepting has resumed" in caplog.text
+
+
+def test_a_family_that_is_missing_ends_no_server(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family: int = -1, *given: Any, **options: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *given, **options)
+
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+
+    async def main() -> None:
+        server = forwarder([Address("::1", 80), Address(*echo_server.address)])
+        async with running(server) as address:
+            for _ in range(3):
+                assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert "accepting pauses" not in caplog.text
 
 
 def test_two_servers_may_have_one_loop(echo_server: Server) -> None:
