@@ -196,13 +196,10 @@ class Dials:
             number = error.errno or errno.EIO
         self._check(connection, number, peer or ())
 
-    def cancel(self) -> list[Connection]:
-        """Give all up that wait, and return them; the targets' sockets are closed."""
-        given_up = list(self._waiting)
-        for connection in given_up:
+    def cancel(self) -> None:
+        """Forget all that wait. The targets' sockets are to be closed."""
+        for connection in list(self._waiting):
             self._forget(connection)
-            connection.target.close()
-        return given_up
 
     def close(self) -> None:
         """Have no timer any more."""

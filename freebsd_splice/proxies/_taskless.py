@@ -125,11 +125,13 @@ class Taskless:
     def cut(self) -> None:
         """End them all; their sides are reset after what they were sent was delivered."""
         self._cutting = True
-        for connection in self._dials.cancel():
-            self._give_up(connection, None)
+        self._dials.cancel()
         for connection in list(self._live):
             if connection.relay is not None:
                 connection.relay.cut_soon()
+            else:  # not connected yet; or a signal handler raised amid that
+                connection.target.close()
+                self._give_up(connection, None)
 
     def end_soon(self) -> None:
         """End them all, and wait for no slow reader any more."""
@@ -189,7 +191,8 @@ class Taskless:
                 report_end(self._client_of(connection), show(connection.peer), relay.outcome())
         except Exception:
             logger.exception("the end of a connection cannot be reported")
-        self._forget(connection)
+        finally:  # a signal handler can raise at any step
+            self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
         self._live.discard(connection)

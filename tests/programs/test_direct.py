@@ -287,6 +287,41 @@ def test_a_family_that_is_missing_ends_no_server(
     assert "accepting pauses" not in caplog.text
 
 
+@pytest.mark.parametrize("loop", [asyncio.run, run])
+@pytest.mark.parametrize("amid", ["tune", "report_end"])
+def test_a_signals_exception_keeps_no_server_alive(
+    loop: Callable[..., None],
+    amid: str,
+    echo_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its loop is run once more, to end what there is."""
+    not_at_once(monkeypatch)
+    call = getattr(_taskless, amid)
+    raised = [KeyboardInterrupt()]
+
+    def interrupted(*given: Any) -> None:
+        if raised:
+            raise raised.pop()
+        call(*given)
+
+    monkeypatch.setattr(_taskless, amid, interrupted)
+    caplog.set_level(logging.INFO)
+    servers: list[ProxyServer] = []
+
+    async def main() -> None:
+        servers.append(forwarder(Address(*echo_server.address)))
+        (address,) = servers[0].listen(Address("127.0.0.1", 0))
+        serving = asyncio.ensure_future(servers[0].run())
+        await ask(address, b"hello")
+        await serving
+
+    with pytest.raises(KeyboardInterrupt):
+        loop(main())
+    assert servers[0]._count_live() == 0
+
+
 def test_two_servers_may_have_one_loop(echo_server: Server) -> None:
     async def main() -> None:
         target = Address(*echo_server.address)
