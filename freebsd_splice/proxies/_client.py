@@ -49,7 +49,6 @@ class Client:
             does. For the package's own use.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
-        goes_on (bool): whether the connection lives on without a task. For the package's own use.
 
     Example::
 
@@ -81,7 +80,6 @@ class Client:
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self._relay: Relay | Callable[[], Relay | None] | None = None
-        self.goes_on = False
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 

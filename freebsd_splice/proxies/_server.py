@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import sys
@@ -353,6 +354,8 @@ class ProxyServer:
             is_sender = self._headers is not None and self._headers.is_sender(address)
             place = self._occupancy.enter(() if is_sender else address)
             if place is not None:
+                if logger.isEnabledFor(logging.DEBUG):
+                    logger.debug("%s: accepted", show(address))
                 if self._taskless is None or not self._taskless.connect(
                     sock, address, reserved, place
                 ):
@@ -386,8 +389,6 @@ class ProxyServer:
         """
         sock.setblocking(False)
         client = self._client(reserved, sock, address, place)
-        if after is None:
-            logger.debug("%s: accepted", client.name)
         task = asyncio.get_running_loop().create_task(self._serve(client, reserved, after))
         self._clients[task] = client
         task.add_done_callback(partial(self._ended, reserved))
@@ -458,9 +459,9 @@ class ProxyServer:
         return len(self._clients) + (0 if self._taskless is None else len(self._taskless))
 
     def _ended(self, reserved: ReservedDescriptors, task: asyncio.Task[None]) -> None:
-        client = self._clients.pop(task)
+        client = self._clients.pop(task, None)
         reserved.keep(0)
-        if client.goes_on:
+        if client is None:  # its connection lives on without the task
             return
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
@@ -502,8 +503,11 @@ class ProxyServer:
                 return
             unless_joined.pop_all()  # the relay closes them
         if isinstance(relay, LoopRelay):
+            task = asyncio.current_task()
+            assert task is not None
+            del self._clients[task]  # ``_taskless`` counts it from now on
             relay.look()
-            return  # it goes on without a task
+            return
         worker = self._worker
         outcome = await end_of(relay, lambda: worker is not None and worker.is_at_work)
         report_end(client, target_name, outcome)

@@ -91,8 +91,6 @@ class Taskless:
             return False
         self._direct.take()
         sock.setblocking(False)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s: accepted", show(address))
         connection = Connection(sock, address, place, reserved.take())
         connection.known = known
         self._live.add(connection)
@@ -119,7 +117,6 @@ class Taskless:
         connection.peer = peer_of(target) or ()
         relay = self._join(connection)
         self._live.add(connection)
-        client.goes_on = True
         return relay
 
     def cut(self) -> None:

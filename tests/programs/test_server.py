@@ -84,6 +84,30 @@ async def ask(address: tuple[str, int], data: bytes) -> bytes:
         await writer.wait_closed()
 
 
+def test_a_connection_that_leaves_its_task_counts_once(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next client is accepted before the task's end is known; it must not seem too many."""
+    server = ProxyServer(asking(Address(*echo_server.address)), limits=Limits(connections=2))
+    look, counted = LoopRelay.look, []
+
+    def look_later(self: LoopRelay) -> None:
+        asyncio.get_running_loop().call_soon(lambda: counted.append(server._count_live()))
+        look(self)
+
+    monkeypatch.setattr(LoopRelay, "look", look_later)
+
+    async def main() -> None:
+        async with running(server) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"hello")
+            assert await asyncio.wait_for(reader.readexactly(5), PATIENCE) == b"hello"
+            writer.close()
+
+    asyncio.run(main())
+    assert counted == [1]
+
+
 def test_what_was_read_already_goes_first(echo_server: Server) -> None:
     async def open_target(client: Client) -> OpenedTarget:
         assert not client.socket.getblocking()
