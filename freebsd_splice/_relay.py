@@ -16,7 +16,7 @@ from ._core.time_limits import TimeLimits, check_seconds
 from ._errors import InvalidArgument, why
 from ._operation import Operation
 from ._platform.interface import SocketLike
-from ._runtime import current
+from ._runtime import Runtime, current
 from ._splice import Outcome, check_bytes, make_outcome
 from ._userspace.workers import LocalWorker
 
@@ -129,7 +129,7 @@ class Relay(Operation[RelayOutcome]):
         initial: tuple[bytes, bytes] = (b"", b""),
         fallback: bool = True,
     ) -> None:
-        runtime = current()
+        runtime = self._its_runtime()
         super().__init__(runtime)
         self._close = close
         self._linger = check_linger(linger)
@@ -319,6 +319,9 @@ class Relay(Operation[RelayOutcome]):
             except OSError:
                 return True
 
+    def _its_runtime(self) -> Runtime:
+        return current()
+
     def _make_flows(self, fallback: bool) -> list[Flow]:
         return self._runtime.flows(2, fallback=fallback)
 
@@ -376,7 +379,8 @@ class GivenRelay(Relay):
     """A relay of two sockets that are its own from now on (see ``Sockets.take_over``).
 
     It closes them. ``worker`` moves what comes as long as that is little (see ``Engine.local``).
-    ``so_far`` is what was done before, where it goes on with a relay that was none of these.
+    ``so_far`` is what was done before, where it goes on with a relay that was none of these, and
+    ``runtime`` the one that such a relay belonged to; None: this process's.
     Raises OSError, and they are the caller's still.
     """
 
@@ -389,7 +393,9 @@ class GivenRelay(Relay):
         idle_timeout: float | None = None,
         initial: tuple[bytes, bytes] = (b"", b""),
         so_far: RelaySoFar | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
+        self._given_runtime = runtime
         self._worker = worker
         self._so_far = so_far
         super().__init__(left, right, idle_timeout=idle_timeout, close=True, initial=initial)
@@ -397,6 +403,9 @@ class GivenRelay(Relay):
     def end_idle(self) -> None:
         """End it as its idle time does, which was measured elsewhere."""
         self._runtime.run_blocking(partial(self._end_now, Reason.IDLE))
+
+    def _its_runtime(self) -> Runtime:
+        return self._given_runtime or super()._its_runtime()
 
     def _make_flows(self, fallback: bool) -> list[Flow]:
         # Once the flows have begun the caller must not close the sockets, as it does where this

@@ -60,6 +60,8 @@ class Runtime:
         self._kernel: KernelBackend | None = None
         self._lock = threading.Lock()
         self._live: set[_Endable] = set()
+        #: What ``close`` calls first, while operations can still be made.
+        self.call_before_close: set[Callable[[], object]] = set()
         self._closing = False
 
     def flows(
@@ -151,6 +153,8 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel what is live, wait for the done callbacks, end all threads, close descriptors."""
+        for call in list(self.call_before_close):
+            call()
         with self._lock:
             self._closing = True
             live = list(self._live)

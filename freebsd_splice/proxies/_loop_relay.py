@@ -15,17 +15,19 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from .._backend import COPY
 from .._core.flow import End, Reason, SoFar
-from .._core.time_limits import IdleClock
+from .._core.pair_policy import Closing
 from .._kernel.flow import NEVER_BUSY
 from .._platform.interface import Endpoint, Readiness
-from .._relay import GivenRelay, RelayOutcome, RelaySoFar
-from .._runtime import Runtime
+from .._relay import LINGER, GivenRelay, RelayOutcome, RelaySoFar
+from .._runtime import Runtime, current
 from .._splice import Outcome, make_outcome
 from .._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from .._userspace.workers import LocalWorker
+from ._idle_looks import IdleLooks
 
 _READ, _NONE, _FAILED = Readiness.READ, Readiness.NONE, int(Readiness.ERROR)
 
@@ -52,7 +54,6 @@ class LoopRelays:
         idle_timeout: float | None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.runtime = runtime
         self.platform = runtime.platform
         self.worker = worker
         self.buffer = worker.message_buffer
@@ -64,12 +65,10 @@ class LoopRelays:
         #: With its next message a relay counts as one that lasts: it is to be spliced.
         self.most_messages = MANY_MESSAGES - 1 if has_kernel else None
         self._live: set[LoopRelay] = set()
-        #: When each is to be looked at for its idle time, the next one first.
-        self._looks: dict[LoopRelay, tuple[float, IdleClock]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        # What a relay becomes needs them, and could lack descriptors or a thread for them later.
-        runtime.timers.begin()
-        runtime.add(self)
+        self._idle_looks: IdleLooks | None = None
+        if idle_timeout is not None:
+            self._idle_looks = IdleLooks(self.loop, self.platform.now, idle_timeout)
+        self._belong_to(runtime)
 
     def begin(
         self, left: socket.socket, right: socket.socket, over: Callable[[], object]
@@ -81,68 +80,54 @@ class LoopRelays:
         Raises:
             OSError: the poller has no room. The sockets are the caller's still.
         """
+        runtime = current()
+        if runtime is not self.runtime:  # that one was shut down, or is being shut down
+            self._hand_all_over()
+            self._belong_to(runtime)
         relay = LoopRelay(self, left, right, over)
         self._live.add(relay)
-        if self.idle_timeout is not None:
-            self._look_at(relay, IdleClock(self.idle_timeout, (0, 0), self.platform.now()))
+        if self._idle_looks is not None:
+            self._idle_looks.begin(relay)
         return relay
 
     def forget(self, relay: LoopRelay) -> None:
         """The relay is over, or another kind of relay."""
         self._live.discard(relay)
-        if self.idle_timeout is not None:
-            self._looks.pop(relay, None)
-
-    def end_for_shutdown(self) -> None:
-        """Cancel all relays, for ``shutdown()``."""
-        if threading.get_ident() == self.thread:
-            self._cancel_all()
-            return
-        done = threading.Event()
-
-        def cancel_all() -> None:
-            self._cancel_all()
-            done.set()
-
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(cancel_all)
-            done.wait(_PATIENCE)
+        if self._idle_looks is not None:
+            self._idle_looks.forget(relay)
 
     def close(self) -> None:
         """Give up what all relays share: none is left."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self.runtime.discard(self)
+        if self._idle_looks is not None:
+            self._idle_looks.close()
+        self.runtime.call_before_close.discard(self._before_close)
 
-    def _cancel_all(self) -> None:
+    def _belong_to(self, runtime: Runtime) -> None:
+        # What a relay becomes needs them, and could lack descriptors or a thread for them later.
+        runtime.timers.begin()
+        self.runtime = runtime
+        runtime.call_before_close.add(self._before_close)
+
+    def _before_close(self) -> None:
+        """Make all of them relays that ``shutdown()`` knows, and is about to cancel."""
+        if threading.get_ident() == self.thread or not self.loop.is_running():
+            self._hand_all_over()
+            return
+        done = threading.Event()
+
+        def hand_all_over() -> None:
+            try:
+                self._hand_all_over()
+            finally:
+                done.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop was closed just now
+            self.loop.call_soon_threadsafe(hand_all_over)
+            done.wait(_PATIENCE)
+
+    def _hand_all_over(self) -> None:
         for relay in list(self._live):
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits for its end
-                relay.cancel()
-
-    # The idle time. Each relay is looked at every tenth of it, so that an end is late by a fifth.
-
-    def _look_at(self, relay: LoopRelay, clock: IdleClock) -> None:
-        assert self.idle_timeout is not None
-        seconds = max(self.idle_timeout / 10, 0.025)
-        self._looks[relay] = self.loop.time() + seconds, clock
-        if self._timer is None:
-            self._timer = self.loop.call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        now, platform_now = self.loop.time(), self.platform.now()
-        due = []
-        for relay, (when, clock) in self._looks.items():
-            if when > now:
-                self._timer = self.loop.call_at(when, self._look)
-                break
-            due.append((relay, clock))
-        for relay, clock in due:
-            del self._looks[relay]
-            if clock.has_passed(relay.traffic(), platform_now):
-                relay.end_idle()
-            else:
-                self._look_at(relay, clock)
+            relay.as_relay()
 
 
 class LoopRelay:
@@ -208,18 +193,6 @@ class LoopRelay:
         if relay is not None:
             relay.end_soon()
 
-    def cancel(self) -> None:
-        """End it here and now, for a program that shuts the package down."""
-        if self.is_over or self.relay is not None:
-            return
-        self._let_go()
-        rests = [way.has_rest() for way in self.ways]
-        for way, rest_at_other in zip(self.ways, reversed(rests), strict=True):
-            if way.end is None:
-                way.finish(Reason.CANCELLED)
-            self._close(way.source, reset=rest_at_other)
-        self._tell()
-
     def end_idle(self) -> None:
         """End it as one on which nothing has moved for ``idle_timeout`` seconds."""
         relay = self.as_relay()
@@ -252,6 +225,7 @@ class LoopRelay:
             self.relay = GivenRelay(
                 up.source,
                 down.source,
+                runtime=relays.runtime,
                 worker=relays.worker,
                 idle_timeout=relays.idle_timeout,
                 initial=initial,
@@ -281,32 +255,30 @@ class LoopRelay:
         """Both directions have ended with an EOF that was passed on."""
         self._let_go()
         for way in self.ways:
-            self._close(way.source)
+            self.relays.platform.close(way.source)
         self._tell()
-
-    def _fail(self, error: BaseException, held: tuple[bytes, bytes] = (b"", b"")) -> None:
-        """End it after an unexpected error: a defect must not leave it unended."""
-        logger.error("moving bytes failed unexpectedly", exc_info=error)
-        failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
-        for way, unsent in zip(self.ways, held, strict=True):
-            if way.end is None:
-                way.finish(Reason.SOURCE_ERROR, failure, unsent)
-            self._close(way.source, reset=True)
-        self._tell()
-
-    def _close(self, endpoint: Endpoint, *, reset: bool = False) -> None:
-        platform = self.relays.platform
-        if reset:
-            with contextlib.suppress(OSError):  # where the connection is gone already
-                platform.reset_on_close(endpoint)
-        platform.close(endpoint)
 
     def fail(self, error: BaseException) -> None:
         """End it after an unexpected error amid a message."""
         if self.is_over or self.relay is not None:
+            logger.error("the end of a relay failed unexpectedly", exc_info=error)
             return
         self._let_go()
         self._fail(error, (self.ways[0].held(), self.ways[1].held()))
+
+    def _fail(self, error: BaseException, held: tuple[bytes, bytes]) -> None:
+        """End it: a defect must not leave it unended, and destroys nothing that was sent."""
+        logger.error("moving bytes failed unexpectedly", exc_info=error)
+        failure = OSError(errno.EIO, f"moving bytes failed unexpectedly: {error!r}")
+        closer, how = self.relays.runtime.closer, Closing(reset=True, after_delivery=True)
+        for way, unsent in zip(self.ways, held, strict=True):
+            if way.end is None:
+                way.finish(Reason.SOURCE_ERROR, failure, unsent)
+            closer.close(way.source, how, LINGER, partial(self._close, way.source))
+        self._tell()
+
+    def _close(self, endpoint: Endpoint, undelivered: int | None) -> None:
+        self.relays.platform.close(endpoint)
 
     def _tell(self) -> None:
         self.is_over = True
@@ -370,16 +342,13 @@ class _Way:
             self._source_ended()
             return
         self._held = buffer[:taken]
-        failure = None
+        sent, failure = 0, None
         try:
             sent = relays.platform.send(self.drain, self._held)
-        except BlockingIOError:
-            sent = 0
+        except (BlockingIOError, BrokenPipeError):
+            pass  # EPIPE is raised again, for whom asks for its cause
         except OSError as error:
-            # The BSDs raise EPIPE for a connection that was reset; SO_ERROR has the cause there.
-            is_vague = isinstance(error, BrokenPipeError)
-            cause = relays.platform.take_error(self.drain) if is_vague else None
-            sent, failure = 0, cause or error
+            failure = error
         self.moved += sent
         self.has_much = taken >= MUCH_BYTES
         if sent < taken:
@@ -439,13 +408,6 @@ class _Way:
 
     def held(self) -> bytes:
         return b"" if self._held is None else bytes(self._held)
-
-    def has_rest(self) -> bool:
-        """Return whether something has arrived at the source that was not taken."""
-        try:
-            return self.of.relays.platform.peek(self.source) > 0
-        except OSError:
-            return False
 
     def outcome(self) -> Outcome:
         assert self.end is not None

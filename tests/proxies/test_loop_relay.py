@@ -18,15 +18,17 @@ import pytest
 
 from conformance import test_relay as cases
 from conformance.backends import MODELS
-from conformance.harness import DEADLINE, Harness
+from conformance.harness import DEADLINE, Harness, Peer
 from freebsd_splice import Reason, Relay, RelayOutcome, shutdown
 from freebsd_splice._core.flow import End
+from freebsd_splice._core.time_limits import IdleClock
 from freebsd_splice._platform.interface import Endpoint, Readiness
 from freebsd_splice._platform.pollers import KqueuePoller
-from freebsd_splice._runtime import current
+from freebsd_splice._runtime import current, install
 from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from freebsd_splice.proxies._event_loop import ProxyLoop
+from freebsd_splice.proxies._idle_looks import IdleLooks
 from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
 from freebsd_splice.proxies._server import _start_workers
 from model.harness import ModelHarness
@@ -62,6 +64,16 @@ class Loop:
             make = partial(LoopRelays, current(), self.worker, idle_timeout)
             self._relays[idle_timeout] = self.do(make)
         return self._relays[idle_timeout]
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(DEADLINE)
+        try:
+            yield
+        finally:
+            self._thread = threading.Thread(target=self.loop.run_forever)
+            self._thread.start()
 
     def close(self) -> None:
         for relays in self._relays.values():
@@ -510,9 +522,162 @@ def test_shutdown_ends_it(harness: Harness, loop: Loop) -> None:
     client.write(b"moved")
     assert server.read(5) == b"moved"
     shutdown()
-    assert relay.done
     assert relay.wait().reason is Reason.CANCELLED
     assert client.read_to_end() == server.read_to_end() == b""
+
+
+def test_each_shutdown_ends_what_there_is(harness: Harness, loop: Loop) -> None:
+    for _ in range(2):
+        left, client = harness.pair()
+        right, server = harness.pair()
+        relay = OnLoop(loop, left, right)
+        client.write(b"moved")
+        assert server.read(5) == b"moved"
+        shutdown()
+        assert relay.wait().reason is Reason.CANCELLED
+
+
+def test_none_outlives_a_shutdown_by_becoming_another(harness: Harness, loop: Loop) -> None:
+    left, _ = harness.pair()
+    right, _ = harness.pair()
+    relay = OnLoop(loop, left, right)
+    closing = install(None)  # what ``shutdown`` does first
+    assert closing is not None
+    loop.do(relay.relay.as_relay)
+    begun = OnLoop(loop, harness.pair()[0], harness.pair()[0])
+    closing.close()
+    assert relay.wait().reason is Reason.CANCELLED
+    assert not begun.done
+    shutdown()
+    assert begun.wait().reason is Reason.CANCELLED
+
+
+def test_a_shutdown_needs_no_running_loop(harness: Harness, loop: Loop) -> None:
+    left, client = harness.pair()
+    relay = OnLoop(loop, left, harness.pair()[0])
+    with loop.standing_still():
+        shutdown()
+        assert client.read_to_end() == b""
+    assert relay.wait().reason is Reason.CANCELLED
+
+
+def sent_and_not_taken(harness: Harness, loop: Loop) -> tuple[OnLoop, Peer, bytes]:
+    """A relay that has sent its client more than that one's buffer takes."""
+    left, client = harness.pair(small_buffers=True)
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    right, server = harness.pair()
+    relay = OnLoop(loop, left, right)
+    sent = bytearray()
+    while len(sent) < 100_000:
+        message = random.Random(len(sent)).randbytes(10_000)
+        server.write(message)
+        sent.extend(message)
+        harness.until(lambda: relay.relay.ways[1].moved == len(sent), "it is moved")
+    assert relay.relay.relay is None
+    return relay, client, bytes(sent)
+
+
+def test_a_shutdown_destroys_nothing_that_was_sent(harness: Harness, loop: Loop) -> None:
+    relay, client, sent = sent_and_not_taken(harness, loop)
+    got: list[bytes] = []
+    reads = threading.Event()
+
+    def read() -> None:
+        assert reads.wait(DEADLINE)
+        got.append(client.read(len(sent)))
+
+    reading = harness.in_background(read)
+
+    def unread_at_the_end() -> None:
+        client.write(b"unread")
+        harness.until(lambda: harness.readable(relay.relay.ways[0].source), "it is there")
+        reads.set()
+        shutdown()
+
+    loop.do(unread_at_the_end)
+    reading.join()
+    assert got == [sent]
+    assert relay.wait().reason is Reason.CANCELLED
+
+
+def test_a_defect_destroys_nothing_that_was_sent(harness: Harness) -> None:
+    platform = FailingPlatform()
+    platform.sending = ZeroDivisionError()
+    with runtime(platform), looping() as loop:
+        relay, client, sent = sent_and_not_taken(harness, loop)
+        client.write(b"interrupted")
+        assert relay.wait().reason is Reason.SOURCE_ERROR
+        assert client.read(len(sent)) == sent
+        with pytest.raises(ConnectionResetError):
+            client.read(1)
+
+
+def test_the_cause_of_a_broken_pipe_is_asked_for(harness: Harness) -> None:
+    """The BSDs raise EPIPE for a connection that was reset."""
+    platform = FailingPlatform()
+    platform.sending = BrokenPipeError(errno.EPIPE, "broken pipe")
+    left, client = harness.pair()
+    right, server = harness.pair()
+    platform.errors[right.fileno()] = OSError(errno.ETIMEDOUT, "gone")
+    with runtime(platform), looping() as loop:
+        relay = OnLoop(loop, left, right)
+        client.write(b"interrupted")
+        harness.until(lambda: relay.relay.relay, "it is left to another")
+        server.fin()
+        outcome = relay.wait()
+    assert (outcome.reason, outcome.left_to_right.unsent) == (Reason.DRAIN_ERROR, b"interrupted")
+    assert outcome.error is not None
+    assert outcome.error.errno == errno.ETIMEDOUT
+
+
+def test_traffic_counts_from_when_it_is_seen() -> None:
+    """Many may be looked at in one round, which takes its time; no idle end is early."""
+    now, ended = [0.0], []
+
+    class Relay:
+        def __init__(self) -> None:
+            self.moved = 0
+            self.look_takes = 0.0
+
+        def traffic(self) -> int:
+            now[0] += self.look_takes
+            self.moved += bool(self.look_takes)
+            return self.moved
+
+        def end_idle(self) -> None:
+            ended.append(now[0])
+
+    async def main() -> None:
+        relay = Relay()
+        looks = IdleLooks(asyncio.get_running_loop(), lambda: now[0], 1_000.0)
+        for relay.look_takes, now[0] in ((600.0, 0.0), (0.0, 1_599.0), (0.0, 1_600.0)):
+            ((_, clock),) = looks._looks.values() or ((0.0, IdleClock(1_000.0, 0, 0.0)),)
+            looks._looks[relay] = 0.0, clock
+            looks._look()
+        looks.close()
+
+    asyncio.run(main())
+    assert ended == [1_600.0]
+
+
+def test_a_failure_of_whom_it_tells_is_logged(
+    harness: Harness, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    told = threading.Event()
+
+    def over() -> None:
+        told.set()
+        raise ZeroDivisionError
+
+    relays = loop.relays()
+    loop.do(lambda: relays.begin(left, right, over))
+    client.fin()
+    server.fin()
+    assert told.wait(DEADLINE)
+    loop.do(lambda: None)
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_one_that_is_over_needs_no_collector(harness: Harness, loop: Loop) -> None:
@@ -577,6 +742,9 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
 
 class _NoLoop:
     """What such relays need of an event loop, in a modelled world."""
+
+    def is_running(self) -> bool:
+        return False
 
     def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
         call()
