@@ -13,7 +13,7 @@ from typing import Any
 
 from .._errors import why
 from .._platform.reset import no_linger, reset_on_close
-from ._addresses import Address, Resolved
+from ._addresses import Address, Resolved, SocketAddress
 from ._resolving import Resolver
 
 if sys.platform != "win32":
@@ -24,7 +24,7 @@ if sys.platform != "win32":
 MOST_ADDRESSES = 16
 _MOST_NAMED = 3
 
-_TOO_LATE = "no answer in time, see --connect-timeout"
+TOO_LATE = "no answer in time, see --connect-timeout"
 
 #: Errnos that are about the address that is connected from (as with ``--transparent``): they say
 #: nothing about the target.
@@ -44,7 +44,7 @@ _ADVICE = {
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
 #: What connect answers where the connection is not there yet.
-_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
+UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class PlainError(OSError):
@@ -136,6 +136,28 @@ def set_buffers(sock: socket.socket, size: int | None) -> None:
             raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {why(error)}") from error
 
 
+def peer_of(sock: socket.socket) -> SocketAddress | None:
+    """Return whom the socket is connected to; None: to nobody yet, or any more."""
+    try:
+        peer: SocketAddress = sock.getpeername()
+    except OSError:
+        return None
+    return peer
+
+
+def is_its_own_peer(sock: socket.socket, port: int) -> bool:
+    """Return whether the socket, connected to that port, is connected to itself.
+
+    Everything sent would come back. TCP does that (a simultaneous open) where nobody listens and
+    the system chose the very port that is connected to as the local one.
+    """
+    try:
+        own = sock.getsockname()
+        return bool(own[1] == port and sock.getpeername() == own)
+    except OSError:  # the target has reset it already
+        return False
+
+
 class ReservedDescriptors:
     """Descriptors that are held open so that they are free when they are needed."""
 
@@ -150,7 +172,7 @@ class ReservedDescriptors:
             self._held.append(_open_something())
             # Numbers are given from the lowest on: where this one is low, most are free, unless
             # the many above it are in use, and those below it have just become free.
-            if count == 1 and self._held[0] < _plenty():
+            if count == 1 and self._held[0] < plenty():
                 return
             while len(self._held) < count + more:
                 self._held.append(os.dup(self._held[0]))
@@ -165,7 +187,7 @@ class ReservedDescriptors:
             os.close(self._held.pop())
 
 
-def _plenty() -> int:
+def plenty() -> int:
     """The number below which a descriptor is one of few."""
     if sys.platform != "win32":
         return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2
@@ -228,7 +250,7 @@ class Dialer:
                 return await _connect(candidate, share, prepare)
             except asyncio.TimeoutError:
                 numbers.append(errno.ETIMEDOUT)
-                failures.append(f"{candidate}: {_TOO_LATE}")
+                failures.append(f"{candidate}: {TOO_LATE}")
             except OSError as error:
                 if error.errno in SHORTAGES:
                     raise
@@ -244,7 +266,7 @@ class Dialer:
         try:
             return await self._resolver.look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
-            number, reason = errno.ETIMEDOUT, _TOO_LATE
+            number, reason = errno.ETIMEDOUT, TOO_LATE
         except socket.gaierror as error:
             if error.errno == socket.EAI_MEMORY:
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
@@ -286,29 +308,20 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
             await asyncio.wait_for(connecting, seconds)
         else:
             number = sock.connect_ex(candidate.address)
-            if number in _UNDER_WAY:
+            if number in UNDER_WAY:
                 # To this machine it is there already, for what takes less than a round of the loop.
-                if not _is_connected(sock):
+                if peer_of(sock) is None:
                     await _until_writable(sock, seconds)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 raise OSError(number, os.strerror(number))
-        if _is_its_own_peer(sock, candidate.address[1]):
+        if is_its_own_peer(sock, candidate.address[1]):
             reset_on_close(sock)  # a FIN would keep the port from the server for a while
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    """Whether the connection is there, whatever connect has answered."""
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 async def _until_writable(sock: socket.socket, seconds: float) -> None:
@@ -334,16 +347,3 @@ def _set(future: asyncio.Future[None]) -> None:
 def _fail(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_exception(asyncio.TimeoutError())
-
-
-def _is_its_own_peer(sock: socket.socket, port: int) -> bool:
-    """Return whether the socket is connected to itself, so that everything sent would come back.
-
-    TCP does that (a simultaneous open) where nobody listens and the system chose the very port that
-    is connected to as the local one.
-    """
-    try:
-        own = sock.getsockname()
-        return bool(own[1] == port and sock.getpeername() == own)
-    except OSError:  # the target has reset it already
-        return False

@@ -21,12 +21,14 @@ from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
 from ._client import Client
 from ._connecting import (
-    _TOO_LATE,
-    _UNDER_WAY,
     SHORTAGES,
+    TOO_LATE,
+    UNDER_WAY,
     ReservedDescriptors,
     TargetError,
-    _plenty,
+    is_its_own_peer,
+    peer_of,
+    plenty,
     reason_of,
 )
 from ._hangups import LOOK_EVERY, HangupError
@@ -101,7 +103,7 @@ def reserve(family: int) -> ReservedSocket | None:
             raise
         return None
     # Numbers are given from the lowest on: see ``ReservedDescriptors``.
-    if sock.fileno() >= _plenty():
+    if sock.fileno() >= plenty():
         sock.close()
         return None
     if _NONBLOCKING_STREAM == socket.SOCK_STREAM:
@@ -185,7 +187,7 @@ class Dials:
         peer = None
         try:
             number = sock.connect_ex(where)
-            if not number or number in _UNDER_WAY:
+            if not number or number in UNDER_WAY:
                 # To this machine it is there already, for what takes less than a round of the loop.
                 peer = peer_of(sock)
                 if peer is None:
@@ -207,7 +209,9 @@ class Dials:
             self._timer.cancel()
 
     def _check(self, connection: Connection, number: int, peer: SocketAddress) -> None:
-        if not number and _is_itself(connection.target, peer):
+        assert connection.known is not None
+        port = connection.known.resolved.address[1]
+        if not number and is_its_own_peer(connection.target, port):
             # A FIN would keep the port from the server for a while.
             reset_on_close(connection.target)
             number = errno.ECONNREFUSED
@@ -270,7 +274,7 @@ class Dials:
             if connection.deadline <= now:
                 self._forget(connection)
                 timeout = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-                self._fail(connection, timeout, _TOO_LATE)
+                self._fail(connection, timeout, TOO_LATE)
             elif peer_of(connection.client) is None:
                 self._forget(connection)
                 connection.target.close()
@@ -279,20 +283,3 @@ class Dials:
                 self._failed(connection, HangupError(stage))
         if self._timer is None and self._waiting:
             self._set_timer(next(iter(self._waiting)))
-
-
-def peer_of(sock: socket.socket) -> SocketAddress | None:
-    """Return whom the socket is connected to; None: to nobody yet, or any more."""
-    try:
-        peer: SocketAddress = sock.getpeername()
-    except OSError:
-        return None
-    return peer
-
-
-def _is_itself(sock: socket.socket, peer: SocketAddress) -> bool:
-    """Return whether the socket is connected to itself: see ``_connecting``."""
-    try:
-        return bool(sock.getsockname() == peer)
-    except OSError:  # the target has reset it already
-        return False

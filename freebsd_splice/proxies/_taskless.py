@@ -16,8 +16,8 @@ from .._runtime import Runtime
 from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress, show
 from ._client import Client
-from ._connecting import ReservedDescriptors, TargetError, tune
-from ._direct import Connection, Dials, Direct, ReservedSocket, peer_of, reserve
+from ._connecting import ReservedDescriptors, TargetError, peer_of, tune
+from ._direct import Connection, Dials, Direct, ReservedSocket, reserve
 from ._hangups import HangupError
 from ._log import logger
 from ._loop_relay import LoopRelay, LoopRelays

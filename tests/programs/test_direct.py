@@ -22,6 +22,7 @@ from freebsd_splice.proxies import (
     _taskless,
     forwarder,
 )
+from freebsd_splice.proxies._connecting import peer_of
 from freebsd_splice.proxies._event_loop import ProxyLoop, run
 from freebsd_splice.proxies._limits import Occupancy
 from programs.processes import PATIENCE, Server, reset
@@ -44,7 +45,6 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Client]:
 
 def not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections take their time, as they do to other machines."""
-    peer_of = _direct.peer_of
     asked: set[int] = set()
 
     def later(sock: socket.socket) -> Any:
@@ -194,7 +194,7 @@ def test_clients_that_wait_for_their_target_count(
 def test_a_socket_that_is_its_own_peer_is_no_target(
     tasks: list[Client], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_direct, "_is_itself", lambda sock, peer: True)
+    monkeypatch.setattr(_direct, "is_its_own_peer", lambda sock, port: True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = Address(*listener.getsockname())
 

@@ -258,6 +258,21 @@ def test_a_drain_that_was_shut_down_may_say_so(harness: Harness, loop: Loop) -> 
     assert relay.relay.relay is None
 
 
+def test_an_error_without_an_end_is_left_to_a_relay(harness: Harness, loop: Loop) -> None:
+    """A notice in Linux's error queue is reported for ever; only a ``Relay`` quietens that."""
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = OnLoop(loop, left, right)
+    client.finish(b"request")
+    assert server.read_to_end() == b"request"
+    harness.until(lambda: relay.relay.ways[0].end is not None, "the EOF is passed on")
+    loop.do(lambda: relay.relay.ways[1].ready(Readiness.ERROR))
+    assert relay.relay.relay is not None
+    server.finish(b"answer")
+    assert client.read_to_end() == b"answer"
+    assert relay.wait().reason is Reason.EOF
+
+
 def test_the_loop_has_its_turns_while_bytes_are_moved(harness: Harness, loop: Loop) -> None:
     left, client = harness.pair()
     right, server = harness.pair()
