@@ -114,7 +114,7 @@ class Flow(Protocol):
         ...
 
     def goes_on_from(self, so_far: SoFar) -> None:
-        """Take it that ``so_far`` was moved before. Called before ``start``, if at all."""
+        """Count ``so_far`` as moved already. Called before ``start``, if at all."""
         ...
 
     def start(

@@ -115,7 +115,6 @@ class UserspaceFlow:
         """Do nothing: the poller reports every end."""
 
     def goes_on_from(self, so_far: SoFar) -> None:
-        """Have moved that before the start."""
         self._moved, self._messages = so_far.moved, so_far.messages
         self._has_much = so_far.has_much
 

@@ -365,7 +365,7 @@ def _has_failed(
 
 
 def _log_failure() -> None:
-    logger.exception("a call of a worker's has failed")
+    logger.exception("a worker's call has failed")
 
 
 class _Watched:

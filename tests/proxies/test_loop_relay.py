@@ -552,13 +552,14 @@ def test_each_shutdown_ends_what_there_is(harness: Harness, loop: Loop) -> None:
         assert relay.wait().reason is Reason.CANCELLED
 
 
-def test_none_outlives_a_shutdown_by_becoming_another(harness: Harness, loop: Loop) -> None:
-    left, _ = harness.pair()
-    right, _ = harness.pair()
-    relay = OnLoop(loop, left, right)
+@pytest.mark.parametrize("becomes", [True, False])
+def test_none_outlives_a_shutdown(harness: Harness, loop: Loop, becomes: bool) -> None:
+    """Neither one that becomes another amid it, nor one while another is begun."""
+    relay = OnLoop(loop, harness.pair()[0], harness.pair()[0])
     closing = install(None)  # what ``shutdown`` does first
     assert closing is not None
-    loop.do(relay.relay.as_relay)
+    if becomes:
+        loop.do(relay.relay.as_relay)
     begun = OnLoop(loop, harness.pair()[0], harness.pair()[0])
     closing.close()
     assert relay.wait().reason is Reason.CANCELLED
