@@ -43,10 +43,6 @@ class IdleLooks:
     def forget(self, relay: Idling) -> None:
         self._looks.pop(relay, None)
 
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
     def _look_later(self, relay: Idling, clock: IdleClock) -> None:
         seconds = max(self._idle_timeout / 10, 0.025)
         self._looks[relay] = self._loop.time() + seconds, clock

@@ -98,8 +98,6 @@ class LoopRelays:
 
     def close(self) -> None:
         """Give up what all relays share: none is left."""
-        if self._idle_looks is not None:
-            self._idle_looks.close()
         self.runtime.call_before_close.discard(self._before_close)
 
     def _belong_to(self, runtime: Runtime) -> None:
@@ -116,10 +114,8 @@ class LoopRelays:
         done = threading.Event()
 
         def hand_all_over() -> None:
-            try:
-                self._hand_all_over()
-            finally:
-                done.set()
+            self._hand_all_over()
+            done.set()
 
         with contextlib.suppress(RuntimeError):  # the loop was closed just now
             self.loop.call_soon_threadsafe(hand_all_over)

@@ -85,6 +85,7 @@ class Loop:
             self.loop.serve_no_more(self.worker)
         self.worker.close()
         self.loop.close()
+        assert current().call_before_close == set()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -448,6 +449,12 @@ class FailingPlatform(RecordingPlatform):
         super().__init__()
         self.sending: BaseException | None = None
         self.errors: dict[int, OSError] = {}
+        self.not_shut_down: Endpoint | None = None
+
+    def shutdown_write(self, endpoint: Endpoint) -> None:
+        if endpoint is self.not_shut_down:
+            raise OSError(errno.ENOTCONN, "not connected")
+        super().shutdown_write(endpoint)
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
         if self.sending is not None and bytes(data) == b"interrupted":
@@ -670,10 +677,80 @@ def test_traffic_counts_from_when_it_is_seen() -> None:
             ((_, clock),) = looks._looks.values() or ((0.0, IdleClock(1_000.0, 0, 0.0)),)
             looks._looks[relay] = 0.0, clock
             looks._look()
-        looks.close()
 
     asyncio.run(main())
     assert ended == [1_600.0]
+
+
+def test_a_fin_that_cannot_be_passed_on_is_no_success(harness: Harness) -> None:
+    platform = FailingPlatform()
+    left, client = harness.pair()
+    right, server = harness.pair()
+    platform.not_shut_down = right
+    with runtime(platform), looping() as loop:
+        relay = OnLoop(loop, left, right)
+        client.finish(b"all of it")
+        assert server.read(9) == b"all of it"
+        server.fin()
+        outcome = relay.wait()
+    assert outcome.left_to_right.reason is Reason.DRAIN_ERROR
+    assert outcome.error is not None
+    assert outcome.error.errno == errno.ENOTCONN
+
+
+def test_where_one_finds_no_room_neither_is_watched(
+    harness: Harness, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right, relays = harness.pair()[0], harness.pair()[0], loop.relays()
+    tell = loop.worker.tell
+
+    def tell_of_one(endpoint: socket.socket, *given: Any) -> None:
+        if endpoint is right:
+            raise OSError(errno.ENOSPC, "no room")
+        tell(endpoint, *given)
+
+    monkeypatch.setattr(loop.worker, "tell", tell_of_one)
+    with pytest.raises(OSError, match="no room"):
+        loop.do(lambda: relays.begin(left, right, lambda: None))
+    assert loop.worker._told == {}
+    monkeypatch.undo()
+    OnLoop(loop, left, right).cancel()
+
+
+def test_the_loop_is_not_woken_by_itself(
+    harness: Harness, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    relay = OnLoop(loop, left, right)
+    loop.do(relay.relay.as_relay)
+    woken_for, wake = [], loop.loop.call_soon_threadsafe
+
+    def noted(call: Any, *given: Any, **options: Any) -> Any:
+        woken_for.append(call)
+        return wake(call, *given, **options)
+
+    monkeypatch.setattr(loop.loop, "call_soon_threadsafe", noted)
+    client.fin()
+    assert server.read_to_end() == b""
+    server.fin()
+    relay.wait()
+    assert relay.relay._tell not in woken_for
+
+
+def test_a_closed_loop_is_told_nothing(harness: Harness) -> None:
+    with runtime(RecordingPlatform()):
+        left, client = harness.pair()
+        loop, worker = ProxyLoop(), current().local_worker()
+        assert worker is not None
+        relays = LoopRelays(current(), worker, None, loop)
+        relay = relays.begin(left, harness.pair()[0], lambda: None)
+        loop.close()
+        shutdown()
+        assert relay.relay is not None
+        assert relay.relay.wait(0).reason is Reason.CANCELLED
+        assert client.read_to_end() == b""
+        worker.close()
 
 
 def test_a_failure_of_whom_it_tells_is_logged(
