@@ -301,6 +301,7 @@ def test_it_is_a_relay_for_whom_asks(harness: Harness, loop: Loop) -> None:
     relay = OnLoop(loop, left, right)
     client.write(b"before, ")
     assert server.read(8) == b"before, "
+    relay.relay.started -= 1_000
     made = loop.do(relay.relay.as_relay)
     assert isinstance(made, Relay)
     assert loop.do(relay.relay.as_relay) is made
@@ -311,6 +312,7 @@ def test_it_is_a_relay_for_whom_asks(harness: Harness, loop: Loop) -> None:
     server.fin()
     assert relay.wait() == made.wait(0)
     assert relay.wait().left_to_right.bytes == 13
+    assert relay.wait().seconds >= 1_000
 
 
 def test_much_goes_on_without_the_loop(harness: Harness, loop: Loop) -> None:

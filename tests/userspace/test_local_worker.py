@@ -89,3 +89,29 @@ def test_a_call_that_fails_costs_the_others_nothing(
     for ours, _ in pairs:
         worker.tell_no_more(ours)
     worker.unlisten(listener.fileno())
+
+
+def test_no_turn_waits_while_a_flow_can_move(
+    worker: LocalWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flow:
+        queued = False
+        turns = 0
+
+        def turn(self) -> bool:
+            self.turns += 1
+            return self.turns < 2
+
+    waited: list[float | None] = []
+    wait = worker._poller.wait
+
+    def noted(timeout: float | None) -> list[tuple[int, Readiness]]:
+        waited.append(timeout)
+        return wait(0)
+
+    monkeypatch.setattr(worker._poller, "wait", noted)
+    worker._queue(Flow())  # type: ignore[arg-type]
+    assert worker.turn(60.0)
+    assert not worker.turn(60.0)
+    assert not worker.turn(60.0)
+    assert waited == [0, 0, 60.0]
