@@ -19,6 +19,7 @@ from freebsd_splice.proxies import (
     ProxyServer,
     _direct,
     _pausing,
+    _server,
     _taskless,
     forwarder,
 )
@@ -320,6 +321,46 @@ def test_a_signals_exception_keeps_no_server_alive(
     with pytest.raises(KeyboardInterrupt):
         loop(main())
     assert servers[0]._count_live() == 0
+
+
+def test_a_shortage_is_no_targets_fault(
+    echo_server: Server,
+    tasks: list[Client],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = [OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))]
+
+    def fail_once(*given: Any, **options: Any) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(_server, "set_buffers", fail_once)
+
+    async def main() -> None:
+        async with running(forwarder(Address(*echo_server.address))) as address:
+            for _ in range(2):
+                assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert len(tasks) == 1  # the first client's
+    assert "cannot connect" not in caplog.text
+
+
+def test_a_target_that_resets_at_once_is_none(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_direct, "peer_of", lambda sock: None)
+    target = Address(*echo_server.address)
+
+    async def main() -> None:
+        async with running(forwarder(target)) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+
+    asyncio.run(main())
+    assert f"cannot connect to {target} ({target}: Connection reset by peer)" in caplog.text
 
 
 def test_two_servers_may_have_one_loop(echo_server: Server) -> None:
