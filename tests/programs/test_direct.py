@@ -167,6 +167,8 @@ def test_a_stop_ends_those_that_wait_for_their_target(
                 await asyncio.sleep(0.01)
         assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         writer.close()
+        assert server._worker is not None
+        assert server._worker._told == {}
 
     asyncio.run(main())
     assert tasks == []
