@@ -65,7 +65,6 @@ class Taskless:
         self._relays = LoopRelays(runtime, worker, idle_timeout)
         self._dials = Dials(worker, connect_timeout, prepare, self._connected, self._not_connected)
         self._live: set[Connection] = set()
-        self._cutting = False
 
     def __len__(self) -> int:
         """How many are live."""
@@ -121,7 +120,6 @@ class Taskless:
 
     def cut(self) -> None:
         """End them all; their sides are reset after what they were sent was delivered."""
-        self._cutting = True
         self._dials.cancel()
         for connection in list(self._live):
             if connection.relay is not None:
@@ -164,8 +162,8 @@ class Taskless:
 
     def _not_connected(self, connection: Connection, error: OSError) -> None:
         """Have a task do what is left, as the target could not be connected to at once."""
-        if isinstance(error, HangupError) or self._cutting:
-            self._give_up(connection, None if self._cutting else error)
+        if isinstance(error, HangupError):
+            self._give_up(connection, error)
             return
         assert connection.known is not None
         failed = (connection.known.number, error) if isinstance(error, TargetError) else None

@@ -108,6 +108,27 @@ def test_a_connection_that_leaves_its_task_counts_once(
     assert counted == [1]
 
 
+def test_a_socket_whose_close_may_wait_is_left_to_a_relay(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes it."""
+
+    async def open_target(client: Client) -> OpenedTarget:
+        target = await client.dial(Address(*echo_server.address))
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
+        return target, (b"", b"")
+
+    joined: list[object] = []
+    watch_joining(monkeypatch, lambda *sockets: joined.append(sockets))
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target)) as address:
+            assert await ask(address, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert joined == []
+
+
 def test_what_was_read_already_goes_first(echo_server: Server) -> None:
     async def open_target(client: Client) -> OpenedTarget:
         assert not client.socket.getblocking()
