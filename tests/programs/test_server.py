@@ -129,6 +129,26 @@ def test_a_socket_whose_close_may_wait_is_left_to_a_relay(
     assert joined == []
 
 
+def test_nobody_is_reported_while_accepting_pauses(echo_server: Server) -> None:
+    """A client that waits would be reported all the time."""
+
+    async def main() -> None:
+        server = forwarder(Address(*echo_server.address), limits=Limits(connections=1))
+        async with running(server) as address:
+            worker, (listener,) = server._worker, server._listeners
+            assert worker is not None
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"hello")
+            assert await asyncio.wait_for(reader.readexactly(5), PATIENCE) == b"hello"
+            waiting = asyncio.ensure_future(ask(address, b"hello"))
+            while listener.fileno() in worker._told_last:
+                await asyncio.sleep(0.01)
+            writer.close()
+            assert await waiting == b"hello"
+
+    asyncio.run(main())
+
+
 def test_what_was_read_already_goes_first(echo_server: Server) -> None:
     async def open_target(client: Client) -> OpenedTarget:
         assert not client.socket.getblocking()
