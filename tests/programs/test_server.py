@@ -135,11 +135,11 @@ def test_nobody_is_reported_while_accepting_pauses(echo_server: Server) -> None:
     async def main() -> None:
         server = forwarder(Address(*echo_server.address), limits=Limits(connections=1))
         async with running(server) as address:
-            worker, (listener,) = server._worker, server._listeners
-            assert worker is not None
             reader, writer = await asyncio.open_connection(*address)
             writer.write(b"hello")
             assert await asyncio.wait_for(reader.readexactly(5), PATIENCE) == b"hello"
+            worker, (listener,) = server._worker, server._listeners
+            assert worker is not None
             waiting = asyncio.ensure_future(ask(address, b"hello"))
             while listener.fileno() in worker._told_last:
                 await asyncio.sleep(0.01)

@@ -21,14 +21,12 @@ from conformance.backends import MODELS
 from conformance.harness import DEADLINE, Harness, Peer
 from freebsd_splice import Reason, Relay, RelayOutcome, shutdown
 from freebsd_splice._core.flow import End
-from freebsd_splice._core.time_limits import IdleClock
 from freebsd_splice._platform.interface import Endpoint, Readiness
 from freebsd_splice._platform.pollers import KqueuePoller
 from freebsd_splice._runtime import current, install
 from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from freebsd_splice.proxies._event_loop import ProxyLoop
-from freebsd_splice.proxies._idle_looks import IdleLooks
 from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
 from freebsd_splice.proxies._server import _start_workers
 from model.harness import ModelHarness
@@ -653,35 +651,6 @@ def test_the_cause_of_a_broken_pipe_is_asked_for(harness: Harness) -> None:
     assert (outcome.reason, outcome.left_to_right.unsent) == (Reason.DRAIN_ERROR, b"interrupted")
     assert outcome.error is not None
     assert outcome.error.errno == errno.ETIMEDOUT
-
-
-def test_traffic_counts_from_when_it_is_seen() -> None:
-    """Many may be looked at in one round, which takes its time; no idle end is early."""
-    now, ended = [0.0], []
-
-    class Relay:
-        def __init__(self) -> None:
-            self.moved = 0
-            self.look_takes = 0.0
-
-        def traffic(self) -> int:
-            now[0] += self.look_takes
-            self.moved += bool(self.look_takes)
-            return self.moved
-
-        def end_idle(self) -> None:
-            ended.append(now[0])
-
-    async def main() -> None:
-        relay = Relay()
-        looks = IdleLooks(asyncio.get_running_loop(), lambda: now[0], 1_000.0)
-        for relay.look_takes, now[0] in ((600.0, 0.0), (0.0, 1_599.0), (0.0, 1_600.0)):
-            ((_, clock),) = looks._looks.values() or ((0.0, IdleClock(1_000.0, 0, 0.0)),)
-            looks._looks[relay] = 0.0, clock
-            looks._look()
-
-    asyncio.run(main())
-    assert ended == [1_600.0]
 
 
 def test_a_fin_that_cannot_be_passed_on_is_no_success(harness: Harness) -> None:
