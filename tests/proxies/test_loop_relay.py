@@ -779,7 +779,7 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
             relays = LoopRelays(current(), worker, None, _NoLoop())  # type: ignore[arg-type]
             relay = relays.begin(left, right, lambda: over.append(True))
         sent = 0
-        while sent < MANY_MESSAGES if how == "long" else sent < 4 * MUCH_BYTES:
+        while sent < (MANY_MESSAGES if how == "long" else MUCH_BYTES):
             assert how == "much" or world.counts["set"] == 0
             message = b"m" if how == "long" else bytes(MUCH_BYTES)
             client.write(message)
