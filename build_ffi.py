@@ -1,4 +1,4 @@
-"""The binding to SO_SPLICE, in cffi's API mode.
+"""The binding to SO_SPLICE and to pledge(2), in cffi's API mode.
 
 It declares names; the C compiler supplies their values and layout. The size of ``struct splice``
 and the offsets of its fields differ between machines (F2 in docs/so_splice.md). ``setup.py`` builds
@@ -40,6 +40,8 @@ struct splice {
 
 int getsockopt(int, int, int, void *, socklen_t *);
 int setsockopt(int, int, int, const void *, socklen_t);
+
+int give_up_all_but(const char *);
 """
 
 # What must hold on every machine. The compiler knows the layout's exact numbers.
@@ -47,7 +49,9 @@ SOURCE = """
 #include <sys/types.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <errno.h>
 #include <stddef.h>
+#include <unistd.h>
 
 #ifndef SO_SPLICE
 #error "sys/socket.h declares no SO_SPLICE: FreeBSD 14.3 or later, or OpenBSD, is needed"
@@ -61,6 +65,18 @@ _Static_assert(sizeof(SP_MAX_TYPE) == 8, "sp_max has 64 bits");
 _Static_assert((SP_MAX_TYPE)-1 < 0, "sp_max is signed");
 _Static_assert(offsetof(struct splice, sp_idle) > offsetof(struct splice, sp_max),
                "sp_idle lies after sp_max");
+
+/* pledge(2), which OpenBSD alone has. Programs that this one starts are not limited. */
+static int give_up_all_but(const char *promises)
+{
+#ifdef __OpenBSD__
+    return pledge(promises, NULL);
+#else
+    (void)promises;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
 """
 
 QUESTION = """

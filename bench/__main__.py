@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 from . import bulk, connections, latency, scale, short
@@ -23,7 +24,7 @@ from .pages import write_page
 from .peers import ROOT, Peer, UnknownPeerError, all_peers, chosen, version
 from .plots import NoPlotsError, need_plots, plots
 from .proof import proof
-from .report import Report
+from .report import NotTogetherError, Report, together
 from .results import measure
 from .revisions import RevisionError, checkout
 from .text import text
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             plots(report, options.plots)
         if options.docs:
             print(f"written: {write_page(report, options.docs)}")
-    except (UnknownPeerError, RevisionError, NoPlotsError) as error:
+    except (UnknownPeerError, RevisionError, NoPlotsError, NotTogetherError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     worse = report.results.worse(report.against) if report.against else []
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> Report:
-    """A run's, or of an earlier run what its JSON says."""
+    """A run's, or of earlier runs what their JSON says."""
     if options.read:
-        return Report.from_dict(json.loads(options.read.read_text()))
+        return together([Report.from_dict(json.loads(file.read_text())) for file in options.read])
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         trees, mark = {"": ROOT}, ""
@@ -75,6 +76,7 @@ def _report(options: argparse.Namespace) -> Report:
         present = [peer for peer in wanted if not peer.missing]
         settings = Settings(present, options.seconds, options.quick)
         cases = [case for name in options.sections for case in SECTIONS[name](settings)]
+        cases = [case for case in cases if any(fnmatch(case.name, each) for each in options.cases)]
         about = {peer.name: _about(peer) for peer in present}
         noise = Noise()
         results = measure(cases, options.rounds, noise.look)
@@ -102,6 +104,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--peers",
         help="names, with commas; * and ? as in a shell; default: all, with --against ours*",
     )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help='those of that name alone; * and ? as in a shell: "8 streams up" "1 byte*"',
+    )
     parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--seconds", type=float, help="of each run; default: 2, with --quick 0.2")
@@ -122,7 +131,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="benchmarks.md and its plots, in docs or there",
     )
     parser.add_argument(
-        "--read", type=Path, metavar="FILE", help="no run: report what --json of another one wrote"
+        "--read",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="no run: report what --json of others wrote, each of which measured other sections",
     )
     options = parser.parse_args(arguments)
     options.sections = options.sections or list(SECTIONS)

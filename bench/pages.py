@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import Case, Metric
-from .plots import plots
+from .plots import OVERVIEW, plots
 from .report import Report
 from .results import Spread
 from .text import noise_line, number
@@ -52,6 +52,9 @@ def write_page(report: Report, docs: Path) -> Path:
     """The page, its plots beside it."""
     pictures = plots(report, docs / PICTURES)
     lines = [*_heading(report)]
+    if OVERVIEW in pictures:
+        path = pictures[OVERVIEW].relative_to(docs)
+        lines += ["", f"![The relays beside one of asyncio's streams, which is 1]({path})"]
     for section in dict.fromkeys(case.section for case in report.results.cases):
         cases = [case for case in report.results.cases if case.section == section]
         title, intro = SECTIONS[section]

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: What the overview shows, and whom: section, case, figure, heading.
+PANELS = (
+    ("bulk", "8 streams up", "throughput", "bulk throughput"),
+    ("bulk", "8 streams up", "CPU", "CPU for each byte"),
+    ("latency", "1 byte, 1 connection", "median", "round trip"),
+    ("connections", "1 worker, 32 at once", "connections", "connections a second"),
+)
+OVERVIEW = "overview"
+COMPARED = ("ours", "haproxy", "nginx", "threads", "asyncio")
+BASE = "asyncio"
+
 OURS, OTHERS, REFERENCE = "#b5322b", "#9aa5b1", "#52606d"
 
 
@@ -43,7 +54,44 @@ def plots(report: Report, directory: Path) -> dict[str, Path]:
         plot = _plot_sizes if section == "short" else _plot
         if plot(report, section, path):
             found[section] = path
+    if overview(report, directory / f"{OVERVIEW}.svg"):
+        found[OVERVIEW] = directory / f"{OVERVIEW}.svg"
     return found
+
+
+def overview(report: Report, path: Path) -> bool:
+    """One small picture for those who have a minute; False if the run lacks one of its figures."""
+    from matplotlib import pyplot
+
+    panels = []
+    for section, name, metric, heading in PANELS:
+        wanted = (section, name)
+        cases = [case for case in report.results.cases if (case.section, case.name) == wanted]
+        rows = _against_base(report, cases[0], metric) if cases else {}
+        if len(rows) < 2:
+            return False
+        [found] = [each for each in cases[0].metrics if each.name == metric]
+        panels.append((f"{heading}\n({name})", found, rows))
+    figure, grid = pyplot.subplots(1, len(panels), figsize=(9, 2), layout="constrained")
+    for axes, (heading, metric_of, rows) in zip(grid, panels, strict=True):
+        for place, (name, median) in enumerate(rows.items()):
+            colour = OURS if name == "ours" else REFERENCE if name == BASE else OTHERS
+            axes.barh(place, median, color=colour, height=0.7)
+            axes.annotate(f" {median:.2f}", (median, place), verticalalignment="center", fontsize=7)
+        axes.set_yticks(range(len(rows)), list(rows) if axes is grid[0] else [""] * len(rows))
+        axes.invert_yaxis()
+        axes.set_xticks([])
+        axes.margins(x=0.2)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        better = "more is better" if metric_of.more_is_better else "less is better"
+        axes.set_title(f"{heading}\n{better}", fontsize=7)
+    _save(figure, path)
+    return True
+
+
+def _against_base(report: Report, case: Case, metric: str) -> dict[str, float]:
+    ratios = {name: report.results.ratio(case, name, BASE, metric) for name in COMPARED}
+    return {name: ratio.median for name, ratio in ratios.items() if ratio}
 
 
 def _plot(report: Report, section: str, path: Path) -> bool:

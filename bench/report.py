@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .cases import Case, Metric
 from .results import Results, Sample, Spread
+
+
+class NotTogetherError(Exception):
+    """The runs are of different revisions or machines, or of the same section."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,33 @@ class Report:
             **spread._asdict(),
             "ratios": {title: ratio._asdict() for title, ratio in ratios.items() if ratio},
         }
+
+
+def together(reports: list[Report]) -> Report:
+    """One report of several runs, which measured other sections of the same revision.
+
+    Raises:
+        NotTogetherError: they don't go together.
+    """
+    first = reports[0]
+    if any((each.revision, each.machine) != (first.revision, first.machine) for each in reports):
+        raise NotTogetherError("these runs are not of one revision on one machine")
+    cases = [case for each in reports for case in each.results.cases]
+    if len({(case.section, case.name) for case in cases}) < len(cases):
+        raise NotTogetherError("a case is in more than one of these runs")
+    noise: dict[str, float] = {}
+    for each in reports:
+        noise = {key: max(noise.get(key, value), value) for key, value in each.noise.items()}
+    return replace(
+        first,
+        command="; ".join(each.command for each in reports),
+        date=max(each.date for each in reports),
+        noise=noise,
+        rounds=min(each.rounds for each in reports),
+        seconds=sum(each.seconds for each in reports),
+        peers={name: about for each in reports for name, about in each.peers.items()},
+        results=Results(cases, [sample for each in reports for sample in each.results.samples]),
+    )
 
 
 def _about() -> list[str]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "docs" / "site"), str(ROOT)]
 
@@ -36,6 +39,9 @@ exclude_patterns = [".*", "build", "dist", "venv", "**/node_modules"]
 #: variables and aliases in private modules, lead nowhere.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!freebsd_splice\b)\S+|freebsd_splice\.(\w+\.)*_.*")]
+
+#: Pygments knows HAProxy's language by no name.
+lexers["haproxy"] = TextLexer()
 
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a page may begin its facts at the third level

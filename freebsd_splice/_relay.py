@@ -21,6 +21,7 @@ from ._splice import Outcome, check_bytes, make_outcome
 from ._userspace.workers import LocalWorker
 
 _Data = bytes | bytearray | memoryview
+_Bytes = bytes  # ``bytes`` is a property's name below
 
 #: Seconds for which a slow reader may take nothing of what it was sent before its side is reset.
 LINGER = 10.0
@@ -163,14 +164,34 @@ class Relay(Operation[RelayOutcome]):
         except BaseException:
             self._not_made()
             raise
-        self._start_flows(from_left, from_right)
-        self._time_limits.start()
+        try:
+            self._start_both(from_left, from_right)
+            self._time_limits.start()
+        except BaseException:  # raised by a signal handler, as by Ctrl-C
+            self._close = False
+            self._stop_both(Reason.CANCELLED)
+            for direction, flow in enumerate(self._flows):
+                # It ends at once, and the sockets are given back.
+                if not flow.is_started and self._ends[direction] is None:
+                    self._start(direction, b"")
+            raise
 
     @property
     def bytes(self) -> tuple[int, int]:
         """How many bytes have been moved so far, as (left to right, right to left)."""
         self._check_process()
         return self._flows[0].moved(), self._flows[1].moved()
+
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return how far left to right has come, and right to left. For the package's own use.
+
+        Waits as ``bytes`` does, for the kernel's lock (F24).
+
+        Returns:
+            For each direction the bytes, and the backend and the mover that serve now; None where
+            that isn't decided yet.
+        """
+        return [(flow.moved(), flow.served_by()) for flow in self._flows]
 
     def __repr__(self) -> str:
         state = self._outcome.reason.value if self._outcome is not None else "live"
@@ -325,14 +346,9 @@ class Relay(Operation[RelayOutcome]):
     def _make_flows(self, fallback: bool) -> list[Flow]:
         return self._runtime.flows(2, fallback=fallback)
 
-    def _start_flows(self, from_left: _Data, from_right: _Data) -> None:
-        self._start_flow(0, from_left)
-        self._start_flow(1, from_right)
-
-    def _start_flow(self, direction: int, initial: _Data) -> None:
-        source, drain = self._side(direction), self._side(1 - direction)
-        ended = partial(self._ended, direction)
-        self._flows[direction].start(source, drain, None, bytes(initial), ended)
+    def _start_both(self, from_left: _Bytes, from_right: _Bytes) -> None:
+        self._start(0, from_left)
+        self._start(1, from_right)
 
     def _acquire_both(self, left: SocketLike, right: SocketLike) -> None:
         self._left = self._acquire(left)
@@ -348,6 +364,10 @@ class Relay(Operation[RelayOutcome]):
             self._release(self._left)
             self._release(self._right)
             raise
+
+    def _start(self, direction: int, initial: _Bytes) -> None:
+        source, drain = self._side(direction), self._side(1 - direction)
+        self._flows[direction].start(source, drain, None, initial, partial(self._ended, direction))
 
     def _acquire(self, original: SocketLike) -> SharedSocket:
         return self._runtime.sockets.acquire(
@@ -426,10 +446,10 @@ class GivenRelay(Relay):
         self._flows[0].prepare(self._left, self._right)
         self._flows[1].prepare(self._right, self._left)
 
-    def _start_flows(self, from_left: _Data, from_right: _Data) -> None:
+    def _start_both(self, from_left: _Bytes, from_right: _Bytes) -> None:
         so_far, self._so_far = self._so_far, None
         if so_far is None:
-            super()._start_flows(from_left, from_right)
+            super()._start_both(from_left, from_right)
             return
         self._started = so_far.started
         for direction, ended in enumerate(so_far.ends):
@@ -439,7 +459,7 @@ class GivenRelay(Relay):
                 self._policy.ended(direction, Ended(Reason.EOF, None, False, passed_on=True))
         for direction, initial in enumerate((from_left, from_right)):
             if so_far.ends[direction] is None:
-                self._start_flow(direction, initial)
+                self._start(direction, initial)
 
 
 def describe(outcome: RelayOutcome, ways: tuple[str, str], sides: tuple[str, str]) -> str:

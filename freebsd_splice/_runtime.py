@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -103,6 +104,11 @@ class Runtime:
     def copies_first(self) -> bool:
         """Return whether new flows begin with a copy in userspace, whatever serves them later."""
         return not self.is_kernel_demanded() and self._engine.copies_first()
+
+    def start_workers(self) -> None:
+        """Start the engine's workers now; later they would take descriptors of accepted clients."""
+        for _ in range(os.cpu_count() or 1):
+            self.flows(1)
 
     def local_worker(self) -> LocalWorker | None:
         """A worker without a thread (see ``LocalWorker``); None where this system has none."""

@@ -180,8 +180,14 @@ class Splice(Operation[Outcome]):
         except BaseException:
             self._not_made()
             raise
-        self._flow.start(self._source, self._drain, limit, ahead, self._ended)
-        self._time_limits.start()
+        try:
+            self._start(limit, ahead)
+            self._time_limits.start()
+        except BaseException:  # raised by a signal handler, as by Ctrl-C
+            self._flow.stop()
+            if not self._flow.is_started:  # it ends at once, and the sockets are given back
+                self._start(limit, ahead)
+            raise
 
     @property
     def bytes(self) -> int:
@@ -211,6 +217,9 @@ class Splice(Operation[Outcome]):
             self._release_source()
             self._release_drain()
             raise
+
+    def _start(self, limit: int | None, initial: _Bytes) -> None:
+        self._flow.start(self._source, self._drain, limit, initial, self._ended)
 
     def _undelivered(self) -> int:
         return self._runtime.platform.unacknowledged(self._drain.endpoint) or 0

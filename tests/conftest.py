@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -99,7 +100,10 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Threads, descriptors and children are counted after the package's own shutdown."""
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
+    log = logging.getLogger("freebsd_splice")
+    level = log.level
     yield
+    log.setLevel(level)  # a program that a test has run in this process sets it
     freebsd_splice.shutdown()
     emulation.shutdown()
     for thread in set(threading.enumerate()) - threads:

@@ -102,7 +102,7 @@ def _without_detours(name: str, imports: dict[str, set[str]]) -> set[str]:
 
 def phases() -> str:
     """Phases, and which may follow each."""
-    from freebsd_splice._kernel.flow import TRANSITIONS
+    from freebsd_splice._kernel.phases import TRANSITIONS
 
     follow = {phase.name: {other.name for other in others} for phase, others in TRANSITIONS.items()}
     back: set[tuple[str, str]] = set()

@@ -28,6 +28,9 @@ PARTS = {
         "docs/connect",
         "docs/socks5",
         "docs/sni",
+        "docs/serve",
+        "docs/metrics",
+        "docs/load_balancing",
     ],
     "Reference": [
         "docs/reference/operations",
@@ -45,6 +48,7 @@ PARTS = {
         "docs/benchmarks",
         "docs/cost_of_a_connection",
         "docs/conformance",
+        "docs/threat_model",
         "docs/packaging",
     ],
     "The project": ["README", "CHANGELOG", "CONTRIBUTING", "SECURITY"],

@@ -15,6 +15,7 @@ from .connect_socks5 import add_connect, add_socks5
 from .forward import add_forward
 from .options import (
     CannotStartError,
+    MistakesError,
     Parser,
     UsageError,
     add_command,
@@ -23,6 +24,7 @@ from .options import (
     usage_complaint,
 )
 from .password import add_password
+from .serve import add_serve
 from .sni import add_sni
 from .stderr import complain
 
@@ -61,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         complain(usage_complaint(f"freebsd-splice {options.command}", error))
         return 2
+    except MistakesError as error:
+        for mistake in error.mistakes:
+            complain(f"freebsd-splice: {mistake}")
+        return 2
     except CannotStartError as error:
         complain(f"freebsd-splice: {error}")
         return 1
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add_connect(commands)
     add_socks5(commands)
     add_sni(commands)
+    add_serve(commands)
     add_password(commands)
     _add_selftest(commands)
     _add_info(commands)

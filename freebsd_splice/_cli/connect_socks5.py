@@ -13,28 +13,31 @@ from ..proxies._addresses import SocketAddress, show
 from ..proxies._log import logger
 from .options import (
     CannotStartError,
+    FileName,
     add_command,
     add_handshake,
     add_listen,
     add_serving,
     parsed_by,
 )
-from .serving import Listeners, serve
+from .plan import Listeners, Made, nothing
+from .serving import serve_alone
 
 _RULES = """\
 RULE is WHAT or WHAT:PORTS. WHAT is * for everything, a host name, which stands for all names below
 it as well (.example.org: for those alone), an IPv4 network or address, or an IPv6 one in brackets;
 PORTS is 443 or 8000-8999. Rules are tried in their order, and the first that decides wins.
 
-Loopback, private, link-local and other addresses that are not global are refused unless a rule
-that names their network allows them. The address that is connected to counts, as the owner of a
-name chooses what it stands for.
+Loopback, private, link-local and other addresses that are not global, and those of this machine,
+are refused unless a rule that names their network allows them. The address that is connected to
+counts, as the owner of a name chooses what it stands for.
 """
 
 _CONNECT = f"""\
 An HTTP proxy for CONNECT, as https clients use it.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path.
 
 {_RULES}"""
 
@@ -51,7 +54,8 @@ It needs h11: pip install "freebsd-splice[proxy]".
 _SOCKS5 = f"""\
 A SOCKS 5 proxy for CONNECT, over IPv4, IPv6 and names.
 
-LISTEN is host:port, [v6]:port, :port for every address of this machine, or a port of 127.0.0.1.
+LISTEN is host:port, [v6]:port, :port for every address of this machine, a port of 127.0.0.1, or
+unix:/path.
 
 {_RULES}"""
 
@@ -112,32 +116,22 @@ def _add_choice(
         )
     parser.add_argument(
         "--passwords",
+        type=FileName(),
         metavar="FILE",
         help='who may use it: lines made by "freebsd-splice password" (default: everybody)',
     )
     add_handshake(parser)
     add_serving(parser)
-    parser.set_defaults(run=lambda options: _serve(options, proxy))
+    parser.set_defaults(run=serve_alone, make=partial(make, proxy=proxy))
 
 
-def _serve(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> int:
-    known: list[Passwords] = []
-
-    def make(given: argparse.Namespace) -> OpenTarget:
-        if given.passwords is not None:
-            known.append(Passwords(given.passwords))
-        return proxy(rules=Rules(given.rules), passwords=known[0] if known else None)
-
-    def refresh() -> None:
-        """Read the file for the next worker, which might not be allowed to."""
-        for passwords in known:
-            passwords.refresh()
-
-    return serve(
-        options,
-        make,
+def make(options: argparse.Namespace, proxy: Callable[..., OpenTarget]) -> Made:
+    passwords = None if options.passwords is None else Passwords(options.passwords)
+    return Made(
+        proxy(rules=Rules(options.rules), passwords=passwords),
         listening=lambda listeners: _warn_of_everybody(options, listeners),
-        before_fork=refresh,
+        # Read the file for the next worker, which might not be allowed to.
+        before_fork=nothing if passwords is None else passwords.refresh,
     )
 
 
@@ -152,5 +146,7 @@ def _warn_of_everybody(options: argparse.Namespace, listeners: Listeners) -> Non
         logger.warning("everybody who can reach %s can use it: no --passwords", reachable)
 
 
-def _is_loopback(address: SocketAddress) -> bool:
+def _is_loopback(address: SocketAddress | str) -> bool:
+    if isinstance(address, str):  # a Unix socket: its permissions say who can reach it
+        return True
     return ipaddress.ip_address(address[0]).is_loopback

@@ -6,12 +6,14 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 
-from ..proxies import Address
-from ..proxies._addresses import Resolved, look_up
+from ..proxies import Service
+from ..proxies._addresses import Resolved, UnixAddress, look_up
 from ..proxies._log import fields, logger
+from ..proxies._own_addresses import is_of_this_machine
+from ..proxies._services import Target
 
 
-def warn_of_loops(targets: Iterable[Address], listeners: Sequence[socket.socket]) -> None:
+def warn_of_loops(targets: Iterable[Target], listeners: Sequence[socket.socket]) -> None:
     """Log a warning for each target at which one of the sockets listens.
 
     Only addresses and ``localhost`` are looked at: name servers that don't answer must not hold up
@@ -20,7 +22,7 @@ def warn_of_loops(targets: Iterable[Address], listeners: Sequence[socket.socket]
     for target in dict.fromkeys(targets):
         for listener in listeners:
             own = Resolved(listener.family, listener.getsockname())
-            if any(_is_reached_by(own, resolved) for resolved in _numeric(target)):
+            if _leads_to(target, own):
                 logger.warning(
                     "the target %s is this proxy itself (%s): connections to it come back here",
                     target,
@@ -30,8 +32,16 @@ def warn_of_loops(targets: Iterable[Address], listeners: Sequence[socket.socket]
                 break
 
 
-def _numeric(target: Address) -> list[Resolved]:
+def _leads_to(target: Target, own: Resolved) -> bool:
+    if isinstance(target, UnixAddress):
+        return str(target) == str(own)
+    return any(_is_reached_by(own, resolved) for resolved in _numeric(target))
+
+
+def _numeric(target: Target) -> list[Resolved]:
     """Return the target's addresses that no name server has to be asked for."""
+    if isinstance(target, Service):
+        return []
     flags = 0 if target.host.lower() == "localhost" else socket.AI_NUMERICHOST
     try:
         return look_up(target, flags)
@@ -46,14 +56,4 @@ def _is_reached_by(own: Resolved, target: Resolved) -> bool:
     if own.address[0] == target.address[0]:
         return True
     listens_on_all = ipaddress.ip_address(own.address[0]).is_unspecified
-    return listens_on_all and _is_of_this_machine(target)
-
-
-def _is_of_this_machine(resolved: Resolved) -> bool:
-    """Return whether a socket can be bound to the address, on any port."""
-    try:
-        with socket.socket(resolved.family, socket.SOCK_STREAM) as probe:
-            probe.bind((resolved.address[0], 0, *resolved.address[2:]))
-    except OSError:
-        return False
-    return True
+    return listens_on_all and is_of_this_machine(ipaddress.ip_address(target.address[0]))

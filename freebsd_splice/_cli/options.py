@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from ..proxies import Limits
+from ..proxies import Address, Limits, NameServers, UnixAddress
 from ..proxies._addresses import parse_listen
+from ..proxies._name_servers import needed_for, parse_server
+from ..proxies._services import Target
 from .proxy_protocol import add_proxy_protocol
+from .starting import add_socket_mode, add_starting
 
 Value = TypeVar("Value")
 
@@ -23,6 +27,37 @@ class CannotStartError(Exception):
 
 class UsageError(Exception):
     """The command line is wrong; the text says how, in one line. The exit status is 2."""
+
+
+class MistakesError(Exception):
+    """A configuration can't be used. The exit status is 2.
+
+    Attributes:
+        mistakes: a line for each mistake, with the file and the key.
+    """
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class FileName:
+    """The type of an argument that names a file.
+
+    A configuration file names files relative to its own folder.
+
+    Attributes:
+        tables: the keys that a configuration file may have in place of the name, with the JSON
+            schema of each: what the file would hold.
+    """
+
+    def __init__(self, tables: Mapping[str, object] | None = None) -> None:
+        self.tables = tables or {}
+
+    def __call__(self, text: str) -> str:
+        if not text or "\0" in text:
+            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+        return text
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +116,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=limits.per_client,
         metavar="N",
-        help="live connections of one IPv4 address or IPv6 /64; further ones are closed "
+        help="live connections of one IPv4 address or IPv6 /64, or of one user at a Unix socket; "
+        "further ones are closed "
         f"(default: {limits.per_client}; for each worker)",
     )
     parser.add_argument(
@@ -111,6 +147,15 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="clients that may wait to be accepted, if the system allows that many (default: 1024)",
     )
     add_proxy_protocol(parser)
+    add_socket_mode(parser)
+    add_process(parser)
+
+
+def add_process(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a process has once, however many proxies it runs.
+
+    In a configuration file they are keys at the top.
+    """
     parser.add_argument(
         "--workers",
         type=count,
@@ -120,8 +165,22 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--user",
+        type=parsed_by(known_user),
         metavar="USER[:GROUP]",
         help="go on as this user once the sockets listen",
+    )
+    add_starting(parser, FileName())
+    parser.add_argument(
+        "--pledge",
+        action="store_true",
+        help="give up what serving does not take (OpenBSD: pledge(2))",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=parsed_by(_parse_metrics),
+        metavar="LISTEN",
+        help="serve metrics for Prometheus there, as --metrics 9101 for 127.0.0.1:9101 (default: "
+        'none; it needs pip install "freebsd-splice[metrics]")',
     )
     parser.add_argument(
         "--log-level",
@@ -185,6 +244,35 @@ def add_retry_after(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resolver(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resolver",
+        type=_checked_server,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="look targets up at this name server, as 192.0.2.53 or 127.0.0.1:8600, and keep the "
+        "answers for their TTL; may be given several times (default: the system's way)",
+    )
+
+
+def resolver_of(options: argparse.Namespace, targets: Iterable[Target]) -> NameServers | None:
+    """Return what looks the targets up; None: the system does."""
+    return needed_for(targets, options.resolver, timeout=options.connect_timeout)
+
+
+def _checked_server(text: str) -> str:
+    parsed_by(parse_server)(text)
+    return text
+
+
+def _parse_metrics(text: str) -> Address:
+    address = parse_listen(text)
+    if isinstance(address, UnixAddress):
+        raise ValueError("Prometheus reads no Unix socket: write host:port, or a port of 127.0.0.1")
+    return address
+
+
 def limits_of(options: argparse.Namespace) -> Limits:
     usual = Limits()
     return Limits(
@@ -205,6 +293,16 @@ def parsed_by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def known_user(text: str) -> str:
+    """Return it if there is such a user, and such a group; raise ValueError."""
+    if sys.platform != "win32":
+        from .privileges import User
+
+        User.parse(text)
+        return text
+    raise ValueError("not on Windows")
 
 
 def seconds(text: str) -> float:

@@ -32,11 +32,11 @@ class User(NamedTuple):
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
-            raise ValueError(f"--user: there is no user {name!r}") from None
+            raise ValueError(f"there is no user {name!r}") from None
         try:
             number = grp.getgrnam(group).gr_gid if colon else entry.pw_gid
         except KeyError:
-            raise ValueError(f"--user: there is no group {group!r}") from None
+            raise ValueError(f"there is no group {group!r}") from None
         return cls(name, entry.pw_uid, number)
 
     def become(self) -> None:

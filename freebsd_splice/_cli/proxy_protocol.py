@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..proxies._proxy_headers import Network, parse_network
+from ..proxies._proxy_headers import Network, parse_sender
 from ..proxies._proxy_protocol import VERSIONS
 
 
@@ -17,7 +17,8 @@ def add_proxy_protocol(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NETWORK[,NETWORK...]",
         help="clients in these networks are proxies that must begin with a PROXY header (v1 or "
-        "v2), as --accept-proxy 10.0.0.0/8,2001:db8::1; from others a header is refused",
+        "v2), as --accept-proxy 10.0.0.0/8,2001:db8::1 (unix: is those of a Unix socket); from "
+        "others a header is refused",
     )
     parser.add_argument(
         "--send-proxy",
@@ -27,8 +28,8 @@ def add_proxy_protocol(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _networks(text: str) -> list[Network]:
+def _networks(text: str) -> list[Network | str]:
     try:
-        return [parse_network(each.strip()) for each in text.split(",")]
+        return [parse_sender(each.strip()) for each in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -132,8 +132,20 @@ class Flow(Protocol):
         """
         ...
 
+    @property
+    def is_started(self) -> bool:
+        """Whether ``on_end`` has been called or will be."""
+        ...
+
     def moved(self) -> int:
         """Return how many bytes the drain has taken so far."""
+        ...
+
+    def served_by(self) -> tuple[str, str] | None:
+        """Return the backend and the mover that serve now, as ``End`` names them.
+
+        None where that isn't decided yet.
+        """
         ...
 
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:

@@ -9,7 +9,6 @@ bytes left by an early end), or another splice of the pair.
 
 from __future__ import annotations
 
-import enum
 import errno
 import logging
 import threading
@@ -29,6 +28,7 @@ from .checks import drain_failure, is_live_drain, why_not_spliced
 from .endings import Decision, EndedSplice, next_step, take_cause
 from .events import SpliceEvents
 from .lost_events import LostEvents
+from .phases import TRANSITIONS, Phase
 
 logger = logging.getLogger("freebsd_splice")
 
@@ -40,34 +40,6 @@ NEVER_BUSY = "it was over before a splice would have paid"
 
 #: What events and looks ask of a flow. Each request includes those before it.
 _NOTHING, _COUNT, _WAITING, _EVENT, _END = range(5)
-
-
-class Phase(enum.Enum):
-    """What a flow is doing."""
-
-    #: The flow has not been started.
-    NEW = "new"
-    #: Userspace sends what the caller has read already; a splice follows.
-    SENDING_INITIAL = "sending initial"
-    #: No byte moves: the flow is about to set the next splice, or decides what comes next.
-    BETWEEN = "between"
-    #: The kernel moves the bytes.
-    SPLICED = "spliced"
-    #: Userspace moves all bytes that are still to come.
-    USERSPACE = "userspace"
-    #: The flow is over.
-    ENDED = "ended"
-
-
-#: The phases that may follow each phase.
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.NEW: frozenset({Phase.SENDING_INITIAL, Phase.BETWEEN, Phase.USERSPACE, Phase.ENDED}),
-    Phase.SENDING_INITIAL: frozenset({Phase.BETWEEN, Phase.ENDED}),
-    Phase.BETWEEN: frozenset({Phase.SPLICED, Phase.USERSPACE, Phase.ENDED}),
-    Phase.SPLICED: frozenset({Phase.BETWEEN}),
-    Phase.USERSPACE: frozenset({Phase.ENDED}),
-    Phase.ENDED: frozenset(),
-}
 
 
 class KernelServices(Protocol):
@@ -190,6 +162,10 @@ class KernelFlow:
                 self._enter(Phase.BETWEEN)
                 self._splice()
 
+    @property
+    def is_started(self) -> bool:
+        return self._phase is not Phase.NEW
+
     def moved(self) -> int:
         with self._lock:
             moved = self._moved
@@ -198,6 +174,14 @@ class KernelFlow:
             elif self._phase is Phase.SPLICED:
                 moved += self._calls.spliced_count(self.pair[0])
             return moved
+
+    def served_by(self) -> tuple[str, str] | None:
+        end, segment = self._end, self._segment
+        if end is not None:
+            return end.backend, end.mover
+        if not self._is_new and self._fallback is None:
+            return "kernel", MOVER_NAME
+        return None if segment is None else segment.served_by()
 
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         with self._held():

@@ -138,8 +138,8 @@ class EpollPoller(BasePoller):
             self._epoll.unregister(descriptor)
 
     def _modify(self, descriptor: int, mask: int) -> None:
-        self._masks[descriptor] = mask
         self._epoll.modify(descriptor, mask)
+        self._masks[descriptor] = mask
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return [(fd, _EPOLL_READY[mask & 0x1D]) for fd, mask in self._epoll.poll(timeout)]

@@ -173,8 +173,15 @@ class UserspaceFlow:
         on_end, self._on_end = self._on_end, _nothing
         on_end(end)
 
+    @property
+    def is_started(self) -> bool:
+        return self._started
+
     def moved(self) -> int:
         return self._moved
+
+    def served_by(self) -> tuple[str, str]:
+        return "userspace", self._mover.name
 
     def stop(self, reason: Reason = Reason.CANCELLED) -> End:
         with self._lock:

@@ -40,7 +40,7 @@ from .._relay import (
 )
 from .._runtime import Runtime, current
 from .._splice import Outcome, Splice, check_bytes, check_limit
-from ._at_once import go_on_behind, write_buffered
+from ._at_once import continue_after, write_buffered
 from ._copying import copy_both_ways, copy_one_way
 from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
@@ -192,7 +192,7 @@ async def _rest(
     unsent = initial[sent:]
     rest = None if limit is None else limit - sent
     splicing = _splice(source, drain, rest, idle_timeout, timeout, unsent, fallback)
-    return await (go_on_behind(sent, unsent, splicing) if sent else splicing)
+    return await (continue_after(sent, unsent, splicing) if sent else splicing)
 
 
 async def _splice(

@@ -30,7 +30,7 @@ _LIMIT = Reason.LIMIT  # an enum's members cost a call each, on some versions
 
 #: Errors that the system reports again at each call. A splice finds out what to report about such a
 #: drain: possibly that it is not a valid drain (closed, or listening) and nothing has been taken.
-_SAYS_AGAIN = frozenset({errno.EBADF, errno.EPIPE, errno.ENOTCONN})
+_LEFT_TO_THE_SPLICE = frozenset({errno.EBADF, errno.EPIPE, errno.ENOTCONN})
 
 #: On other systems a socket's descriptor can be written to.
 _IS_WINDOWS = sys.platform == "win32"
@@ -69,7 +69,7 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
     except BlockingIOError:
         return 0
     except OSError as error:
-        if error.errno in _SAYS_AGAIN:
+        if error.errno in _LEFT_TO_THE_SPLICE:
             return 0
         taken = bytes(data)
         del buffer[:wanted]
@@ -83,7 +83,7 @@ def write_buffered(source: Any, drain: Any, count: int, initial: bytes) -> int |
     return Outcome(sent, b"", _LIMIT, None, "userspace", STREAMS, monotonic() - started)
 
 
-async def go_on_behind(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -> Outcome:
+async def continue_after(sent: int, unsent: bytes, splicing: Awaitable[Outcome]) -> Outcome:
     """Wait for ``splicing`` and return the outcome of the whole, with the ``sent`` bytes included.
 
     ``sent`` bytes were written before the splice. ``unsent`` holds those bytes of the remainder

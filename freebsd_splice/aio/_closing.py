@@ -23,7 +23,7 @@ from ._sockets import CopiedSocket
 _LOOKS_BEFORE_RESET = 3
 
 #: The most seconds that closing takes where nothing has to be waited for.
-_A_MOMENT = 0.1
+_BRIEFLY = 0.1
 
 
 class ClosingSide:
@@ -116,12 +116,12 @@ class ClosingSide:
             self.over.set_result(None)
 
 
-async def a_moment(*sides: ClosingSide) -> bool:
+async def wait_briefly(*sides: ClosingSide) -> bool:
     """Wait as long as closing takes where nothing has to be waited for.
 
     Return whether the wait was cancelled meanwhile. A cancellation doesn't end the wait.
     """
-    until, cancelled = monotonic() + _A_MOMENT, False
+    until, cancelled = monotonic() + _BRIEFLY, False
     while (left := until - monotonic()) > 0:
         missing = [side.over for side in sides if not side.over.done()]
         if not missing:

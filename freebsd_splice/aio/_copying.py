@@ -14,7 +14,7 @@ from .._core.flow import Reason
 from .._core.pair_policy import Closing, Ended, PairPolicy
 from .._relay import RelayOutcome
 from .._splice import Outcome
-from ._closing import ClosingSide, a_moment
+from ._closing import ClosingSide, wait_briefly
 from ._ending import attach
 from ._sides import SocketSide, StreamSide
 from ._sockets import CopiedSocket
@@ -86,7 +86,7 @@ async def copy_both_ways(
             await both.stop_in_spite_of_cancelling()
             if close:
                 held.pop_all()
-                await a_moment(*both.close(linger))
+                await wait_briefly(*both.close(linger))
             attach(error, both.outcome())
             raise
         if not close:
@@ -96,7 +96,7 @@ async def copy_both_ways(
     try:
         if late is None:
             late = await _closed(closing, limits, both)
-        if late is not None and await a_moment(*closing):
+        if late is not None and await wait_briefly(*closing):
             raise asyncio.CancelledError
     except asyncio.CancelledError as error:
         attach(error, both.outcome())

@@ -25,18 +25,18 @@ async def end_of(
     callback at that moment; the loop need not be woken from there.
     """
     try:
-        await _told(made, is_in_callback)
+        await _end_of(made, is_in_callback)
     except BaseException as error:
         made.end_soon()
         if isinstance(error, asyncio.CancelledError):
             # Wait on a new future: a cancelled task cancels the one that it awaits.
-            await _in_spite_of_cancelling(_told(made, is_in_callback))
+            await _despite_cancelling(_end_of(made, is_in_callback))
             attach(error, made.wait(0))
         raise
     return made.wait(0)
 
 
-def _told(made: Operation[Any], is_in_callback: Callable[[], bool]) -> asyncio.Future[None]:
+def _end_of(made: Operation[Any], is_in_callback: Callable[[], bool]) -> asyncio.Future[None]:
     """Return a future that is done once the operation is over."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     over: asyncio.Future[None] = loop.create_future()
@@ -85,7 +85,7 @@ def outcome_of(error: BaseException) -> Outcome | RelayOutcome | None:
     return None
 
 
-async def _in_spite_of_cancelling(over: asyncio.Future[None]) -> None:
+async def _despite_cancelling(over: asyncio.Future[None]) -> None:
     """Wait for the end, which comes soon, and ignore another cancellation.
 
     Bytes are in flight until then.

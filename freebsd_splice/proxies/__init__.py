@@ -13,18 +13,20 @@ your own (``OpenTarget``). ``forwarder`` makes a TCP forwarder::
 from __future__ import annotations
 
 from .._public import set_public_module
-from ._addresses import Address, Resolved, SocketAddress
+from ._addresses import Address, Resolved, SocketAddress, UnixAddress
 from ._client import Client, OpenTarget
 from ._client_hello import ClientHello
-from ._connecting import Prepare, Refusal, RefusedTargetError, TargetError
+from ._connecting import LookUp, Prepare, Refusal, RefusedTargetError, TargetError
 from ._handshake import Handshake, HandshakeError
 from ._limits import Limits
 from ._listening import ListenError
+from ._name_servers import NameServers
 from ._passwords import Passwords
 from ._proxy_protocol import ProxyHeader
 from ._routes import Routes, RoutesError
 from ._rules import Rule, Rules, parse_rule
 from ._server import ProxyServer
+from ._services import Member, Service
 from .forward import forwarder
 from .sni import by_server_name
 from .socks5 import socks5_connect
@@ -37,6 +39,9 @@ __all__ = [
     "HandshakeError",
     "Limits",
     "ListenError",
+    "LookUp",
+    "Member",
+    "NameServers",
     "OpenTarget",
     "Passwords",
     "Prepare",
@@ -49,8 +54,10 @@ __all__ = [
     "RoutesError",
     "Rule",
     "Rules",
+    "Service",
     "SocketAddress",
     "TargetError",
+    "UnixAddress",
     "by_server_name",
     "forwarder",
     "parse_rule",

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
 from ._connecting import ReservedDescriptors
+from ._unix_sockets import UnixPeer, peer_user
 
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
+
+#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
+#: passes errors of the network on that are pending on the new socket (accept(2)).
+OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
+OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
+OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class Accepting:
@@ -36,6 +46,7 @@ class Accepting:
         reserved: ReservedDescriptors,
         *,
         room: Callable[[], ReservedDescriptors | None],
+        wanted: Callable[[], bool],
         accepted: Callable[[socket.socket, SocketAddress, ReservedDescriptors], object],
         nobody_waits: Callable[[], object],
         must_know: Callable[[], bool],
@@ -46,6 +57,7 @@ class Accepting:
         self._worker = worker
         self._reserved: ReservedDescriptors | None = reserved  # for the next client
         self._room = room
+        self._wanted = wanted  # whether clients are wanted still
         self._accepted = accepted  # doesn't raise
         self._nobody_waits = nobody_waits
         self._goes_on = False  # it is called soon, whether or not clients wait
@@ -84,7 +96,7 @@ class Accepting:
             self._loop.remove_reader(descriptor)
 
     def _accept(self) -> None:
-        if self._over.done() or self._goes_on:
+        if self._over.done() or self._goes_on or not self._wanted():
             return
         try:
             for _ in range(_AT_ONCE):
@@ -108,12 +120,14 @@ class Accepting:
         self._accept()
 
     async def _one_by_one(self) -> None:
-        while not self._over.done() and self._has_room():
+        while not self._over.done() and self._wanted():
             try:
-                self._give(*await self._loop.sock_accept(self._listener))
+                if self._has_room():
+                    self._give(*await self._loop.sock_accept(self._listener))
             except OSError as error:
                 self._over.set_result(error)
             await asyncio.sleep(0)  # where clients are waiting, sock_accept doesn't
+        await asyncio.wait([self._over])  # where no clients are wanted, it is cancelled soon
 
     def _has_room(self) -> bool:
         if self._reserved is None:
@@ -122,7 +136,9 @@ class Accepting:
             self._over.set_result(None)
         return self._reserved is not None
 
-    def _give(self, sock: socket.socket, address: SocketAddress) -> None:
+    def _give(self, sock: socket.socket, address: Any) -> None:
         reserved, self._reserved = self._reserved, None
         assert reserved is not None
+        if isinstance(address, (str, bytes)):  # a Unix socket, whose clients have no name mostly
+            address = UnixPeer(peer_user(sock))
         self._accepted(sock, address, reserved)

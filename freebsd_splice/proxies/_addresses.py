@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
+import sys
 from typing import Any, NamedTuple
 
 #: An address as ``socket.bind`` and ``socket.connect`` take it: (host, port), and two more numbers
-#: for IPv6.
+#: for IPv6. A Unix socket has a path (a string) in its place, and a client there a ``UnixPeer``.
 SocketAddress = tuple[Any, ...]
+
+#: Bytes of the longest path of a Unix socket: sun_path, and a NUL behind it (unix(7), unix(4)).
+_LONGEST_PATH = 107 if sys.platform == "linux" else 103
 
 
 class Address(NamedTuple):
@@ -35,6 +40,29 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnixAddress(Address):
+    """The path of a Unix socket, in the place of a host and a port.
+
+    It can be listened on and connected to as any other address. ``str(address)`` is
+    ``unix:/run/app.sock``. ``host`` is the path, ``port`` is 0.
+
+    Args:
+        path: where the socket's file is.
+
+    Example::
+
+        UnixAddress("/run/app.sock")
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, path: str) -> UnixAddress:
+        return super().__new__(cls, path, 0)
+
+    def __str__(self) -> str:
+        return f"unix:{self.host}"
+
+
 class Resolved(NamedTuple):
     """One of the addresses that a name stands for.
 
@@ -53,7 +81,7 @@ class Resolved(NamedTuple):
 
 
 def parse_listen(text: str) -> Address:
-    """Return what is written as ``host:port``, ``[v6]:port``, ``:port`` or ``port``.
+    """Return what is written as ``host:port``, ``[v6]:port``, ``:port``, a port or ``unix:/path``.
 
     ``:port`` is every address of this machine, a port alone one of 127.0.0.1. Port 0 asks the
     system for a free one.
@@ -61,20 +89,24 @@ def parse_listen(text: str) -> Address:
     Raises:
         ValueError: the message says what is wrong.
     """
-    return _parse(_with_host(text))
+    return _unix_address(text) or _parse(_with_host(text))
 
 
 def parse_target(text: str) -> Address:
-    """Return what is written as ``host:port``, ``[v6]:port``, or ``port`` for one of 127.0.0.1.
+    """Return what is written as ``host:port``, ``[v6]:port``, ``port`` or ``unix:/path``.
+
+    A port alone is one of 127.0.0.1.
 
     Raises:
         ValueError: the message says what is wrong.
     """
-    return parse_authority(_with_host(text))
+    return _unix_address(text) or parse_authority(_with_host(text))
 
 
 def parse_authority(text: str) -> Address:
     """Return what is written as ``host:port`` or ``[v6]:port``, as clients write it.
+
+    No client can ask for a Unix socket: those are this machine's own.
 
     Raises:
         ValueError: the message says what is wrong.
@@ -87,14 +119,18 @@ def parse_authority(text: str) -> Address:
     return address
 
 
-def show(address: SocketAddress | None) -> str:
-    """Return the address as text: ``127.0.0.1:80`` or ``[fe80::1%eth0]:80``.
+def show(address: SocketAddress | str | bytes | None) -> str:
+    """Return the address as text: ``127.0.0.1:80``, ``[fe80::1%eth0]:80`` or ``unix:/path``.
 
     "unknown" stands for a missing address: some systems have none for a client that has reset its
     connection already.
     """
     if not address:
         return "unknown"
+    if isinstance(address, (str, bytes)):  # where a Unix socket is; Linux has names in bytes too
+        return f"unix:{os.fsdecode(address)}"
+    if type(address) is not tuple:  # a ``UnixPeer``
+        return str(address)
     if len(address) == 2 and ":" not in address[0]:  # IPv4, and in numbers already
         return f"{address[0]}:{address[1]}"
     flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
@@ -132,6 +168,27 @@ def _unmapped(resolved: Resolved) -> Resolved:
     # IPv4-compatible addresses (``::192.0.2.1``) and those of translators are IPv6 addresses.
     mapped = ipaddress.IPv6Address(host).ipv4_mapped
     return resolved if mapped is None else Resolved(socket.AF_INET, (str(mapped), port))
+
+
+def _unix_address(text: str) -> UnixAddress | None:
+    """Return what is written as ``unix:/path``, as nginx has it; None where it is something else.
+
+    A host can have the name "unix": what follows its colon is a number then.
+    """
+    if text.startswith(("/", "unix@")):
+        raise ValueError(f"{text!r}: write the path of a Unix socket as unix:/path")
+    kind, _, path = text.partition(":")
+    if kind != "unix" or path.isdecimal():
+        return None
+    if not path.startswith("/") or path.startswith("//"):
+        raise ValueError(f"{text!r}: write the whole path of the Unix socket, as unix:/path")
+    if "\0" in path:
+        raise ValueError(f"{text!r}: a path has no NUL")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"{text!r}: the path of a Unix socket has {_LONGEST_PATH} bytes at most")
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError(f"{text!r}: Python has no Unix sockets on this system")
+    return UnixAddress(path)
 
 
 def _with_host(text: str) -> str:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from .. import Relay
 from ._addresses import Address, SocketAddress, show
-from ._connecting import Prepare, Refusal
+from ._connecting import LookUp, Prepare, Refusal
 from ._handshake import Handshake
 from ._limits import client_of
 from ._log import quoted_unless_plain
+from ._observing import Observer
 from ._proxy_headers import FirstBytes
 from ._proxy_protocol import ProxyHeader, show_endpoint
 
-#: Connects to an address for a client, as ``Client.dial`` does.
-Dial = Callable[[Address, Refusal, Prepare], Awaitable[socket.socket]]
+#: Connects to an address as ``Client.dial`` does, for a client that counts as the first argument.
+Dial = Callable[[str, Address, Refusal, Prepare, LookUp | None], Awaitable[socket.socket]]
+
+
+class Joined(Protocol):
+    """What joins a client and its target, and is no ``Relay`` yet."""
+
+    def as_relay(self) -> Relay | None:
+        """Make it a relay, on the event loop's thread; None where it has ended."""
+        ...
+
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return what ``Relay.progress`` does, on any thread."""
+        ...
 
 
 class Client:
@@ -28,10 +43,11 @@ class Client:
     Attributes:
         socket (socket.socket): the client's connection, non-blocking. The server closes it.
         address: the client's address as ``socket.accept`` returned it; empty on systems that know
-            none for a client that has reset its connection already.
-        name (str): ``address`` as the log shows it, ``192.0.2.7:40000``.
+            none for a client that has reset its connection already. At a Unix socket it is a record
+            with the ``user`` (a number, or None) of the process that has connected.
+        name (str): ``address`` as the log shows it, ``192.0.2.7:40000`` or ``unix:uid=1000``.
         counts_as (str): what the client counts as for ``Limits.per_client`` and when clients take
-            turns: an IPv4 address, or an IPv6 network of 64 bits.
+            turns: an IPv4 address, an IPv6 network of 64 bits, or a user at a Unix socket.
         handshake (Handshake): reads and answers what the client says before its bytes are only
             passed on, within a time and a size.
         user (str | None): the user whose password was verified; None unless ``open_target``
@@ -49,6 +65,7 @@ class Client:
             does. For the package's own use.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
+        observer: is told of each dial. For the package's own use.
 
     Example::
 
@@ -79,7 +96,8 @@ class Client:
         self.unique_id: bytes | None = None
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
-        self._relay: Relay | Callable[[], Relay | None] | None = None
+        self.observer = Observer()
+        self._joined: Relay | Joined | None = None
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -100,11 +118,22 @@ class Client:
         Ask on the event loop's thread. Most are joined by less than a ``Relay``, as long as little
         is moved, and a relay is made of that when it is asked for; None where that has ended.
         """
-        return self._relay() if callable(self._relay) else self._relay
+        joined = self._joined
+        return joined if joined is None or isinstance(joined, Relay) else joined.as_relay()
 
-    def joined_by(self, relay: Relay | Callable[[], Relay | None]) -> None:
-        """Note the relay, or what makes it. For the package's own use."""
-        self._relay = relay
+    def joined_by(self, relay: Relay | Joined) -> None:
+        """Note the relay, or what a relay can be made of. For the package's own use."""
+        self._joined = relay
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether there is something to ask about with ``progress``. On any thread."""
+        return self._joined is not None
+
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return what ``Relay.progress`` does, on any thread. For the package's own use."""
+        assert self._joined is not None
+        return self._joined.progress()
 
     @property
     def is_proxied(self) -> bool:
@@ -130,21 +159,24 @@ class Client:
         *,
         refusal: Refusal = lambda resolved: None,
         prepare: Prepare = lambda sock, resolved: None,
+        look_up: LookUp | None = None,
     ) -> socket.socket:
         """Connect to the first address of a name that answers.
 
         The look-up of the name and all its addresses together have the server's
-        ``connect_timeout``; an address that doesn't answer leaves the others their share of it.
+        ``connect_timeout``. Where an address has not answered after 0.25 s, the next one is tried
+        as well, three at a time at most; the first connection that is made is taken (RFC 8305).
         While there are too few descriptors, ``dial`` waits for some: it never takes more than twice
         ``connect_timeout``. None of this counts against the handshake's time. The wait ends early
         when the client resets its connection.
 
         Args:
-            address: the host and port to connect to.
+            address: the host and port to connect to, or a ``UnixAddress``.
             refusal: says of each address that the name stands for why nobody may connect to it, or
                 None; ``Rules.refusal`` with a host is such a function.
             prepare: is given each socket before it connects, and the address; it may set options,
                 or bind the socket.
+            look_up: looks the name up in place of the system, as ``NameServers.look_up`` does.
 
         Returns:
             The connected, non-blocking socket.
@@ -156,7 +188,13 @@ class Client:
                 ETIMEDOUT where the time was over).
         """
         with self.handshake.suspended(), self.handshake.during(f"while connecting to {address}"):
-            self._dialled = await self._dial(address, refusal, prepare)
+            began = time.monotonic()
+            try:
+                self._dialled = await self._dial(self.counts_as, address, refusal, prepare, look_up)
+            except OSError as error:
+                self.observer.dialled(self, time.monotonic() - began, error)
+                raise
+            self.observer.dialled(self, time.monotonic() - began, None)
             return self._dialled
 
     def has_dialled(self, target: socket.socket) -> bool:

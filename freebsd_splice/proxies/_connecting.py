@@ -8,13 +8,16 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from .._errors import why
 from .._platform.reset import no_linger, reset_on_close
-from ._addresses import Address, Resolved, SocketAddress
+from ._addresses import Address, Resolved, SocketAddress, UnixAddress
+from ._attempts import first_connected, interleaved
 from ._resolving import Resolver
+from ._unix_sockets import AF_UNIX, connect_at
 
 if sys.platform != "win32":
     import resource
@@ -88,12 +91,17 @@ class StarvedError(TargetError):
     That is not the target's fault: it doesn't count as dead.
     """
 
-    def __init__(self, address: Address, reason: str) -> None:
-        super().__init__(errno.ETIMEDOUT, f"cannot connect to {address}, for too long: {reason}")
+    def __init__(self, target: object, reason: str) -> None:
+        super().__init__(errno.ETIMEDOUT, f"cannot connect to {target}, for too long: {reason}")
 
 
 #: A function that says why nobody may connect to an address, or returns None.
 Refusal = Callable[[Resolved], str | None]
+
+#: A coroutine function that returns all addresses of a name. It is given the host and port, the
+#: seconds that it has, and the client whose turn it takes. It raises OSError or
+#: asyncio.TimeoutError.
+LookUp = Callable[[Address, float, str], Awaitable[list[Resolved]]]
 
 #: A function that makes a socket ready for its ``connect`` to an address.
 Prepare = Callable[[socket.socket, Resolved], object]
@@ -221,6 +229,7 @@ class Dialer:
         prepare: Prepare = lambda sock, resolved: None,
         before_socket: Callable[[], object] = lambda: None,
         client: str = "",
+        look_up: LookUp | None = None,
     ) -> socket.socket:
         """Connect to the first address of the name that answers, within ``timeout`` in all.
 
@@ -230,41 +239,38 @@ class Dialer:
             prepare: is given each socket before it connects, and the address.
             before_socket: is called when the first socket is about to be made.
             client: whose turn the look-up takes.
+            look_up: looks the name up; None: the system does.
 
         Raises:
             RefusedTargetError: all addresses were refused.
             TargetError: no address could be connected to.
             OSError: something is short; the errno is one of SHORTAGES.
         """
+        if isinstance(address, UnixAddress):
+            return await _connect_to_path(address, self._timeout, refusal, prepare, before_socket)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        found = await self._candidates(address, client)
+        found = await self._candidates(address, client, look_up or self._resolver.look_up)
+        if len(found) > 1:
+            found = interleaved(found)
         candidates = _permitted(address, found[:MOST_ADDRESSES], refusal)
-        failures = []
-        numbers = []
         before_socket()
-        for position, candidate in enumerate(candidates):
-            # An address that doesn't answer leaves the next ones their share of the time.
-            share = (deadline - loop.time()) / (len(candidates) - position)
-            try:
-                return await _connect(candidate, share, prepare)
-            except asyncio.TimeoutError:
-                numbers.append(errno.ETIMEDOUT)
-                failures.append(f"{candidate}: {TOO_LATE}")
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    raise
-                numbers.append(error.errno or errno.EIO)
-                failures.append(f"{candidate}: {reason_of(error)}")
+        connect = partial(_connect, prepare=prepare)
+        left = deadline - loop.time()
+        made, failures = await first_connected(candidates, left, connect, SHORTAGES)
+        if made is not None:
+            return made
+        numbers = [_number_of(failure.error) for failure in failures]
         # Prefer an errno that says something about the target.
         telling = [number for number in numbers if number not in NO_WAY_FROM_HERE]
+        reasons = [f"{failure.candidate}: {_reason_for(failure.error)}" for failure in failures]
         raise TargetError(
-            (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(failures)})"
+            (telling or numbers)[-1], f"cannot connect to {address} ({_the_first(reasons)})"
         )
 
-    async def _candidates(self, address: Address, client: str) -> list[Resolved]:
+    async def _candidates(self, address: Address, client: str, look_up: LookUp) -> list[Resolved]:
         try:
-            return await self._resolver.look_up(address, self._timeout, client)
+            return await look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
             number, reason = errno.ETIMEDOUT, TOO_LATE
         except socket.gaierror as error:
@@ -277,7 +283,7 @@ class Dialer:
         except OSError as error:
             if error.errno in SHORTAGES:
                 raise
-            number, reason = error.errno or errno.EIO, why(error)
+            number, reason = error.errno or errno.EIO, reason_of(error)
         raise TargetError(number, f"cannot look up {address.host}: {reason}")
 
 
@@ -295,6 +301,47 @@ def _permitted(address: Address, found: list[Resolved], refusal: Refusal) -> lis
 def _the_first(reasons: list[str]) -> str:
     more = len(reasons) - _MOST_NAMED
     return "; ".join(reasons[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
+
+
+async def _connect_to_path(
+    address: UnixAddress,
+    seconds: float,
+    refusal: Refusal,
+    prepare: Prepare,
+    before_socket: Callable[[], object],
+) -> socket.socket:
+    """Connect to a Unix socket, as ``Dialer.dial`` does to names."""
+    path: Any = address.host  # in the place of a pair
+    resolved = Resolved(AF_UNIX, path)
+    _permitted(address, [resolved], refusal)
+    before_socket()
+    sock = socket.socket(AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        prepare(sock, resolved)
+        await connect_at(sock, path, seconds)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, asyncio.TimeoutError):
+            reason = f"cannot connect to {address} ({TOO_LATE})"
+            raise TargetError(errno.ETIMEDOUT, reason) from None
+        if not isinstance(error, OSError) or error.errno in SHORTAGES:
+            raise
+        reason = f"cannot connect to {address} ({reason_of(error)})"
+        raise TargetError(error.errno or errno.EIO, reason) from error
+    return sock
+
+
+def _number_of(error: Exception) -> int:
+    if isinstance(error, asyncio.TimeoutError):
+        return errno.ETIMEDOUT
+    return getattr(error, "errno", None) or errno.EIO
+
+
+def _reason_for(error: Exception) -> str:
+    if isinstance(error, asyncio.TimeoutError) and not getattr(error, "errno", None):
+        return TOO_LATE
+    return reason_of(error) if isinstance(error, OSError) else str(error)
 
 
 async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> socket.socket:

@@ -19,7 +19,7 @@ from .._platform.interface import Readiness
 from .._platform.reset import reset_on_close
 from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
-from ._client import Client
+from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
     TOO_LATE,
@@ -33,6 +33,7 @@ from ._connecting import (
 )
 from ._hangups import LOOK_EVERY, HangupError
 from ._loop_relay import LoopRelay
+from ._proxy_headers import ProxyHeaders
 from ._targets import Known
 
 #: Sockets that are made non-blocking need no call for it.
@@ -63,6 +64,16 @@ class Direct(Protocol):
     ) -> tuple[socket.socket, tuple[bytes, bytes]]:
         """Do what ``OpenTarget`` does, after connecting to the target of that number has failed."""
         ...
+
+
+def direct_of(open_target: OpenTarget, headers: ProxyHeaders | None) -> Direct | None:
+    """Return what knows the targets of clients at once; None where each client needs a task.
+
+    So it is with everything that has to be asked, read or sent first: a PROXY header, a handshake,
+    a name, ``--transparent``. Of the forwarder's targets, ``Targets.next_known`` says which are
+    addresses in numbers. ``Taskless`` says what else it takes.
+    """
+    return open_target if headers is None and isinstance(open_target, Direct) else None
 
 
 class ReservedSocket(ReservedDescriptors):
@@ -122,12 +133,14 @@ class Connection:
         known: what is being connected to; None once an ``OpenTarget`` has done that.
         peer: the address of the target's socket, once it is connected.
         relay: what joins the two.
-        named: the client as ``OpenTarget`` was given it, if it was.
+        named: the client as ``OpenTarget`` was given it, or as the observer knows it; else None.
+        began: when connecting has begun, by ``time.monotonic``, where that is observed.
         deadline: until when the target may take to answer, as the loop's time.
     """
 
     __slots__ = (
-        *("address", "client", "deadline", "known", "named", "peer", "place", "relay", "target"),
+        *("address", "began", "client", "deadline", "known", "named", "peer", "place", "relay"),
+        "target",
     )
 
     def __init__(
@@ -141,7 +154,7 @@ class Connection:
         self.peer: SocketAddress = ()
         self.relay: LoopRelay | None = None
         self.named: Client | None = None
-        self.deadline = 0.0
+        self.deadline = self.began = 0.0
 
 
 class Dials:

@@ -72,6 +72,8 @@ class ProxyLoop(asyncio.SelectorEventLoop):
     """The event loop of the programs."""
 
     def __init__(self) -> None:
+        #: All whose flows it moves; it waits in the poller of the last one.
+        self.workers: list[LoopWorker] = []
         self._own_selector = _Selector()
         super().__init__(self._own_selector)
 
@@ -111,6 +113,49 @@ class ProxyLoop(asyncio.SelectorEventLoop):
         """Undo ``serve``."""
         if self._own_selector.worker is worker:
             self._own_selector.watched_by(None)
+
+
+class LoopWorker:
+    """A worker whose flows the running loop moves, on its own thread.
+
+    A ``ProxyLoop`` waits in the poller of the one that came last: that is the server which accepts
+    clients, where others only finish what they have begun. It watches the others' pollers.
+    """
+
+    def __init__(self, worker: LocalWorker) -> None:
+        self._worker = worker
+        self._loop = loop = asyncio.get_running_loop()
+        self._workers = loop.workers if isinstance(loop, ProxyLoop) else []
+        if self._workers:
+            self._workers[-1]._step_back()
+        self._workers.append(self)
+        self._step_forward()
+
+    def close(self) -> None:
+        """Close the worker."""
+        self._loop.remove_reader(self._worker.fileno())
+        if isinstance(self._loop, ProxyLoop):
+            self._loop.serve_no_more(self._worker)
+        self._worker.close()
+        self._workers.remove(self)
+        if self._workers:
+            self._workers[-1]._step_forward()
+
+    def _step_forward(self) -> None:
+        # Two pollers can't watch each other.
+        self._loop.remove_reader(self._worker.fileno())
+        if not (isinstance(self._loop, ProxyLoop) and self._loop.serve(self._worker)):
+            self._loop.add_reader(self._worker.fileno(), self._move)
+
+    def _step_back(self) -> None:
+        assert isinstance(self._loop, ProxyLoop)
+        self._loop.serve_no_more(self._worker)
+        self._loop.add_reader(self._worker.fileno(), self._move)
+        self._loop.call_soon(self._move)  # its flows may be in the middle of something
+
+    def _move(self) -> None:
+        if not self._worker.is_closed and self._worker.turn():
+            self._loop.call_soon(self._move)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -18,7 +18,8 @@ class Limits:
             beyond the first may let one more in.
         per_client (int): live connections of one client, 2,000 unless given
             (``--max-per-client``). A client is an IPv4 address, or an IPv6 network of 64 bits,
-            which is what one subscriber has. Further connections are closed at once.
+            which is what one subscriber has; at a Unix socket it is the user of the process that
+            connects. Further connections are closed at once.
         handshake_timeout (float): seconds from the accepting to the end of the handshake, 10 unless
             given (``--handshake-timeout``).
         handshake_bytes (int): bytes that a client may send during the handshake, 16,384 unless
@@ -65,6 +66,8 @@ def client_of(address: SocketAddress) -> str:
     """Return the name that a client is counted under; "" where its address is unknown."""
     if not address:
         return ""
+    if type(address) is not tuple:  # a ``UnixPeer``: all connections of a user are one client's
+        return str(address)
     if ":" not in address[0]:  # IPv4, in numbers as the system gives them
         return str(address[0])
     parsed = ipaddress.IPv6Address(address[0])

@@ -10,12 +10,16 @@ from functools import cache, partial
 
 from .._errors import why
 from .._platform.backlog import backlog_limit
-from ._addresses import Address, Resolved, look_up, show
+from ._addresses import Address, Resolved, UnixAddress, look_up, show
 from ._connecting import PlainError, reason_of, set_buffers
 from ._log import fields, logger
+from ._unix_sockets import listen_at, remove_file
 
 #: How many ports that are free on one address are tried on the other addresses.
 _PORT_ATTEMPTS = 20
+
+#: The permissions of a Unix socket's file unless others are given: its owner's alone.
+SOCKET_MODE = 0o600
 
 
 class ListenError(PlainError):
@@ -27,7 +31,12 @@ class ListenError(PlainError):
 
 
 def listen_on(
-    address: Address, backlog: int | None, *, share: int | None = None, buffers: int | None = None
+    address: Address,
+    backlog: int | None,
+    *,
+    share: int | None = None,
+    buffers: int | None = None,
+    mode: int = SOCKET_MODE,
 ) -> list[socket.socket]:
     """Return a listening socket for each address of a name.
 
@@ -37,10 +46,13 @@ def listen_on(
         share: the option (SO_REUSEPORT or the like) that lets several processes listen on one port,
             each with a socket of its own.
         buffers: the size, in bytes, that both buffers of accepted sockets begin with.
+        mode: the permissions of a Unix socket's file. Such a socket is not shared.
 
     Raises:
         ListenError: the name can't be looked up, or an address can't be listened on.
     """
+    if isinstance(address, UnixAddress):
+        return [_unix_listener(address, backlog or 1, buffers, mode)]
     made = partial(_listener, backlog=backlog, share=share, buffers=buffers)
     for attempt in range(_PORT_ATTEMPTS):
         try:
@@ -54,6 +66,22 @@ def listen_on(
                 _say_if_cut(backlog)
             return listeners
     raise AssertionError("unreachable")
+
+
+def _unix_listener(
+    address: UnixAddress, backlog: int, buffers: int | None, mode: int
+) -> socket.socket:
+    try:
+        listener = listen_at(
+            address.host,
+            backlog=backlog,
+            mode=mode,
+            prepare=lambda sock: set_buffers(sock, buffers),
+        )
+    except OSError as error:
+        raise ListenError(error.errno, f"cannot listen on {address}: {reason_of(error)}") from error
+    _say_if_cut(backlog)
+    return listener
 
 
 @cache  # log it once for all addresses and workers: the limit is one setting of the system
@@ -127,10 +155,15 @@ def _listener(
 
 
 def say_listening(listeners: Iterable[socket.socket]) -> None:
-    """Log the address of each listening socket."""
-    for listener in listeners:
-        where = show(listener.getsockname())
+    """Log each address that is listened on, once."""
+    for where in dict.fromkeys(show(listener.getsockname()) for listener in listeners):
         logger.info("listening on %s", where, extra=fields("listening", address=where))
+
+
+def close_listener(listener: socket.socket) -> None:
+    """Listen no more; the file of a Unix socket goes with it, if this process has made it."""
+    remove_file(listener)
+    listener.close()
 
 
 def listens(listener: socket.socket) -> bool:

@@ -17,12 +17,18 @@ _MOST_OF_A_MESSAGE = 2_000
 #: The most characters of an error's text that quotes a client.
 MOST_OF_A_REASON = 500
 
-#: Characters that begin another line, or that a terminal obeys.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-_CONTROL_BUT_LINE_ENDS = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+#: Characters that nobody sees, and that show others in another order or hide between them.
+_INVISIBLE = "\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+
+#: Characters that begin another line, or that a terminal obeys, and invisible ones.
+_CONTROL = re.compile(f"[\0-\x1f\x7f-\x9f\u2028\u2029{_INVISIBLE}]")
+_CONTROL_BUT_LINE_ENDS = re.compile(f"[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029{_INVISIBLE}]")
+
+#: Stands before each line of a traceback, whose last ones can be a client's text.
+_INDENT = "    "
 
 #: Names that can't be mistaken for another part of a line.
-_PLAIN = re.compile(r"[\w.@:\[\]%*+-]+")
+_PLAIN = re.compile(r"[\w./@:\[\]%*+-]+")
 
 
 def fields(event: str, **more: object) -> dict[str, dict[str, object]]:
@@ -45,7 +51,7 @@ def quoted_unless_plain(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as one line for people; only a traceback adds more lines.
+    """Formats a record as one line for people; only a traceback adds more lines, all indented.
 
     No control character gets through, in the message or in the traceback. Those who log a message
     take care of what they put into it; the formatter is for what nobody has thought of.
@@ -56,7 +62,8 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
-        return _escape(_CONTROL_BUT_LINE_ENDS, super().formatException(ei))
+        text = _escape(_CONTROL_BUT_LINE_ENDS, super().formatException(ei))
+        return _INDENT + text.replace("\n", f"\n{_INDENT}")
 
 
 def _escape(pattern: re.Pattern[str], text: str) -> str:

@@ -26,7 +26,7 @@ from .._runtime import Runtime, current
 from .._userspace.flow import MANY_MESSAGES
 from .._userspace.workers import LocalWorker
 from ._idle_looks import IdleLooks
-from ._loop_way import Way
+from ._loop_way import SERVED_BY, Way
 
 _READ = Readiness.READ
 
@@ -193,6 +193,13 @@ class LoopRelay:
         relay = self.as_relay()
         if relay is not None:
             relay.end_idle()
+
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return what ``Relay.progress`` does. It may be called on any thread."""
+        relay = self.relay
+        if relay is not None:
+            return relay.progress()
+        return [(way.moved, SERVED_BY) for way in self.ways]
 
     def as_relay(self) -> GivenRelay | None:
         """Make it a ``GivenRelay``, if it isn't one; None: it has ended without."""

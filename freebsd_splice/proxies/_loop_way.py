@@ -14,6 +14,9 @@ from .._userspace.flow import MUCH_BYTES
 if TYPE_CHECKING:
     from ._loop_relay import LoopRelay
 
+#: The backend and the mover.
+SERVED_BY = "userspace", COPY
+
 _READ, _NONE, _FAILED = Readiness.READ, Readiness.NONE, int(Readiness.ERROR)
 
 
@@ -126,7 +129,7 @@ class Way:
     def finish(self, reason: Reason, error: OSError | None = None, unsent: bytes = b"") -> None:
         relays = self.of.relays
         self.seconds = relays.platform.now() - self.of.started
-        self.end = End(reason, self.moved, None, unsent, error, "userspace", COPY, relays.fallback)
+        self.end = End(reason, self.moved, None, unsent, error, *SERVED_BY, relays.fallback)
 
     def so_far(self) -> SoFar:
         return SoFar(self.moved, self.messages, self.has_much)

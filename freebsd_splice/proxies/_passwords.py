@@ -19,12 +19,16 @@ from .._platform.threads import start as start_thread
 from ._connecting import reason_of
 from ._fair_executor import FairExecutor
 from ._log import fields, logger
+from ._mistakes import Mistakes
 
 #: How many verified pairs of user and password are remembered.
 REMEMBERED = 1_024
 
 #: The most memory that computing one hash may need, in bytes.
 _MEMORY = 256 << 20
+
+#: How many lines that can't be used are named. A file of another kind has nothing else.
+_MOST_NAMED = 20
 
 _SALT_SIZES = range(8, 65)
 _DIGEST_SIZES = range(16, 65)
@@ -235,6 +239,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def _read(path: Path) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
+    mistakes: list[str] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             text = line.decode().strip()
@@ -244,10 +249,15 @@ def _read(path: Path) -> dict[str, _Entry]:
             if user in entries:
                 raise ValueError(f"user {user!r} is there already")
         except UnicodeDecodeError:
-            raise ValueError(f"{path}, line {number}: not UTF-8") from None
+            mistakes.append(f"{path}, line {number}: not UTF-8")
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        entries[user] = entry
+            mistakes.append(f"{path}, line {number}: {error}")
+        else:
+            entries[user] = entry
+        if len(mistakes) == _MOST_NAMED:
+            break
+    if mistakes:
+        raise Mistakes(*mistakes)
     return entries
 
 

@@ -35,11 +35,15 @@ from ._proxy_protocol import (
     plain_address,
     read_header,
 )
+from ._unix_sockets import UnixPeer
 
 if TYPE_CHECKING:
     from ._client import Client
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: The clients of Unix sockets, as nginx writes it where addresses can stand too.
+UNIX_SENDERS = "unix:"
 
 #: IPv4 addresses as IPv6 sockets have them.
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -65,11 +69,21 @@ def parse_network(text: str) -> Network:
     return network
 
 
+def parse_sender(text: str) -> Network | str:
+    """Return a network, or ``unix:``, which stands for all clients of Unix sockets.
+
+    Raises:
+        ValueError: the text is neither; its message says what is wrong.
+    """
+    return UNIX_SENDERS if text == UNIX_SENDERS else parse_network(text)
+
+
 class ProxyHeaders:
     """What one server does with PROXY headers.
 
     Args:
-        senders: networks from which a header is required; from others it is refused.
+        senders: networks from which a header is required, and "unix:" for the clients of Unix
+            sockets; from others it is refused.
         version: the header that each target is sent; None: none.
         silence: seconds for which a client may say nothing, None: for ever. It holds for clients
             that must not send a header, until they or the target have said something.
@@ -78,7 +92,9 @@ class ProxyHeaders:
     def __init__(
         self, senders: Iterable[str | Network], version: Version | None, silence: float | None
     ) -> None:
-        self._senders = [parse_network(each) if isinstance(each, str) else each for each in senders]
+        given = [parse_sender(each) if isinstance(each, str) else each for each in senders]
+        self._senders = [each for each in given if not isinstance(each, str)]
+        self._unix_sends = UNIX_SENDERS in given
         if version is not None and version not in VERSIONS:
             raise ValueError(f"send_proxy must be 'v1', 'v2' or None, not {version!r}")
         self._version = version
@@ -86,12 +102,18 @@ class ProxyHeaders:
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._senders) or self._version is not None
+        return self._has_senders or self._version is not None
+
+    @property
+    def _has_senders(self) -> bool:
+        return bool(self._senders) or self._unix_sends
 
     def is_sender(self, address: SocketAddress) -> bool:
         """Return whether a client with this address must send a header."""
-        if not address or not self._senders:
+        if not address or not self._has_senders:
             return False
+        if isinstance(address, UnixPeer):
+            return self._unix_sends
         plain = plain_address(address[0])
         return any(plain in network for network in self._senders)
 
@@ -103,7 +125,7 @@ class ProxyHeaders:
         """
         if self.is_sender(client.address):
             client.is_known_as(await _receive_header(client))
-        elif self._senders:
+        elif self._has_senders:
             client.first_bytes = client.handshake.inspect = FirstBytes()
 
     async def before_join(
@@ -144,6 +166,10 @@ def _ends_of(client: Client) -> tuple[Endpoint | None, Endpoint | None]:
     header = client.header
     if header is not None and header.source is not None:
         return header.source, header.destination
+    # A client at a Unix socket has no path. The protocol has a kind for such ends, but HAProxy 2.6
+    # and nginx 1.22 close a connection that begins so.
+    if isinstance(client.address, UnixPeer):
+        return None, None
     try:
         return client.address, client.socket.getsockname()
     except OSError:  # it has reset meanwhile

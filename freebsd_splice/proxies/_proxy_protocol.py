@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 from ._addresses import SocketAddress, show
+from ._log import quoted_unless_plain
 
 #: Which of the two formats a header has: a line of text, or binary.
 Version = Literal["v1", "v2"]
@@ -90,8 +91,13 @@ class ProxyHeader(NamedTuple):
 
 
 def show_endpoint(endpoint: Endpoint) -> str:
-    """Return ``192.0.2.1:80``, ``[2001:db8::1]:80`` or ``unix:/run/socket``."""
-    return f"unix:{show_bytes(endpoint)}" if isinstance(endpoint, bytes) else show(endpoint)
+    """Return ``192.0.2.1:80``, ``[2001:db8::1]:80`` or ``unix:/run/socket``.
+
+    A path is in quotes where it could be mistaken for another part of a line of the log.
+    """
+    if isinstance(endpoint, bytes):
+        return f"unix:{quoted_unless_plain(show_bytes(endpoint))}"
+    return show(endpoint)
 
 
 def show_bytes(data: bytes) -> str:

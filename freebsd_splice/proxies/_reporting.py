@@ -7,6 +7,7 @@ import socket
 
 from .. import RelayOutcome
 from .._errors import why
+from .._kernel.flow import NEVER_BUSY
 from .._relay import describe, failed_side
 from ._addresses import show
 from ._client import Client
@@ -21,7 +22,7 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
     """Log a connection at its end."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    what = {**_said(client), **_facts(outcome)}
+    what = {**said(client), **_facts(outcome)}
     ended = fields("connection", **who(client), target=target_name, **what)
     name = _with_requested(target_name, client)
     text = describe(outcome, ("up", "down"), _SIDES)
@@ -30,7 +31,7 @@ def report_end(client: Client, target_name: str, outcome: RelayOutcome) -> None:
 
 def report_failure(client: Client, error: OSError) -> None:
     """Log why a client was joined to no target."""
-    failed = fields("failed", **who(client), **_said(client), error=str(error))
+    failed = fields("failed", **who(client), **said(client), error=str(error))
     logger.warning("%s: %s", client, error, extra=failed)
 
 
@@ -53,7 +54,7 @@ def who(client: Client) -> dict[str, object]:
     }
 
 
-def _said(client: Client) -> dict[str, object]:
+def said(client: Client) -> dict[str, object]:
     """Return what the client said that the log names, as fields for programs."""
     said = {
         "user": client.user,
@@ -73,6 +74,9 @@ def _with_requested(target_name: str, client: Client) -> str:
 def _facts(outcome: RelayOutcome) -> dict[str, object]:
     """Return the outcome as fields for programs."""
     up, down = outcome.left_to_right, outcome.right_to_left
+    # Why userspace served what the kernel can't splice. That of a short connection says nothing.
+    reasons = dict.fromkeys(way.fallback for way in (up, down))
+    fallbacks = [reason for reason in reasons if reason not in (None, NEVER_BUSY)]
     return {
         "bytes_up": up.bytes,
         "bytes_down": down.bytes,
@@ -83,6 +87,7 @@ def _facts(outcome: RelayOutcome) -> dict[str, object]:
         "failed": None if outcome.error is None else _SIDES[failed_side(outcome)],
         "seconds": round(outcome.seconds, 6),
         "backend": list(dict.fromkeys(f"{way.backend}/{way.mover}" for way in (up, down))),
+        **({"fallback": fallbacks} if fallbacks else {}),
     }
 
 

@@ -73,11 +73,11 @@ def _look_up(address: Address) -> list[Resolved]:
     try:
         return look_up(address)
     except OSError:
-        _check_descriptors()
+        check_descriptors()
         raise
 
 
-def _check_descriptors() -> None:
+def check_descriptors() -> None:
     """Raise OSError unless so many descriptors are free that a look-up can't have lacked any."""
     held: list[int] = list(os.pipe())
     try:

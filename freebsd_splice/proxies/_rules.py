@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ._addresses import Resolved
+from ._own_addresses import is_of_this_machine
+from ._unix_sockets import AF_UNIX
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -23,6 +25,7 @@ _SPELLINGS_OF_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Netw
 #: IPv6 addresses that lead to an IPv4 address, and how many bits follow that one.
 _WAYS_TO_IPV4 = (
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64
+    (ipaddress.IPv6Network("::ffff:0:0:0/96"), 0),  # IPv4-translated: stateless translators (SIIT)
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4
 )
 
@@ -32,9 +35,11 @@ _GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9
 
 #: Networks in those, and in IPv4, that aren't global, though some versions of ``ipaddress`` say so.
 _NOT_GLOBAL: tuple[_Network, ...] = (
+    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure: what serves the machine alone, on its host
     ipaddress.IPv4Network("192.0.0.0/24"),  # IETF protocol assignments
     ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays, abolished
     ipaddress.IPv4Network("224.0.0.0/4"),  # multicast
+    ipaddress.IPv6Network("2001::/23"),  # IETF protocol assignments: Teredo, the nearest NAT, ...
     ipaddress.IPv6Network("2002::/16"),  # 6to4: its relays take it wherever they like
     ipaddress.IPv6Network("3fff::/20"),  # documentation
 )
@@ -134,9 +139,10 @@ class Rules:
     """Rules in their order; the first rule that decides wins.
 
     A rule that denies decides wherever it matches. A rule that allows and names a network decides
-    as well. A rule that allows a name, or ``*``, decides for global addresses only: the owner of a
-    name can point it at 127.0.0.1. Where no rule decides, global addresses are allowed, and all
-    others refused: loopback, private, link-local, multicast and the like.
+    as well. A rule that allows a name, or ``*``, decides only for global addresses that aren't this
+    machine's own: the owner of a name can point it at 127.0.0.1. Where no rule decides, those are
+    allowed, and all others refused: loopback, private, link-local, multicast and the like, and the
+    addresses of this machine, on which it may serve what the network around it can't reach.
 
     Rules for names are about what the client asked for. A client that knows the address can do
     without the name: only a rule for the network keeps everybody out of it.
@@ -160,12 +166,18 @@ class Rules:
         """Return why a client may not be connected to an address; None: it may.
 
         An IPv6 address that is another spelling of an IPv4 address is judged as that one. An
-        address of NAT64 or 6to4 must be allowed both as the IPv4 address in it and as itself.
+        address of NAT64, SIIT or 6to4 must be allowed both as the IPv4 address in it and as itself.
 
         Args:
             host: the host that the client asked for.
             resolved: one of the addresses that the host stands for.
+
+        Raises:
+            OSError: (EMFILE, ENFILE, ENOBUFS, ENOMEM) the system could not be asked whether the
+                address is this machine's own.
         """
+        if resolved.family == AF_UNIX:
+            return "a Unix socket, which no rule allows"
         name = _plain_name(host)
         text, port = resolved.address[:2]
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -195,18 +207,18 @@ class Rules:
     def _refusal(self, name: str, address: _Address, port: int) -> str | None:
         if address.is_unspecified:
             return f"{address} stands for this machine, which no rule allows"
-        is_global = _is_global(address)
+        closed = _why_closed(address)
         for rule in self._rules:
             if port not in rule.ports:
                 continue
             named, numbered = rule.covers_name(name), rule.covers_address(address)
             if not rule.allow and (named or numbered):
                 return _denied(rule)
-            if rule.allow and (numbered or (named and is_global)):
+            if rule.allow and (numbered or (named and closed is None)):
                 return None
-        if is_global:
+        if closed is None:
             return None
-        return f"{address} is not a global address; a rule that names its network would allow it"
+        return f"{address} is {closed}; a rule that names its network would allow it"
 
 
 def _denied(rule: Rule) -> str:
@@ -228,6 +240,15 @@ def _judged_as(address: _Address) -> list[_Address]:
 
 def _ipv4_in(address: _Address, bits_after: int) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Address(int(address) >> bits_after & 0xFFFFFFFF)
+
+
+def _why_closed(address: _Address) -> str | None:
+    """Return what is special about an address that only a rule for its network opens."""
+    if not _is_global(address):
+        return "not a global address"
+    if is_of_this_machine(address):
+        return "an address of this machine"
+    return None
 
 
 def _is_global(address: _Address) -> bool:

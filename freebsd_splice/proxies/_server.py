@@ -9,47 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import socket
 import sys
 from collections.abc import Iterable
 from functools import partial
-from typing import cast
 
-from .. import Relay
 from .._core.time_limits import check_seconds
 from .._errors import why
-from .._relay import LINGER, GivenRelay
+from .._relay import LINGER
 from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from . import _pausing
-from ._accepting import Accepting
-from ._addresses import Address, Resolved, SocketAddress, show
+from ._accepting import OF_ONE_CLIENT, Accepting
+from ._addresses import Address, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
-    Dialer,
-    Prepare,
-    Refusal,
     ReservedDescriptors,
-    StarvedError,
-    TargetError,
     as_usual,
-    reason_of,
     set_buffers,
     tune,
 )
-from ._direct import Direct, ReservedSocket
-from ._event_loop import ProxyLoop
+from ._dialing import Dialing
+from ._direct import Connection, ReservedSocket, direct_of
+from ._event_loop import LoopWorker
 from ._handshake import Handshake
 from ._hangups import Hangups
+from ._joining import Joining
 from ._limits import Limits, Occupancy
-from ._listening import ListenError, listen_on, listens, own_name, say_listening
+from ._listening import (
+    SOCKET_MODE,
+    ListenError,
+    close_listener,
+    listen_on,
+    listens,
+    own_name,
+    say_listening,
+)
 from ._log import logger
 from ._loop_relay import LoopRelay
+from ._observing import Observer
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
 from ._proxy_protocol import Version
@@ -58,7 +59,6 @@ from ._taskless import Failed, Taskless
 
 #: Descriptors that a connection needs besides its client's: one for the target.
 _NEEDED_TO_DIAL = 1
-_NEEDED_TO_JOIN = 0
 
 #: Whether accepted sockets have TCP_NODELAY and SO_KEEPALIVE from their listener.
 ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
@@ -66,13 +66,6 @@ ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
 #: Descriptors that must be free besides those when a client is accepted: for pipes, look-ups of
 #: names, and files.
 _TO_SPARE = 8
-
-#: The errnos of accept that are about one client's connection: another client may be waiting. Linux
-#: passes errors of the network on that are pending on the new socket (accept(2)).
-_OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
-_OF_ONE_CLIENT |= {errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENETDOWN}
-_OF_ONE_CLIENT |= {errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-_OF_ONE_CLIENT |= {getattr(errno, "ENONET", errno.ENETDOWN)}  # Linux alone has it
 
 
 class ProxyServer:
@@ -126,7 +119,6 @@ class ProxyServer:
         check_seconds("connect_timeout", connect_timeout)
         check_seconds("idle_timeout", idle_timeout)
         self._connect_timeout = connect_timeout
-        self._dialer = Dialer(connect_timeout)
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._keepalive = keepalive
@@ -144,17 +136,22 @@ class ProxyServer:
         self._hangups = Hangups()
         #: The loop's own worker, and what it serves; None where pollers can't be nested.
         self._worker: LocalWorker | None = None
+        self._loop_worker: LoopWorker | None = None
         self._taskless: Taskless | None = None
-        #: None where each client needs a task to find its target.
-        is_direct = isinstance(open_target, Direct) and self._headers is None
-        self._direct = cast(Direct, open_target) if is_direct else None
+        self._direct = direct_of(open_target, self._headers)
         self._stops = 0
-        self._cutting = False
-        self._stopped = Changes()  # told of a stop
+        self._retired = False
+        self._stopped = Changes()  # told that no more clients are to be accepted
         self._changes = Changes()  # told of a stop, and of the end of each connection
         self._shortage = Shortage(self._changes, self._count_live)
+        self._dialing = Dialing(connect_timeout, buffer_size, self._shortage)
+        self._joining = Joining(idle_timeout, keepalive, self._hangups, self._shortage)
+        #: Is told what happens to clients. For the package's own use.
+        self.observer = Observer()
 
-    def listen(self, address: Address, backlog: int = 1024) -> list[SocketAddress]:
+    def listen(
+        self, address: Address, backlog: int = 1024, *, mode: int = SOCKET_MODE
+    ) -> list[SocketAddress]:
         """Listen on every address that a name stands for.
 
         Addresses that this machine doesn't have are left out, as long as one is left. Sockets for
@@ -162,18 +159,20 @@ class ProxyServer:
 
         Args:
             address: the host and port; host "" is every address of this machine, port 0 one free
-                port, the same on all addresses.
+                port, the same on all addresses. A ``UnixAddress`` is the path of a Unix socket:
+                its file is made, and removed once nobody is accepted any more.
             backlog: how many clients may wait to be accepted. Where the system allows fewer, a
                 warning in the log says so.
+            mode: the permissions of a Unix socket's file. Who may write to it may connect.
 
         Returns:
-            The addresses of the listening sockets.
+            The addresses of the listening sockets; that of a Unix socket is its path.
 
         Raises:
             ListenError: the name can't be looked up, or an address can't be listened on (errno
                 EADDRINUSE, EACCES, ...).
         """
-        opened = listen_on(address, backlog, buffers=self._buffer_size)
+        opened = listen_on(address, backlog, buffers=self._buffer_size, mode=mode)
         say_listening(opened)
         self.use(opened)
         return [listener.getsockname() for listener in opened]
@@ -184,7 +183,7 @@ class ProxyServer:
         They are made non-blocking, and ``run`` closes them at its end.
 
         Args:
-            listeners: listening TCP sockets.
+            listeners: listening TCP sockets, or Unix sockets for streams.
         """
         for listener in listeners:
             listener.setblocking(False)
@@ -202,14 +201,14 @@ class ProxyServer:
         Raises:
             ListenError: a listening socket listens no more.
         """
-        _start_workers()
+        current().start_workers()
         loop = asyncio.get_running_loop()
         self._open_worker()
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
             task.add_done_callback(lambda _: self._stopped.wake())
         try:
-            while not self._stops and not any(task.done() for task in accepting):
+            while not (self._stops or self._retired or any(task.done() for task in accepting)):
                 await self._stopped.wait()
         except asyncio.CancelledError:
             self._stops = 2
@@ -219,7 +218,7 @@ class ProxyServer:
                 task.cancel()
             ends = await asyncio.gather(*accepting, return_exceptions=True)
             for listener in self._listeners:
-                listener.close()
+                close_listener(listener)
             await self._finish()
             self._close_worker()
         for end in ends:
@@ -228,14 +227,13 @@ class ProxyServer:
 
     def _open_worker(self) -> None:
         """Have the loop's own thread move bytes, where that is possible."""
-        loop, runtime = asyncio.get_running_loop(), current()
-        self._worker = worker = runtime.local_worker()
+        runtime = current()
+        self._worker = self._joining.worker = worker = runtime.local_worker()
         if worker is None:
             return
-        if not (isinstance(loop, ProxyLoop) and loop.serve(worker)):
-            loop.add_reader(worker.fileno(), self._move)
+        self._loop_worker = LoopWorker(worker)
         if runtime.copies_first():
-            self._taskless = Taskless(
+            self._taskless = self._joining.taskless = Taskless(
                 runtime,
                 worker,
                 self._direct,
@@ -244,6 +242,7 @@ class ProxyServer:
                 idle_timeout=self._idle_timeout,
                 keepalive=self._keepalive,
                 client_of=partial(self._client, ReservedSocket(None)),
+                is_observed=type(self.observer) is not Observer,
                 serve_by_task=self._go_on_by_task,
                 is_over=self._is_over,
             )
@@ -251,18 +250,8 @@ class ProxyServer:
     def _close_worker(self) -> None:
         if self._taskless is not None:
             self._taskless.close()
-        loop, worker = asyncio.get_running_loop(), self._worker
-        if worker is not None:
-            if isinstance(loop, ProxyLoop):
-                loop.serve_no_more(worker)
-            loop.remove_reader(worker.fileno())
-            worker.close()
-
-    def _move(self) -> None:
-        """Let the flows of the loop's own worker move, on the loop's thread."""
-        worker = self._worker
-        if worker is not None and not worker.is_closed and worker.turn():
-            asyncio.get_running_loop().call_soon(self._move)
+        if self._loop_worker is not None:
+            self._loop_worker.close()
 
     def stop(self) -> None:
         """Accept no more clients and let live connections go on for ``grace`` seconds.
@@ -276,42 +265,16 @@ class ProxyServer:
         self._stopped.wake()
         self._changes.wake()
 
-    async def _dial(
-        self,
-        reserved: ReservedDescriptors,
-        counts_as: str,
-        address: Address,
-        refusal: Refusal,
-        prepare: Prepare,
-    ) -> socket.socket:
-        """Connect for a client, as ``Client.dial`` says.
+    def retire(self) -> None:
+        """Accept no more clients and let live connections go on for as long as they last.
 
-        An attempt that meets a shortage is repeated after a while. Each attempt has
-        ``connect_timeout``, and the last begins no later than that after the first; StarvedError is
-        raised then.
+        The listening sockets are closed, and ``run`` returns after the last connection. Another
+        server can accept from duplicates of those sockets meanwhile (``socket.dup``), so that no
+        client is refused. ``stop`` ends a retired server as any other. Must be called on the loop's
+        thread.
         """
-        loop = asyncio.get_running_loop()
-        last_begins = loop.time() + self._connect_timeout
-
-        def make_ready(sock: socket.socket, resolved: Resolved) -> None:
-            set_buffers(sock, self._buffer_size)
-            prepare(sock, resolved)
-
-        while True:
-            try:
-                return await self._dialer.dial(
-                    address,
-                    refusal=refusal,
-                    prepare=make_ready,
-                    before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
-                    client=counts_as,
-                )
-            except TargetError:
-                raise
-            except OSError as error:
-                await self._shortage.wait_after(error, last_begins - loop.time())
-                if loop.time() >= last_begins:
-                    raise StarvedError(address, reason_of(error)) from error
+        self._retired = True
+        self._stopped.wake()
 
     # Accepting
 
@@ -321,6 +284,8 @@ class ProxyServer:
                 listener,
                 await self._room(),
                 room=self._room_now,
+                # Clients that come after a retirement are the other server's at once.
+                wanted=lambda: not self._retired,
                 accepted=partial(self._accepted, listener),
                 nobody_waits=partial(self._nobody_waits, listener),
                 must_know=partial(self._must_know_that_nobody_waits, listener),
@@ -362,6 +327,7 @@ class ProxyServer:
                     self._begin(sock, address, reserved, place)
                 return
             name = show(address)
+            self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
         except Exception:
             logger.exception("an accepted client cannot be served")
@@ -376,6 +342,7 @@ class ProxyServer:
         address: SocketAddress,
         reserved: ReservedDescriptors,
         place: str,
+        client: Client | None = None,
         after: Failed | None = None,
     ) -> None:
         """Serve a client by a task.
@@ -385,10 +352,13 @@ class ProxyServer:
             address: the client's address.
             reserved: what is reserved for the client.
             place: what the client is counted under.
+            client: the client, where ``observer`` knows it already.
             after: the target that could not be connected to, and why; None: none was tried.
         """
         sock.setblocking(False)
-        client = self._client(reserved, sock, address, place)
+        if client is None:
+            client = self._client(reserved, sock, address, place)
+            self.observer.accepted(client)
         task = asyncio.get_running_loop().create_task(self._serve(client, reserved, after))
         self._clients[task] = client
         task.add_done_callback(partial(self._ended, reserved))
@@ -397,17 +367,19 @@ class ProxyServer:
         self, reserved: ReservedDescriptors, sock: socket.socket, address: SocketAddress, place: str
     ) -> Client:
         handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        return Client(sock, address, handshake, partial(self._dial, reserved, place), place)
+        client = Client(sock, address, handshake, partial(self._dialing.dial, reserved), place)
+        client.observer = self.observer
+        return client
 
-    def _go_on_by_task(
-        self, sock: socket.socket, address: SocketAddress, place: str, after: Failed | None
-    ) -> None:
+    def _go_on_by_task(self, connection: Connection, after: Failed | None) -> bool:
+        """Serve by a task, from where connecting has failed; return False where that can't be."""
+        sock, address, place = connection.client, connection.address, connection.place
         try:
-            self._begin(sock, address, ReservedSocket(None), place, after)
+            self._begin(sock, address, ReservedSocket(None), place, connection.named, after)
         except Exception:
             logger.exception("an accepted client cannot be served")
-            sock.close()
-            self._is_over(place)
+            return False
+        return True
 
     async def _room(self) -> ReservedDescriptors:
         """Wait until everything that one more connection needs is free, and reserve it.
@@ -449,7 +421,7 @@ class ProxyServer:
         elif not listens(listener):
             reason = f"{own_name(listener)} accepts no clients any more: {why(error)}"
             raise ListenError(error.errno, reason) from error
-        elif error.errno in _OF_ONE_CLIENT:
+        elif error.errno in OF_ONE_CLIENT:
             await asyncio.sleep(0)  # let other tasks run
         else:
             logger.error("cannot accept: %s", why(error))
@@ -465,6 +437,7 @@ class ProxyServer:
             return
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
+        self.observer.left(client)
         self._is_over(client.counts_as)
 
     def _is_over(self, place: str) -> None:
@@ -497,8 +470,11 @@ class ProxyServer:
                 if self._headers is not None:
                     initial = await self._headers.before_join(client, target, initial)
                 target_name = peer_name(target)
-                relay = await self._join(client, target, initial, reserved)
+                self.observer.handshaken(client, target_name)
+                reserved.keep(0)
+                relay = await self._joining.join(client, target, initial)
             except OSError as error:
+                self.observer.refused(client, error)
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
@@ -510,6 +486,7 @@ class ProxyServer:
             return
         worker = self._worker
         outcome = await end_of(relay, lambda: worker is not None and worker.is_at_work)
+        self.observer.ended(client, outcome)
         report_end(client, target_name, outcome)
 
     def _is_welcome(self, client: Client) -> bool:
@@ -518,58 +495,20 @@ class ProxyServer:
             return True
         place = self._occupancy.enter(client.address)
         if place is None:
+            self.observer.refused(client, None)
             report_refusal(client, who(client), self._limits.per_client)
             return False
         self._occupancy.leave(client.counts_as)
         client.counts_as = place
         return True
 
-    async def _join(
-        self,
-        client: Client,
-        target: socket.socket,
-        initial: tuple[bytes, bytes],
-        reserved: ReservedDescriptors,
-    ) -> Relay | LoopRelay:
-        tune(target, self._keepalive)
-        reserved.keep(0)
-        # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
-        client.handshake.received = bytearray()
-        while True:
-            if self._cutting:  # ``open_target`` can have missed that it was cancelled
-                raise asyncio.CancelledError
-            try:
-                relay = self._relay(client, target, initial)
-            except OSError as error:
-                with (
-                    client.handshake.during("while waiting for descriptors"),
-                    self._hangups.watch(client.handshake),
-                ):
-                    await self._shortage.wait_after(error)
-            else:
-                client.joined_by(relay.as_relay if isinstance(relay, LoopRelay) else relay)
-                return relay
-
-    def _relay(
-        self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]
-    ) -> Relay | LoopRelay:
-        idle, worker = self._idle_timeout, self._worker
-        if client.has_dialled(target):
-            for sock in (client.socket, target):
-                if sock.gettimeout() != 0:  # ``open_target`` has set another one
-                    sock.setblocking(False)
-            if self._taskless is not None and not any(initial):
-                relay = self._taskless.join(client, target)
-                if relay is not None:
-                    return relay
-            return GivenRelay(
-                client.socket, target, worker=worker, idle_timeout=idle, initial=initial
-            )
-        return Relay(client.socket, target, idle_timeout=idle, close=True, initial=initial)
-
     # Stopping
 
     async def _finish(self) -> None:
+        while self._retired and self._count_live() and not self._stops:
+            await self._changes.wait()
+        if self._retired and not self._count_live():
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
         logger.info("stopping: %d connections live, %g s left", self._count_live(), self._grace)
@@ -591,7 +530,7 @@ class ProxyServer:
 
     def _cut(self) -> None:
         """End all connections; their sides are reset after what they were sent was delivered."""
-        self._cutting = True
+        self._joining.is_cutting = True
         for task, client in list(self._clients.items()):
             if client.relay is None or client.target is None:
                 task.cancel()
@@ -599,9 +538,3 @@ class ProxyServer:
                 client.relay.cut_soon()
         if self._taskless is not None:
             self._taskless.cut()
-
-
-def _start_workers() -> None:
-    """Start the engine's workers now; later they would take descriptors of accepted clients."""
-    for _ in range(os.cpu_count() or 1):
-        current().flows(1)

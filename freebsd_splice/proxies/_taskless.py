@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -22,6 +23,7 @@ from ._hangups import HangupError
 from ._log import logger
 from ._loop_relay import LoopRelay, LoopRelays
 from ._reporting import report_end, report_failure
+from ._unix_sockets import AF_UNIX, UnixPeer
 
 #: The number of a target that could not be connected to, and why.
 Failed = tuple[int, TargetError]
@@ -29,6 +31,10 @@ Failed = tuple[int, TargetError]
 
 class Taskless:
     """All such connections of one server.
+
+    A ``LoopRelay`` needs two TCP connections that were made for it, with nothing read that is to
+    be passed on first. Everybody else has a task and another relay: ``connect`` and ``join`` say
+    so.
 
     Args:
         runtime: this process's.
@@ -38,8 +44,11 @@ class Taskless:
         connect_timeout: as for ``ProxyServer``.
         idle_timeout: as for ``ProxyServer``.
         keepalive: as for ``ProxyServer``.
+        is_observed: whether each client's observer is to be told what happens. It costs a
+            ``Client`` for each connection; else there is one where the log needs it.
         client_of: makes the ``Client`` of a socket, an address, and the place that it counts as.
-        serve_by_task: serves such a client by a task, from where connecting has failed.
+        serve_by_task: serves a connection's client by a task, from where connecting has failed;
+            returns whether that is possible.
         is_over: is told of the place that is free again.
     """
 
@@ -53,12 +62,14 @@ class Taskless:
         connect_timeout: float,
         idle_timeout: float | None,
         keepalive: bool,
+        is_observed: bool,
         client_of: Callable[[socket.socket, SocketAddress, str], Client],
-        serve_by_task: Callable[[socket.socket, SocketAddress, str, Failed | None], object],
+        serve_by_task: Callable[[Connection, Failed | None], bool],
         is_over: Callable[[str], object],
     ) -> None:
         self._direct = direct
         self._keepalive = keepalive
+        self._is_observed = is_observed
         self._make_client = client_of
         self._serve_by_task = serve_by_task
         self._is_over = is_over
@@ -85,6 +96,8 @@ class Taskless:
         """Connect a client to its target; return False where it needs a task."""
         if not isinstance(reserved, ReservedSocket) or self._direct is None:
             return False
+        if isinstance(address, UnixPeer):
+            return False
         known = self._direct.next_known()
         if known is None or not reserved.is_for(known.resolved.family):
             return False
@@ -94,12 +107,20 @@ class Taskless:
         connection.known = known
         self._live.add(connection)
         try:
+            if self._is_observed:
+                self._observe(connection)
             self._dials.begin(connection)
         except BaseException:
             connection.target.close()
-            self._live.discard(connection)
+            self._discard(connection)
             raise
         return True
+
+    def _observe(self, connection: Connection) -> None:
+        client = self._client_of(connection)
+        client.observer.accepted(client)
+        connection.named = client
+        connection.began = time.monotonic()
 
     def join(self, client: Client, target: socket.socket) -> LoopRelay | None:
         """Join a client of a task and its target; None: it takes another relay.
@@ -109,8 +130,9 @@ class Taskless:
         Raises:
             OSError: the poller has no room.
         """
-        if any(last_close_waits(sock) for sock in (client.socket, target)):
-            return None
+        for sock in (client.socket, target):
+            if sock.family == AF_UNIX or last_close_waits(sock):
+                return None
         connection = Connection(client.socket, client.address, client.counts_as, target)
         connection.named = client
         connection.peer = peer_of(target) or ()
@@ -146,7 +168,13 @@ class Taskless:
             assert connection.known is not None
             self._direct.is_there(connection.known.number)
             tune(connection.target, self._keepalive)
+            client = connection.named
+            if client is not None:
+                client.observer.dialled(client, time.monotonic() - connection.began, None)
+                client.observer.handshaken(client, show(connection.peer))
             relay = self._join(connection)
+            if client is not None:
+                client.joined_by(relay)
         except Exception as error:
             connection.target.close()
             if not isinstance(error, OSError):
@@ -166,15 +194,22 @@ class Taskless:
             self._give_up(connection, error)
             return
         assert connection.known is not None
-        failed = (connection.known.number, error) if isinstance(error, TargetError) else None
+        failed, client = None, connection.named
+        if isinstance(error, TargetError):
+            failed = connection.known.number, error
+            if client is not None:
+                client.observer.dialled(client, time.monotonic() - connection.began, error)
         self._live.discard(connection)
-        self._serve_by_task(connection.client, connection.address, connection.place, failed)
+        if not self._serve_by_task(connection, failed):
+            self._give_up(connection, None)
 
     def _give_up(self, connection: Connection, error: OSError | None) -> None:
         """Close a client that was joined to no target."""
         connection.client.close()
         if error is not None:
-            report_failure(self._client_of(connection), error)
+            client = self._client_of(connection)
+            client.observer.refused(client, error)
+            report_failure(client, error)
         self._forget(connection)
 
     def _ended(self, connection: Connection) -> None:
@@ -182,16 +217,24 @@ class Taskless:
         relay = connection.relay
         assert relay is not None
         try:
-            if logger.isEnabledFor(logging.INFO):
-                report_end(self._client_of(connection), show(connection.peer), relay.outcome())
+            if connection.named is not None or logger.isEnabledFor(logging.INFO):
+                client, outcome = self._client_of(connection), relay.outcome()
+                client.observer.ended(client, outcome)
+                report_end(client, show(connection.peer), outcome)
         except Exception:
             logger.exception("the end of a connection cannot be reported")
         finally:  # a signal handler can raise at any step
             self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
-        self._live.discard(connection)
+        self._discard(connection)
         self._is_over(connection.place)
+
+    def _discard(self, connection: Connection) -> None:
+        self._live.discard(connection)
+        client = connection.named
+        if client is not None:
+            client.observer.left(client)
 
     def _client_of(self, connection: Connection) -> Client:
         if connection.named is not None:

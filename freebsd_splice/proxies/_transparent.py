@@ -10,6 +10,7 @@ import sys
 
 from ._addresses import Resolved, SocketAddress
 from ._connecting import Prepare
+from ._unix_sockets import UnixPeer
 
 #: From netinet/in.h and netinet6/in6.h.
 IP_BINDANY, IPV6_BINDANY = 24, 64
@@ -34,7 +35,9 @@ def bind_as(client: SocketAddress) -> Prepare:
     """Return a function that binds a socket to the client's address, on a free port."""
 
     def prepare(sock: socket.socket, resolved: Resolved) -> None:
-        if not client:  # the client has reset already, and the system doesn't know its address
+        # The client has reset already, and the system doesn't know its address, or it is at a Unix
+        # socket, and has none.
+        if not client or isinstance(client, UnixPeer):
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         family, address = _plain(client)
         if family != resolved.family:

@@ -77,7 +77,8 @@ class RequestError(PlainError):
     """A request is answered with an HTTP ``status``; the text is for the log."""
 
     def __init__(self, status: int, reason: str, body: bytes = b"") -> None:
-        super().__init__(errno.EPROTO, cut(reason, MOST_OF_A_REASON))
+        number = errno.EACCES if status == 407 else errno.EPROTO  # as for the other proxies
+        super().__init__(number, cut(reason, MOST_OF_A_REASON))
         self.status = status
         #: Text that tells the client's user what to do.
         self.body = body

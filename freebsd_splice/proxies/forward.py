@@ -5,21 +5,23 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 
-from ._addresses import Address
 from ._client import Client, OpenTarget
 from ._connecting import TargetError
 from ._limits import Limits
+from ._name_servers import NameServers, needed_for
 from ._proxy_headers import Network
 from ._proxy_protocol import Version
 from ._server import ProxyServer
+from ._services import Target
 from ._targets import RETRY_AFTER, Targets
 from ._transparent import bind_as
 
 
 def forwarder(
-    target: Address | Sequence[Address],
+    target: Target | Sequence[Target],
     *,
     retry_after: float = RETRY_AFTER,
+    resolver: NameServers | None = None,
     transparent: bool = False,
     connect_timeout: float = 10.0,
     idle_timeout: float | None = None,
@@ -34,10 +36,12 @@ def forwarder(
 
     Args:
         target: the target, or several of them. The name of a target is looked up anew for each
-            connection, and its addresses are tried in turn. Of several targets each connection
-            gets the next.
+            connection, and the first of its addresses that answers is taken. Of several targets
+            each connection gets the next. A ``Service`` is one of those that its SRV records name.
         retry_after: seconds for which a target that can't be connected to is skipped, where there
             are others.
+        resolver: looks the targets up; None: the system looks names up, and ``NameServers()``
+            services.
         transparent: connect from the client's own address. Only FreeBSD can do that, for root, and
             the answers need a way back to this machine (``docs/forward.md``).
         connect_timeout: seconds for connecting to one target, as for ``ProxyServer``.
@@ -55,11 +59,17 @@ def forwarder(
         server.listen(Address("", 8080))
         asyncio.run(server.run())          # until server.stop()
     """
-    addresses = [target] if isinstance(target, Address) else list(target)
-    if not addresses or not all(isinstance(each, Address) for each in addresses):
-        raise TypeError(f"target must be an Address or a list of them, not {target!r}")
+    targets = [target] if isinstance(target, Target) else list(target)
+    if not targets or not all(isinstance(each, Target) for each in targets):
+        raise TypeError(f"target must be an Address, a Service or a list of them, not {target!r}")
+    opener = to_targets(
+        targets,
+        retry_after=retry_after,
+        resolver=resolver or needed_for(targets, timeout=connect_timeout),
+        transparent=transparent,
+    )
     return ProxyServer(
-        to_targets(addresses, retry_after=retry_after, transparent=transparent),
+        opener,
         connect_timeout=connect_timeout,
         idle_timeout=idle_timeout,
         grace=grace,
@@ -72,11 +82,15 @@ def forwarder(
 
 
 def to_targets(
-    addresses: Sequence[Address], *, retry_after: float = RETRY_AFTER, transparent: bool = False
+    targets: Sequence[Target],
+    *,
+    retry_after: float = RETRY_AFTER,
+    resolver: NameServers | None = None,
+    transparent: bool = False,
 ) -> OpenTarget:
     """Return the function that makes a ``ProxyServer`` a forwarder."""
-    targets = Targets(addresses, retry_after)
-    return _Transparent(targets) if transparent else _ToTargets(targets)
+    chosen = Targets(targets, retry_after, resolver)
+    return _Transparent(chosen) if transparent else _ToTargets(chosen)
 
 
 class _ToTargets:

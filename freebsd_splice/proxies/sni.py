@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import socket
 
-from ._addresses import Address
 from ._client import Client, OpenTarget
 from ._client_hello import ClientHello, HelloReader, MalformedError
 from ._connecting import TargetError
 from ._handshake import HandshakeError
+from ._name_servers import NameServers, needed_for
 from ._routes import Routes
+from ._services import Target
 from ._targets import RETRY_AFTER, Targets
 
 #: Fatal alerts (RFC 8446, 6.2), in records of TLS 1.2, which all clients can read.
@@ -29,7 +30,9 @@ _DECODE_ERROR, _INTERNAL_ERROR, _UNRECOGNIZED_NAME = (
 _MOST_NAMED = 4
 
 
-def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenTarget:
+def by_server_name(
+    routes: Routes, *, retry_after: float = RETRY_AFTER, resolver: NameServers | None = None
+) -> OpenTarget:
     """Return the function that makes a ``ProxyServer`` join TLS clients by server name.
 
     The proxy reads the ClientHello and nothing more, and passes it on as it came. A client without
@@ -39,6 +42,8 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
         routes: the targets for each server name. Of several targets each client gets the next.
         retry_after: seconds for which a target that can't be connected to is skipped, where there
             are others.
+        resolver: looks the targets up; None: the system looks names up, and ``NameServers()``
+            services.
 
     Example::
 
@@ -46,16 +51,19 @@ def by_server_name(routes: Routes, *, retry_after: float = RETRY_AFTER) -> OpenT
         server.listen(Address("", 443))
         asyncio.run(server.run())          # until server.stop()
     """
-    known: dict[tuple[Address, ...], Targets] = {}
+    known: dict[tuple[Target, ...], Targets] = {}
+    chosen = resolver or needed_for(routes.targets())
 
     async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         hello = await _read_hello(client)
         client.server_name = hello.server_name
-        addresses = routes.find(hello)
-        if addresses is None:
+        found = routes.find(hello)
+        if found is None:
             await client.handshake.refuse(_UNRECOGNIZED_NAME)
             raise HandshakeError(errno.EACCES, f"no route for {_described(hello)}")
-        targets = known.setdefault(addresses, Targets(addresses, retry_after))
+        targets = known.get(found)
+        if targets is None:
+            targets = known[found] = Targets(found, retry_after, chosen)
         try:
             target = await targets.dial(client)
         except TargetError:

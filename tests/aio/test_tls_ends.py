@@ -22,7 +22,7 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
 from freebsd_splice._platform.send_queue import unacknowledged
 from freebsd_splice.aio import _copying, _time_limits
-from freebsd_splice.aio._closing import ClosingSide, a_moment
+from freebsd_splice.aio._closing import ClosingSide, wait_briefly
 from freebsd_splice.aio._sides import StreamSide
 
 from .nets import PATIENCE, SMALL, Peer, RealNet, Stream, play
@@ -765,14 +765,14 @@ def test_a_cancelling_behind_a_time_limit_is_not_lost(name: str, contexts: Conte
         _narrow(near, far)
         await _hold(near)
         began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        moment = a_moment
+        moment = wait_briefly
 
         async def watched(*sides: ClosingSide) -> bool:
             began.set_result(None)
             return await moment(*sides)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_copying, "a_moment", watched)
+            patch.setattr(_copying, "wait_briefly", watched)
             relaying = asyncio.ensure_future(
                 aio.relay(near, right, close=True, timeout=SHORT, linger=1000.0)
             )

@@ -38,6 +38,18 @@ def test_both_directions_are_moved_and_counted(harness: Harness, served: Served)
     served.check(outcome.right_to_left)
 
 
+def test_a_live_relay_says_how_far_it_is_and_what_serves(harness: Harness, served: Served) -> None:
+    left, client = harness.pair()
+    right, server = harness.pair()
+    serves = (served.backend, served.mover)
+    with Relay(left, right) as relay:
+        client.write(b"question")
+        assert server.read(8) == b"question"
+        harness.until(lambda: relay.progress() == [(8, serves), (0, serves)], "8 bytes counted")
+        relay.cancel()
+        assert relay.progress() == [(8, serves), (0, serves)]
+
+
 def test_eof_is_passed_on_and_the_other_direction_lives_on(harness: Harness) -> None:
     left, client = harness.pair()
     right, server = harness.pair()
@@ -295,7 +307,7 @@ def test_an_answer_in_the_send_buffer_survives_a_reset_behind_it(harness: Harnes
     left, client = harness.pair(small_buffers=True)
     right, server = harness.pair()
     answer = random.Random(5).randbytes(16_000)  # more than the client's buffer holds
-    relay = Relay(left, right, close=True)
+    relay = Relay(left, right, close=True, linger=0.5)
     server.write(answer)
     server.close()
     harness.until(lambda: relay.bytes[1] == len(answer), "the answer taken")

@@ -61,8 +61,9 @@ def test_all_of_a_full_receive_buffer_is_moved_within_the_call(
     writer = harness.in_background(client.write, b"x" * 300_000)
     drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
     sent = 300_000
-    harness.until(lambda: len(source.recv(sent, socket.MSG_PEEK)) == sent, "all of it waiting")
     writer.join()
+    harness.until(lambda: harness.readable(source), "a first byte")
+    harness.until(lambda: len(source.recv(sent, socket.MSG_PEEK)) == sent, "all of it waiting")
     thin.splice(source, drain)
     moved = thin.spliced_bytes(source)
     assert moved == sent or thin.backend == "kernel"

@@ -143,6 +143,6 @@ def test_the_times_of_a_proxy(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["localhost:80", [], [("localhost", 80)]])
 def test_the_target_of_a_forwarder(target: Any) -> None:
-    message = f"target must be an Address or a list of them, not {target!r}"
+    message = f"target must be an Address, a Service or a list of them, not {target!r}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         forwarder(target)

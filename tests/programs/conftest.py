@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
 from conformance.harness import silent_listener
-from programs.processes import Forwarder, Program, Proxy, Server, echo
+from programs.processes import Forwarder, Program, Proxy, Served, Server, echo
 
 
 @pytest.fixture
@@ -35,6 +36,16 @@ def proxy(opened: ExitStack) -> Callable[..., Proxy]:
 def forwarder(opened: ExitStack) -> Callable[..., Forwarder]:
     """Starts a forwarder to a target."""
     return lambda *args, **options: opened.enter_context(closing(Forwarder(*args, **options)))
+
+
+@pytest.fixture
+def served(tmp_path: Path, opened: ExitStack) -> Callable[..., Served]:
+    """Starts the proxies of a file, given its text and options."""
+
+    def start(*args: str, **options: str) -> Served:
+        return opened.enter_context(closing(Served(tmp_path / "proxies.toml", *args, **options)))
+
+    return start
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class Proxy(Program):
         super().__init__(
             *start,
             command,
-            *within_backlog_limit(),
+            *(within_backlog_limit() if command != "serve" else ()),
             *others,
             environment=environment,
             descriptors=descriptors,
@@ -195,6 +195,31 @@ class Forwarder(Proxy):
         )
 
 
+class Served(Proxy):
+    """``freebsd-splice serve`` with a file, whose proxies listen on 127.0.0.1."""
+
+    def __init__(self, path: Path, text: str, *options: str, patch: str = "") -> None:
+        self.path = path
+        path.write_text(text)
+        super().__init__("serve", *options, str(path), patch=patch)
+
+    def ports(self, count: int) -> list[int]:
+        """Those of the first so many listening sockets, in the order of the log."""
+        found = self.expect(r"listening on 127\.0\.0\.1:(\d+)$", count)
+        return [int(each[1]) for each in found[:count]]
+
+    def reload(self, text: str, pattern: str = r"INFO reloaded$", times: int = 1) -> None:
+        """Have another file, and wait until the log says so many times what came of it."""
+        self.path.write_text(text)
+        self.signal(signal.SIGHUP)
+        self.expect(pattern, times)
+
+
+def connect_to(port: int) -> socket.socket:
+    """A client of a program that listens there, on 127.0.0.1."""
+    return socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
 def within_backlog_limit() -> list[str]:
     """Options for a backlog that the system doesn't cut: it would be the first line of the log."""
     limit = backlog_limit()
@@ -211,10 +236,15 @@ sys.exit(main())
 class Server:
     """Runs ``serve(connection)`` in a thread for each connection it accepts."""
 
-    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        serve: Callable[[socket.socket], None],
+        host: str = "127.0.0.1",
+        listener: socket.socket | None = None,
+    ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._serve = serve
-        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+        self._listener = listener or socket.create_server((host, 0), family=family, backlog=1024)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -248,6 +278,11 @@ class Server:
     def _run(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             self._serve(connection)
+
+
+def where(server: Server) -> str:
+    """Its address, as a target is written."""
+    return "{}:{}".format(*server.address)
 
 
 def echo(connection: socket.socket) -> None:

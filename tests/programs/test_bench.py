@@ -38,18 +38,22 @@ def test_every_section_runs_and_no_run_of_it_fails(tmp_path: Path) -> None:
     assert not [line for line in shown.values() if line.startswith("NOT SPLICING")], shown
 
 
-def test_a_page_is_written_from_what_an_earlier_run_has_found(tmp_path: Path) -> None:
+def test_a_page_is_written_from_what_earlier_runs_have_found(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    report, docs = tmp_path / "report.json", tmp_path / "docs"
+    docs = tmp_path / "docs"
+    reports = {name: str(tmp_path / f"{name}.json") for name in ("connections", "short")}
     quick = ("--quick", "--rounds", "2", "--peers", "direct,ours,asyncio,threads")
-    _bench("connections", "short", *quick, "--json", str(report))
-    _bench("--read", str(report), "--docs", str(docs))
+    for section, report in reports.items():
+        _bench(section, "--cases", "1 worker*", "* B", *quick, "--json", report)
+    _bench("--read", *reports.values(), "--docs", str(docs))
     page = (docs / "benchmarks.md").read_text()
     for section in ("connections", "short"):
         picture = f"benchmarks/{section}.svg"
         assert f"({picture})" in page
         assert (docs / picture).read_text().count("<svg") == 1
     assert "| threads |" in page
+    assert "1 worker, 1 at once" in page
+    assert "2 workers" not in page
     assert "**Failed**" not in page
 
 
@@ -73,6 +77,10 @@ def test_a_relay_that_changes_a_byte_fails_its_runs() -> None:
 
 def test_worse_is_what_is_worse_in_every_round() -> None:
     _script(WORSE)
+
+
+def test_only_runs_of_one_revision_go_together() -> None:
+    _script(TOGETHER)
 
 
 def _bench(*options: str) -> str:
@@ -153,4 +161,26 @@ assert worse([95, 70, 99, 95, 95], [100] * 5) == []  # not by a tenth
 assert worse([100] * 5, [120, 130, 101, 120, 120]) == ["cost"]
 assert worse([200] * 5, [50] * 5) == []
 assert worse([50] * 4, [200] * 4) == []  # too few rounds
+"""
+
+TOGETHER = """
+from dataclasses import replace
+from bench.cases import Case
+from bench.report import NotTogetherError, Report, together
+from bench.results import Results
+
+def report(section):
+    results = Results([Case(section, "a case", (), {})])
+    return Report("", "", "a revision", {}, {"load": 1.0}, 5, 60.0, {}, {}, "", results)
+
+one, other = report("bulk"), report("short")
+both = together([one, replace(other, rounds=6, noise={"load": 2.0})])
+assert [case.section for case in both.results.cases] == ["bulk", "short"]
+assert (both.rounds, both.seconds, both.noise) == (5, 120.0, {"load": 2.0})
+for wrong in (one, replace(other, revision="another"), replace(other, machine={"cpus": 4})):
+    try:
+        together([one, wrong])
+    except NotTogetherError:
+        continue
+    raise AssertionError(wrong)
 """

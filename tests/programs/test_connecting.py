@@ -123,19 +123,6 @@ def test_what_can_be_no_name_is_said_to_be_none() -> None:
         asyncio.run(Dialer(PATIENCE).dial(impossible))
 
 
-def test_an_address_without_an_answer_leaves_time_for_the_next(
-    names: dict[str, list[Resolved]], silent: socket.socket, echo_server: Server
-) -> None:
-    names["several"] = [
-        Resolved(socket.AF_INET, silent.getsockname()),
-        Resolved(socket.AF_INET, echo_server.address),
-    ]
-    start = time.monotonic()
-    with asyncio.run(Dialer(1.0).dial(Address("several", 80))) as connected:
-        assert connected.getpeername() == echo_server.address
-    assert 0.45 < time.monotonic() - start < PATIENCE
-
-
 def test_the_timeout_is_for_all_addresses_together(
     names: dict[str, list[Resolved]], silent: socket.socket
 ) -> None:

@@ -119,7 +119,7 @@ class Machine:
 
     @staticmethod
     def end(started: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
-        given, said = started.communicate(timeout=PATIENCE)
+        given, said = started.communicate(timeout=10 * PATIENCE)
         return started.returncode, given.strip(), said.splitlines()
 
     @property

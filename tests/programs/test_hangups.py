@@ -266,7 +266,7 @@ def test_while_descriptors_are_short(
         if lacks == "relay":
             monkeypatch.setattr(LoopRelays, "begin", fail)
         else:
-            monkeypatch.setattr(server._dialer, "dial", fail)
+            monkeypatch.setattr(server._dialing._dialer, "dial", fail)
         async with client_of(server) as sock:
             while "accepting pauses" not in caplog.text:
                 await asyncio.sleep(0.01)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,10 @@ for what, *host in {sockets}:
         made.bind(("127.0.0.1", 0))
     elif what == "unix":
         made = socket.socket(socket.AF_UNIX)
+        made.bind(host[0])
+        made.listen()
+    elif what == "packets":
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         made.bind(host[0])
         made.listen()
     elif what == "udp":
@@ -92,6 +97,21 @@ def test_the_sockets_that_are_passed_are_listened_on(
     assert not front.find("backlog")  # that of others' sockets is theirs
 
 
+def test_a_unix_socket_can_be_passed(
+    echo_server: Server, program: StartProgram, tmp_path: Path
+) -> None:
+    """Its file is that of whoever has made it, and stays."""
+    path = tmp_path / "socket"
+    front = program(*like_systemd(("unix", str(path))), *forward(echo_server))
+    front.expect(f"listening on unix:{re.escape(str(path))}$")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        assert exchange(client, b"hello") == b"hello"
+    front.signal(15)
+    assert front.end() == 0
+    assert path.exists()
+
+
 def test_those_for_another_process_are_left_alone(
     echo_server: Server, program: StartProgram
 ) -> None:
@@ -105,8 +125,8 @@ def test_those_for_another_process_are_left_alone(
     ("what", "wrong"),
     [
         ("bound", "descriptor 4 of LISTEN_FDS does not listen"),
-        ("unix", "descriptor 4 of LISTEN_FDS is not a TCP socket"),
-        ("udp", "descriptor 4 of LISTEN_FDS (is not a TCP socket|does not listen)"),
+        ("udp", "descriptor 4 of LISTEN_FDS does not listen"),
+        ("packets", "descriptor 4 of LISTEN_FDS does not listen"),
         ("file", "descriptor 4 of LISTEN_FDS: .*[Ss]ocket.*"),
         ("closed", "descriptor 4 of LISTEN_FDS: Bad file descriptor"),
     ],
@@ -127,9 +147,9 @@ def test_nobody_else_is_told_of_them_or_given_them(
     look = f"""
 import os, sys
 from freebsd_splice._cli import main, serving
-async def say(server, listeners, parent):
+async def say(servers, served, *_):
     print("left", [name for name in os.environ if name.startswith("LISTEN_")])
-    print("inheritable", [listener.get_inheritable() for listener in listeners])
+    print("inheritable", [listener.get_inheritable() for listener in served[0].listeners[0]])
 serving._run = say
 sys.exit(main({forward(echo_server)[2:]}))
 """
@@ -144,10 +164,10 @@ def test_accepted_sockets_have_the_buffers_asked_for(
     look = f"""
 import socket, sys
 from freebsd_splice._cli import main, serving
-async def say(server, listeners, parent):
+async def say(servers, served, *_):
     sizes = [
         listener.getsockopt(socket.SOL_SOCKET, option)
-        for listener in listeners
+        for listener in served[0].listeners[0]
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
     ]
     print("as asked", [size in (30000, 60000) for size in sizes])  # Linux says twice as much

@@ -256,6 +256,25 @@ def test_a_text_for_people_is_a_line_without_control_characters() -> None:
     assert line == f"WARNING {shown} happened"
 
 
+@pytest.mark.parametrize("number", [0x61C, 0x200B, 0x200F, 0x202E, 0x2066, 0x2069, 0xFEFF])
+def test_nothing_invisible_changes_what_a_line_reads_like(number: int) -> None:
+    """Such as U+202E, behind which a terminal shows everything from right to left."""
+    made = record("%s happened", f"a{chr(number)}b")
+    assert TextFormatter().format(made) == f"a\\u{number:04x}b happened"
+
+
+def test_no_line_of_a_traceback_can_be_taken_for_one_of_the_log() -> None:
+    try:
+        raise ZeroDivisionError("a\n2026-01-01 00:00:00,000 INFO forged")
+    except ZeroDivisionError:
+        made = record("failed")
+        made.exc_info = sys.exc_info()
+    first, *others = TextFormatter().format(made).split("\n")
+    assert first == "failed"
+    assert all(line.startswith("    ") for line in others)
+    assert others[-1] == "    2026-01-01 00:00:00,000 INFO forged"
+
+
 def test_a_traceback_for_people_keeps_its_lines() -> None:
     try:
         raise ZeroDivisionError("a\nb\x1b[2J")
@@ -263,8 +282,8 @@ def test_a_traceback_for_people_keeps_its_lines() -> None:
         made = record("failed")
         made.exc_info = sys.exc_info()
     first, second, *_, last = TextFormatter().format(made).split("\n")
-    assert (first, second) == ("failed", "Traceback (most recent call last):")
-    assert last == "b\\x1b[2J"
+    assert (first, second) == ("failed", "    Traceback (most recent call last):")
+    assert last == "    b\\x1b[2J"
 
 
 def test_a_message_is_cut() -> None:

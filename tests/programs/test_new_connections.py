@@ -132,6 +132,7 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
         relay = GivenRelay(left, right, worker=None, initial=(b"initial", b""))
         assert server.read(7) == b"initial"
         assert harness.world.counts["set"] == 0
+        assert {served_by for _, served_by in relay.progress()} <= {("userspace", "copy"), None}
         sent = 0
         while sent < MANY_MESSAGES if how == "long" else sent < 4 * MUCH_BYTES:
             message = b"m" if how == "long" else bytes(MUCH_BYTES)
@@ -141,6 +142,7 @@ def test_one_that_lasts_is_spliced(name: str, how: str) -> None:
         harness.until(lambda: harness.world.counts["set"] == 1, "it is spliced")
         client.write(b"the last")
         assert server.read(8) == b"the last"
+        assert relay.progress()[0][1] == ("kernel", "SO_SPLICE")
         client.fin()
         assert server.read(1) == b""
         server.finish(b"answer")

@@ -45,16 +45,15 @@ def test_rules_keep_their_order_across_the_options(command: str) -> None:
     assert order_of(parsed(command)) == []
 
 
-def test_the_rules_are_what_the_proxy_is_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rules_are_what_the_proxy_is_made_with() -> None:
     """``-*`` before ``+*`` is the other answer."""
     made: list[dict[str, Any]] = []
 
     def proxy(**options: Any) -> Any:
         made.append(options)
 
-    monkeypatch.setattr(connect_socks5, "serve", lambda options, make, **_: make(options))
     for order in (["--allow", "*", "--deny", "*"], ["--deny", "*", "--allow", "*"]):
-        connect_socks5._serve(parsed("socks5", *order), proxy)
+        connect_socks5.make(parsed("socks5", *order), proxy)
     allowing, denying = (options["rules"] for options in made)
     assert isinstance(allowing, Rules)
     assert [rule.allow for rule in allowing._rules] == [True, False]
@@ -207,7 +206,7 @@ def test_nothing_ends_without_traffic_where_that_is_asked_for(
     monkeypatch.setattr(serving, "ProxyServer", lambda _, **options: made.append(options))
     for given in ([], ["--idle-timeout", "0"], ["--idle-timeout", "7"]):
         options = parsed("forward", *given, "127.0.0.1:0", "127.0.0.1:80")
-        serving._make_server(options, forward._make(options))
+        serving._make_server(options, forward.make(options).open_target)
     assert [options["idle_timeout"] for options in made] == [3600.0, None, 7.0]
 
 

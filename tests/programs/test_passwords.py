@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice.proxies import OpenTarget, ProxyServer, _passwords, socks5_connect
+from freebsd_splice.proxies._mistakes import Mistakes
 from freebsd_splice.proxies._passwords import Passwords, make_entry
 from programs.processes import PATIENCE
 from programs.test_server import running
@@ -233,6 +234,15 @@ def test_what_is_no_entry(
     with pytest.raises(ValueError, match=complaint) as raised:
         read("# comment", entry("user", "secret"), bad)
     assert str(raised.value).startswith(f"{path}, line 3: ")
+
+
+def test_all_lines_that_are_wrong_are_known(read: Callable[..., Passwords], path: Path) -> None:
+    """As far as they fit a screen: another file's lines are all wrong."""
+    with pytest.raises(Mistakes) as caught:
+        read("alice", entry("bob", "secret"), *(["x"] * 100))
+    assert [each.partition(": ")[0] for each in caught.value.mistakes] == [
+        f"{path}, line {line}" for line in (1, *range(3, 22))
+    ]
 
 
 @pytest.mark.parametrize(

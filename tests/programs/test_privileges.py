@@ -141,7 +141,7 @@ def test_users_and_groups_that_do_not_exist(user: str, wrong: str, program: Star
     run = program(*MAIN, "forward", "--user", user, "127.0.0.1:0", "127.0.0.1:80")
     assert run.end() == 2
     (line,) = run.lines
-    assert line.startswith(f"freebsd-splice forward: error: --user: {wrong}; ")
+    assert line.startswith(f"freebsd-splice forward: error: argument --user: {wrong}; ")
 
 
 @as_root_or_nobody

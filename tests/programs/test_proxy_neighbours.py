@@ -44,13 +44,16 @@ backend one
     {backend}
 """
 
-NGINX = """
+NGINX_MAIN = """
 {module}
 daemon off;
 master_process off;
 pid {directory}/nginx.pid;
 error_log stderr error;
 events {{ worker_connections 100; }}
+"""
+
+NGINX = """
 stream {{
     access_log off;
     server {{
@@ -87,34 +90,43 @@ class Neighbours:
         host: str = "127.0.0.1",
     ) -> tuple[str, int]:
         """Gives its address."""
-        needs("haproxy")
         port = free_port()
         listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         text = HAPROXY.format(
             mode=mode, bind=bind, frontend=frontend, backend=backend, listen=listen
         )
+        return self.run_haproxy(text, (host, port))
+
+    def run_haproxy(self, text: str, address: tuple[str, int]) -> tuple[str, int]:
+        """Run a configuration that listens at the address; gives the address."""
+        needs("haproxy")
         path = self._write("haproxy.cfg", text)
-        return self._start(["haproxy", "-db", "-f", str(path)], (host, port))
+        return self._start(["haproxy", "-db", "-f", str(path)], address)
 
     def nginx(self, server: str, *, bind: str = "", host: str = "127.0.0.1") -> tuple[str, int]:
         """Gives its address."""
+        port = free_port()
+        text = NGINX.format(
+            listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            bind=bind,
+            server=server,
+        )
+        return self.run_nginx(text, (host, port))
+
+    def run_nginx(self, text: str, address: tuple[str, int]) -> tuple[str, int]:
+        """Run the parts ``stream`` or ``http`` of a configuration; gives the address."""
         needs("nginx")
         module = next((path for path in NGINX_MODULES if path.exists()), None)
         if module is None:
             run = subprocess.run(["nginx", "-V"], capture_output=True, text=True)
             if not re.search(r"--with-stream(\s|$)", run.stderr):
                 pytest.skip("nginx has no stream module here")
-        port = free_port()
-        text = NGINX.format(
-            module=f"load_module {module};" if module else "",
-            directory=self._directory,
-            listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            bind=bind,
-            server=server,
+        main = NGINX_MAIN.format(
+            module=f"load_module {module};" if module else "", directory=self._directory
         )
-        path = self._write("nginx.conf", text)
+        path = self._write("nginx.conf", main + text)
         command = ["nginx", "-e", "stderr", "-p", str(self._directory), "-c", str(path)]
-        return self._start(command, (host, port))
+        return self._start(command, address)
 
     def _write(self, name: str, text: str) -> Path:
         path = self._directory / name
@@ -253,7 +265,61 @@ def test_nginx_in_front(
     no_accidents(front)
 
 
+@pytest.mark.parametrize("by", ["haproxy", "nginx"])
+def test_in_front_over_a_unix_socket(
+    by: str,
+    neighbours: Neighbours,
+    heard: Heard,
+    server: Callable[..., Server],
+    forwarder: StartForwarder,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "front"
+    senders = ("--accept-proxy", "unix:", "--send-proxy", "v2")
+    # nginx, and HAProxy where it is started as root, may run as other users.
+    front = forwarder(
+        server(heard).address, *senders, "--socket-mode", "666", listen=f"unix:{path}"
+    )
+    front.expect("listening on unix:")
+    if by == "haproxy":
+        address = neighbours.haproxy(backend=f"server ours unix@{path} send-proxy-v2")
+    else:
+        address = neighbours.nginx(f"proxy_pass unix:{path}; proxy_protocol on;")
+    with socket.create_connection(address, PATIENCE) as client:
+        assert exchange(client, b"hello") == b"hello"
+        host, port = client.getsockname()
+        assert header_with(heard, client).destination == address
+    front.expect(rf"INFO {host}:{port} via unix:uid=\d+ -> .*: 5 bytes up, 5 bytes down,")
+    no_accidents(front)
+
+
 # Behind
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("by", ["haproxy", "nginx"])
+def test_behind_with_a_client_at_a_unix_socket(
+    by: str,
+    version: str,
+    neighbours: Neighbours,
+    echo_server: Server,
+    forwarder: StartForwarder,
+    tmp_path: Path,
+) -> None:
+    """The header has no address for it: what is behind takes the connection as it is."""
+    host, port = echo_server.address
+    if by == "haproxy":
+        address = neighbours.haproxy(bind="accept-proxy", backend=f"server echo {host}:{port}")
+    else:
+        address = neighbours.nginx(f"proxy_pass {host}:{port};", bind="proxy_protocol")
+    path = tmp_path / "front"
+    front = forwarder(address, "--send-proxy", version, listen=f"unix:{path}")
+    front.expect("listening on unix:")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        assert exchange(client, b"hello") == b"hello"
+    no_accidents(front)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

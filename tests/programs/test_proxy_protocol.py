@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, _transparent, forwarder
+from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._handshake import Handshake
 from freebsd_splice.proxies._proxy_headers import (
     FirstBytes,
@@ -94,6 +96,12 @@ def connect_from(front: Proxy, source: str) -> socket.socket:
     needs_address(source)
     where = ("127.0.0.1", front.port)
     return socket.create_connection(where, PATIENCE, source_address=(source, 0))
+
+
+def greet(connection: socket.socket) -> None:
+    """Speak first, and send back what comes then."""
+    connection.sendall(b"220 hello")
+    echo(connection)
 
 
 def is_closed(client: socket.socket) -> bool:
@@ -268,7 +276,7 @@ def test_the_log_for_programs_has_both(echo_server: Server, forwarder: StartForw
         pytest.param(
             make_header("v2", b"/run/app", b"/run/front"), "unix:/run/app via ", id="Unix"
         ),
-        pytest.param(make_header("v2", b"/a\n", b""), r"unix:/a\\n via ", id="Unix, forged"),
+        pytest.param(make_header("v2", b"/a\n", b""), r"unix:'/a\\n' via ", id="Unix, forged"),
     ],
 )
 def test_a_client_without_an_address_counts_as_who_connected(
@@ -292,11 +300,6 @@ def test_headers_come_in_any_pieces_and_what_follows_is_late(
 ) -> None:
     """The target speaks as soon as the header is there: nobody waits for the client's bytes."""
 
-    def greet(connection: socket.socket) -> None:
-        connection.sendall(b"220 hello")
-        while data := connection.recv(100):
-            connection.sendall(data)
-
     front = forwarder(server(greet).address, *ACCEPT)
     for header in (HEADER, LINE):
         with front.connect() as client:
@@ -304,6 +307,28 @@ def test_headers_come_in_any_pieces_and_what_follows_is_late(
             assert receive(client, 9) == b"220 hello"
             assert exchange(client, b"late") == b"late"
     no_accidents(front)
+
+
+def test_a_look_up_takes_the_turn_of_whom_the_header_names() -> None:
+    """All clients of the proxy in front would share the turn of one else."""
+    turns: list[str] = []
+
+    async def look_up(address: Address, seconds: float, client: str) -> list[Resolved]:
+        turns.append(client)
+        raise OSError(errno.EHOSTUNREACH, "no such name")
+
+    async def open_target(client: Client) -> OpenedTarget:
+        return await client.dial(Address("www.example.org", 80), look_up=look_up), (b"", b"")
+
+    async def main() -> None:
+        async with running(ProxyServer(open_target, accept_proxy=["127.0.0.1"])) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HEADER)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+
+    asyncio.run(main())
+    assert turns == [CLIENT[0]]
 
 
 @pytest.mark.parametrize("header", [HEADER, LINE])
@@ -506,11 +531,6 @@ def test_anybody_else_may_wait_for_the_target_to_speak(
 ) -> None:
     """A header that comes after that is not taken for one by any target."""
 
-    def greet(connection: socket.socket) -> None:
-        connection.sendall(b"220 hello")
-        while data := connection.recv(100):
-            connection.sendall(data)
-
     front = forwarder(server(greet).address, *ACCEPT)
     with connect_from(front, "127.0.0.2") as client:
         assert receive(client, 9) == b"220 hello"
@@ -522,13 +542,11 @@ def test_the_target_speaks_while_the_first_bytes_are_undecided(
 ) -> None:
     speak = threading.Event()
 
-    def greet(connection: socket.socket) -> None:
+    def greet_later(connection: socket.socket) -> None:
         assert speak.wait(PATIENCE)
-        connection.sendall(b"220 hello")
-        while data := connection.recv(100):
-            connection.sendall(data)
+        greet(connection)
 
-    front = forwarder(server(greet).address, *ACCEPT)
+    front = forwarder(server(greet_later).address, *ACCEPT)
     with connect_from(front, "127.0.0.2") as client:
         client.sendall(b"PROX")
         speak.set()

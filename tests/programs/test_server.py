@@ -23,6 +23,7 @@ from freebsd_splice.proxies import (
     OpenTarget,
     ProxyServer,
     TargetError,
+    _joining,
     _pausing,
     _server,
     forwarder,
@@ -180,7 +181,7 @@ def test_what_was_read_is_not_kept_while_the_connection_lives(
             kept.append(bytes(clients[-1].handshake.received))
             super().__init__(left, right, **options)
 
-    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+    monkeypatch.setattr(_joining, "GivenRelay", WatchedRelay)
 
     async def main() -> None:
         async with running(ProxyServer(open_target)) as address:
@@ -422,7 +423,7 @@ def test_a_dial_that_fails_otherwise_is_not_made_again(
 
     async def main() -> None:
         server = ProxyServer(asking(Address(*echo_server.address)), connect_timeout=1000)
-        monkeypatch.setattr(server._dialer, "dial", fail)
+        monkeypatch.setattr(server._dialing._dialer, "dial", fail)
         async with running(server) as address:
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
@@ -547,7 +548,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
 
     async def main() -> None:
         server = ProxyServer(open_target, connect_timeout=0.3)
-        monkeypatch.setattr(server._dialer._resolver, "look_up", look_up)
+        monkeypatch.setattr(server._dialing._dialer._resolver, "look_up", look_up)
         async with running(server) as address:
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""

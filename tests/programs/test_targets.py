@@ -11,13 +11,16 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies import Address, TargetError, _targets
+from freebsd_splice.proxies import Address, Service, TargetError, _targets
 from freebsd_splice.proxies._connecting import StarvedError
+from freebsd_splice.proxies._observing import Observer
+from freebsd_splice.proxies._services import Member
 from freebsd_splice.proxies._targets import Targets
 from programs.processes import MAIN, Program, Proxy, Server, exchange, until
 
@@ -30,20 +33,25 @@ A, B, C = (Address(f"{name}.example", 80) for name in "abc")
 class Somebody:
     """A client whose dialling is the test's affair, and the loop's clock."""
 
+    handshake = SimpleNamespace(suspended=nullcontext, during=nullcontext)
+    observer = Observer()
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.dead: set[Address] = set()
         self.failure = errno.ECONNREFUSED
         self.tried: list[Address] = []
         self.prepared: list[object] = []
+        self.looked_up_by: list[object] = []
         #: Where it is set, those that dial wait for it.
         self.answers: asyncio.Event | None = None
         clock = SimpleNamespace(time=lambda: self.now)
         monkeypatch.setattr(_targets, "asyncio", SimpleNamespace(get_running_loop=lambda: clock))
 
-    async def dial(self, address: Address, *, prepare: object) -> Address:
+    async def dial(self, address: Address, *, prepare: object, look_up: object) -> Address:
         self.tried.append(address)
         self.prepared.append(prepare)
+        self.looked_up_by.append(look_up)
         if self.answers is not None:
             await self.answers.wait()
         if address in self.dead:
@@ -76,6 +84,101 @@ def test_how_a_socket_is_made_ready_is_passed_on(somebody: Somebody) -> None:
 
     run(Targets([A]).dial(somebody, prepare=prepare))  # type: ignore[arg-type]
     assert somebody.prepared == [prepare]
+
+
+@pytest.mark.parametrize("for_names", [True, False])
+def test_who_looks_names_up(for_names: bool, somebody: Somebody) -> None:
+    """Name servers that were named are for all names, those of the system for services alone."""
+    servers = SimpleNamespace(look_up="by them", are_for_names=for_names)
+    run(Targets([A], resolver=servers).dial(somebody))  # type: ignore[arg-type]
+    assert somebody.looked_up_by == ["by them" if for_names else None]
+
+
+class Registry:
+    """Name servers that know one service."""
+
+    are_for_names = True
+
+    def __init__(self, *priorities: tuple[Address, int]) -> None:
+        self.priorities = priorities
+
+    async def look_up(self, *_: object) -> None: ...
+
+    async def members(self, service: Service) -> tuple[Member, ...]:
+        return tuple(Member(address, priority, 0) for address, priority in self.priorities)
+
+
+WEB = Service("web")
+
+
+def targets_of(registry: Registry, *others: Address) -> Targets:
+    return Targets([WEB, *others], retry_after=10, resolver=registry)  # type: ignore[arg-type]
+
+
+def test_members_are_tried_by_priority_and_the_dead_skipped(somebody: Somebody) -> None:
+    targets = targets_of(Registry((C, 3), (A, 1), (B, 2)))
+    somebody.dead = {A, B}
+    assert [somebody.ask(targets) for _ in range(2)] == [[A, B, C], [C]]
+    somebody.now += 11
+    somebody.dead = {A}
+    assert [somebody.ask(targets) for _ in range(2)] == [[A, B], [B]]
+
+
+def test_dead_members_are_tried_where_there_are_no_others(somebody: Somebody) -> None:
+    targets = targets_of(Registry((A, 1), (B, 2)))
+    somebody.dead = {A, B}
+    for _ in range(2):
+        somebody.tried.clear()
+        with pytest.raises(TargetError, match=f"cannot connect to {B}"):
+            run(targets.dial(somebody))  # type: ignore[arg-type]
+        assert somebody.tried == [A, B]
+
+
+def test_of_many_dead_members_sixteen_are_tried(somebody: Somebody) -> None:
+    many = [Address(f"{number}.example", 80) for number in range(30)]
+    targets = targets_of(Registry(*((each, 1) for each in many)))
+    somebody.dead = set(many)
+    with pytest.raises(TargetError):
+        run(targets.dial(somebody))  # type: ignore[arg-type]
+    assert len(set(somebody.tried)) == 16
+
+
+def test_a_service_is_skipped_while_all_its_members_are(somebody: Somebody) -> None:
+    targets = targets_of(Registry((A, 1)), B)
+    somebody.dead = {A}
+    assert [somebody.ask(targets) for _ in range(3)] == [[A, B], [B], [B]]
+
+
+def test_a_service_without_members_is_skipped(
+    somebody: Somebody, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    registry = Registry()
+    targets = targets_of(registry, B)
+    assert [somebody.ask(targets) for _ in range(4)] == 4 * [[B]]
+    registry.priorities = ((A, 1),)
+    assert [somebody.ask(targets) for _ in range(2)] == 2 * [[B]]
+    somebody.now += 11
+    assert [somebody.ask(targets) for _ in range(2)] == [[A], [B]]
+    assert caplog.messages == [
+        "srv:web has no members: skipped for now",
+        "srv:web can be connected to again",
+    ]
+
+
+def test_members_that_have_left_are_forgotten(somebody: Somebody) -> None:
+    """The registry chooses their names, which can be others each time."""
+    registry = Registry()
+    targets = targets_of(registry)
+    for number in range(10):
+        registry.priorities = ((Address(f"{number}.example", 80), 1),)
+        somebody.ask(targets)
+    assert len(targets._targets[0]._members) == 1  # type: ignore[union-attr]
+
+
+def test_a_service_needs_name_servers() -> None:
+    with pytest.raises(TypeError, match="srv:web needs name servers"):
+        Targets([Service("web")])
 
 
 def test_a_dead_one_is_skipped_for_its_time_and_then_tried_again(somebody: Somebody) -> None:
@@ -188,7 +291,7 @@ def test_too_few_descriptors_are_no_fault_of_the_target(somebody: Somebody) -> N
     targets = Targets([A, B])
 
     class Starved(Somebody):
-        async def dial(self, address: Address, *, prepare: object) -> Address:
+        async def dial(self, address: Address, *, prepare: object, look_up: object) -> Address:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="open files"):
@@ -208,7 +311,7 @@ def test_a_long_shortage_is_no_targets_fault(
     targets = Targets([A, B])
 
     class Starved(Somebody):
-        async def dial(self, address: Address, *, prepare: object) -> Address:
+        async def dial(self, address: Address, *, prepare: object, look_up: object) -> Address:
             self.tried.append(address)
             raise StarvedError(address, os.strerror(errno.EMFILE))
 
@@ -218,6 +321,18 @@ def test_a_long_shortage_is_no_targets_fault(
             run(targets.dial(starved))  # type: ignore[arg-type]
         assert starved.tried == [A]
     assert [somebody.ask(targets) for _ in range(2)] == [[B], [A]]
+
+
+def test_a_look_up_that_lacked_descriptors_says_so(somebody: Somebody) -> None:
+    """It has taken its time, and no other target is tried."""
+
+    class Starved(Registry):
+        async def members(self, service: Service) -> tuple[Member, ...]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with pytest.raises(StarvedError, match="srv:web, for too long: Too many open files; raise"):
+        run(targets_of(Starved(), A).dial(somebody))  # type: ignore[arg-type]
+    assert somebody.tried == []
 
 
 def forward_to(*targets: tuple[str, int], options: tuple[str, ...] = ()) -> list[str]:

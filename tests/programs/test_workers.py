@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -20,7 +21,7 @@ from freebsd_splice._cli import connect_socks5, serving, signals, workers
 from freebsd_splice.proxies import Address, Passwords
 from freebsd_splice.proxies._listening import listen_on
 from freebsd_splice.proxies._passwords import make_entry
-from programs.processes import Forwarder, Server, closing_all, exchange, until
+from programs.processes import PATIENCE, Forwarder, Server, closing_all, exchange, until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -76,19 +77,21 @@ if not os.fork():
     os._exit(0)
 os.close(go)
 import freebsd_splice._cli.serving as serving
-say = serving.say_listening
-def end_the_child_and_say(listeners):
+say = serving._say_listening
+def end_the_child_and_say(served):
     os.close(tell)
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-    say(listeners)
-serving.say_listening = end_the_child_and_say
+    say(served)
+serving._say_listening = end_the_child_and_say
 """
 
 SAYS_WHEN_IT_STARTS_A_WORKER = """
 import sys
-from functools import partial
 import freebsd_splice._cli.forward as forward
-forward.serve = partial(forward.serve, before_fork=lambda: print("another worker", file=sys.stderr))
+class Made(forward.Made):
+    def before_fork(self):
+        print("another worker", file=sys.stderr)
+forward.Made = Made
 """
 
 #: Whoever stops the program does so when its workers have not yet said what to do then.
@@ -96,10 +99,10 @@ STOPPED_AT_THE_START = """
 import os, select, signal
 import freebsd_splice._cli.workers as workers
 obey = workers.obey
-def obey_late(parent, stop):
+def obey_late(parent, *calls):
     os.kill(os.getppid(), signal.SIGTERM)
     select.select([parent], [], [])
-    obey(parent, stop)
+    obey(parent, *calls)
 workers.obey = obey_late
 """
 
@@ -192,14 +195,15 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     front = forwarder(echo_server.address, "--workers", "2")
     connect_until(front, lambda: len(workers_of(front)) == 2)
     for worker in workers_of(front):
-        for number in (*signals.STOPPING, *signals.WITHOUT_EFFECT):
+        handled = (*signals.STOPPING, *signals.RELOADING, *signals.SHOWING, *signals.WITHOUT_EFFECT)
+        for number in handled:
             os.kill(worker, number)
     with closing_all() as clients:
         for _ in range(10):
             serve_one(front, clients)
     assert front.stop() == 0
     assert len(front.find("stopping: ")) == 2, front.text
-    assert not front.find("SIG|has died")
+    assert not front.find("SIG|has died|connections live$")
 
 
 def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(
@@ -246,39 +250,29 @@ def test_the_parent_is_asked_before_each_worker_starts(
 
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr(workers, "_SHORT_LIFE", 0)
-    supervisor = workers._Supervisor(
-        2, lambda number, parent: None, lambda: None, lambda: known.append("more")
-    )
-    with closing(_Pipe(supervisor)):
+    supervisor = workers._Supervisor(2, lambda *_: None, lambda: None, lambda: known.append("more"))
+    with closing(_Channels(supervisor)):
         supervisor._start_missing()
-        os.close(supervisor._pipes.pop(1))  # it has died
+        supervisor._channels.pop(1).close()  # it has died
         supervisor._missing.append(1)
         supervisor._start_missing()
         # A worker that reads nothing holds up nobody, however many signals come.
-        assert not any(os.get_blocking(pipe) for pipe in supervisor._pipes.values())
+        assert not any(channel.getblocking() for channel in supervisor._channels.values())
         supervisor._stop()  # nor does one that has just died: these have no reader
     assert begun == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_the_parent_rereads_the_passwords_for_the_next_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_parent_rereads_the_passwords_for_the_next_worker(tmp_path: Path) -> None:
     """Where the worker itself can't, whoever was deleted long ago would be known again."""
     file = tmp_path / "passwords"
-    made: list[Passwords] = []
-    hooks: list[Callable[[], object]] = []
+    known: list[Passwords] = []
 
-    def proxy(*, passwords: Passwords, **_: object) -> None:
-        made.append(passwords)
+    def proxy(*, passwords: Passwords, **_: object) -> Any:
+        known.append(passwords)
 
-    def serve(options: Namespace, make: Callable[..., object], **given: Any) -> None:
-        make(options)
-        hooks.append(given["before_fork"])
-
-    monkeypatch.setattr(connect_socks5, "serve", serve)
     file.write_text(f"{make_entry('gone', 'secret')}\n")
-    connect_socks5._serve(Namespace(passwords=file, rules=[]), proxy)  # type: ignore[arg-type]
-    ((passwords,), (before_fork,)) = made, hooks
+    before_fork = connect_socks5.make(Namespace(passwords=file, rules=[]), proxy).before_fork
+    (passwords,) = known
     with closing(passwords):
         for content, names in (
             (f"{make_entry('somebody', 'secret')}\n", ["somebody"]),
@@ -315,7 +309,8 @@ def test_workers_that_die_at_once_are_restarted_after_a_while(
         assert front.find(f"ERROR worker {number} ")
     if sys.platform == "linux":
         front.expect("has died", 8)
-        assert front.descriptors()["pipe"] <= 2 + 2  # its output, and one for each of them
+        found = front.descriptors()
+        assert found["pipe"] + found["unix"] <= 2 + 2  # its output, and one for each of them
     assert front.stop() == 0
     # Two at the beginning, and two after each 0.4 s.
     assert len(front.find("has died")) <= 2 + 2 * (time.monotonic() - start + 1) / 0.4
@@ -335,7 +330,7 @@ def test_what_a_worker_dies_of_is_in_the_log(
 ) -> None:
     front = forwarder(echo_server.address, "--workers", "2", patch=WORKERS_WITH_A_DEFECT)
     front.expect(r"ERROR worker 0 has failed$")
-    front.expect(r"^ZeroDivisionError", 2)
+    front.expect(r"^ +ZeroDivisionError$", 2)
     front.expect("has died: status 1", 2)
 
 
@@ -392,6 +387,31 @@ def test_their_parents_end_cuts_nothing_while_they_are_stopping(
         assert exchange(clients[0], b"still here") == b"still here"
     front.end()
     assert not front.find("cutting")
+
+
+def test_a_parent_that_ends_with_a_word_unread_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    stops: list[None] = []
+    failures: list[object] = []
+
+    async def obey() -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+
+        def stop() -> None:
+            stops.append(None)
+            over.set()
+
+        workers.obey(ours.fileno(), stop, lambda: None, lambda: None)
+        ours.send(b"+")
+        theirs.close()
+        await asyncio.wait_for(over.wait(), PATIENCE)
+
+    with ours, theirs:
+        asyncio.run(obey())
+    assert len(stops) == 1
+    assert failures == []
 
 
 def _kill(process: int) -> None:
@@ -528,18 +548,18 @@ def test_the_alarm_for_the_next_start_is_never_switched_off(
     times = iter([10.0, 11.0 - 1e-9, 11.0 - 1e-9])
     monkeypatch.setattr(time, "monotonic", lambda: next(times))
     monkeypatch.setattr(signal, "setitimer", lambda which, seconds: asked.append(seconds))
-    supervisor = workers._Supervisor(1, lambda number, parent: None, lambda: None, lambda: None)
-    with closing(_Pipe(supervisor)):
+    supervisor = workers._Supervisor(1, lambda *_: None, lambda: None, lambda: None)
+    with closing(_Channels(supervisor)):
         supervisor._started[0] = next(times)
         supervisor._start_missing()
     assert len(asked) == 1
     assert asked[0] >= 0.001
 
 
-class _Pipe:
+class _Channels:
     def __init__(self, supervisor: workers._Supervisor) -> None:
         self._supervisor = supervisor
 
     def close(self) -> None:
-        for end in self._supervisor._pipes.values():
-            os.close(end)
+        for channel in self._supervisor._channels.values():
+            channel.close()

@@ -15,7 +15,7 @@ import pytest
 
 from freebsd_splice import Reason
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._kernel.flow import TRANSITIONS
+from freebsd_splice._kernel.phases import TRANSITIONS
 from model.platform import ModelPlatform
 from stateful.rig import Rig, rig
 from support.slowness import SLOWNESS
@@ -75,7 +75,7 @@ def test_the_threads_have_the_names_that_the_page_says() -> None:
     cells = "".join(re.findall(r"^\| (\*\*.*?) \|", section, re.M))
     written = [name.removesuffix("-0") for name in re.findall(r"`([a-z_ -]+(?:-0)?)`", cells)]
     source = "".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
-    assert len(written) == 8
+    assert len(written) == 12
     for name in written:
         # The two pools make theirs of a prefix and their own name.
         own = name.removeprefix("freebsd-splice-")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from freebsd_splice._cli.configuration import process_keys
 from freebsd_splice.proxies import Routes, parse_rule
 from freebsd_splice.proxies._socks5_messages import Reply
 
@@ -21,7 +22,12 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 #: Where a command is described; the four proxies share the options of one page more.
 SHARED = DOCS / "proxies.md"
 PROXIES = {name: DOCS / f"{name}.md" for name in ("forward", "connect", "socks5", "sni")}
-OTHERS = {"password": SHARED, "selftest": DOCS / "diagnosing.md", "info": DOCS / "diagnosing.md"}
+OTHERS = {
+    "password": SHARED,
+    "selftest": DOCS / "diagnosing.md",
+    "info": DOCS / "diagnosing.md",
+    "serve": DOCS / "serve.md",
+}
 
 
 @cache
@@ -78,6 +84,14 @@ def test_the_options_of_a_proxy_are_those_in_the_tables(command: str) -> None:
 def test_the_options_of_selftest_are_those_in_the_table() -> None:
     listed = _options(OTHERS["selftest"])
     assert sorted(listed) == sorted(re.findall(r"^  --([\w-]+)", _help("selftest"), re.M))
+
+
+def test_the_options_of_serve_are_its_own_and_those_of_a_process() -> None:
+    own, of_process = _options(OTHERS["serve"]), [f"--{name}" for name in process_keys()]
+    said = [f"--{name}" for name in re.findall(r"^  --([\w-]+)", _help("serve"), re.M)]
+    assert sorted(said) == sorted([*(f"--{name}" for name in own), *of_process])
+    page = OTHERS["serve"].read_text()
+    assert all(f"`{option}`" in page for option in of_process)
 
 
 @pytest.mark.parametrize("command", PROXIES)

@@ -49,10 +49,14 @@ def test_only_the_thin_functions_know_their_emulation() -> None:
             assert path.parts[0] == "_thin", path
 
 
-def test_only_raw_splice_and_info_know_the_extension() -> None:
+def test_few_know_the_extension() -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         if '"freebsd_splice._so_splice"' in path.read_text()
     }
-    assert users == {"_platform/raw_splice.py", "_diagnostics/info.py"}
+    assert users == {
+        "_platform/raw_splice.py",
+        "_platform/pledge.py",
+        "_diagnostics/info.py",
+    }

@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 
 from freebsd_splice import proxies
-from freebsd_splice.proxies import Address, Client, ClientHello, Handshake, Limits, Resolved, Rule
+from freebsd_splice.proxies import (
+    Address,
+    Client,
+    ClientHello,
+    Handshake,
+    Limits,
+    Member,
+    Resolved,
+    Rule,
+    Service,
+)
 
 #: Those whose arguments are documented; others have none, or one that the summary names.
 CALLED = [
@@ -22,11 +32,13 @@ CALLED = [
     *("socks5_connect", "by_server_name", "parse_rule", "Rules", "Rules.refusal"),
     *("Rules.rejects_name", "Routes", "Routes.load", "Routes.find", "Passwords"),
     *("Passwords.verify", "Handshake.read", "Handshake.in_time"),
+    *("NameServers", "NameServers.look_up", "NameServers.members"),
 ]
 #: Those that a reader needs to see used.
 WITH_EXAMPLE = [
     *("ProxyServer", "Client", "Address", "Limits", "Rules", "parse_rule", "Routes", "Passwords"),
     *("Handshake.read", "forwarder", "socks5_connect", "by_server_name"),
+    *("NameServers", "Service"),
 ]
 CLASSES = [name for name in proxies.__all__ if isinstance(getattr(proxies, name), type)]
 METHODS = [
@@ -65,7 +77,7 @@ def test_each_parameter_of_http_connect_is_described() -> None:
     assert described(http_connect, "Args") == set(inspect.signature(http_connect).parameters)
 
 
-@pytest.mark.parametrize("record", [Address, Resolved, Rule, ClientHello])
+@pytest.mark.parametrize("record", [Address, Resolved, Rule, ClientHello, Service, Member])
 def test_each_field_is_described(record: type) -> None:
     assert described(record, "Attributes") == set(record.__match_args__)  # type: ignore[attr-defined]
 

@@ -15,7 +15,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["freebsd_splice.proxies.{module}"]):
+with atheris.instrument_imports(include=["freebsd_splice.{module}"]):
     from proxies.{test} import check_any_bytes
 
 atheris.Setup(sys.argv, check_any_bytes)
@@ -28,8 +28,8 @@ def fuzz(
 ) -> None:
     """Run ``check_any_bytes`` of a test's module on bytes that begin as one of the seeds.
 
-    ``longest`` is how many bytes there are at most. Where there is no atheris for this Python and
-    system, the test is skipped.
+    They reach the branches of ``module``, named without the package. ``longest`` is how many bytes
+    there are at most. Where there is no atheris for this Python and system, the test is skipped.
     """
     site, corpus, program = directory / "site", directory / "corpus", directory / "fuzzer.py"
     fetch = ["-m", "pip", "install", "--only-binary", ":all:", "--target", str(site), "atheris"]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from freebsd_splice.proxies import Routes, Rules
 from freebsd_splice.proxies._addresses import (
     Address,
+    Resolved,
+    UnixAddress,
     look_up,
     parse_authority,
     parse_listen,
     parse_target,
     show,
 )
+from freebsd_splice.proxies._unix_sockets import AF_UNIX, UnixPeer
+
+needs_unix_sockets = pytest.mark.skipif(AF_UNIX is None, reason="Python has none on Windows")
 
 
 @pytest.mark.parametrize("parse", [parse_listen, parse_target, parse_authority])
@@ -95,6 +103,53 @@ def test_what_is_no_target(text: str, complaint: str) -> None:
         parse_target(text)
 
 
+@needs_unix_sockets
+@pytest.mark.parametrize("parse", [parse_listen, parse_target])
+def test_a_unix_socket_is_written_as_nginx_has_it(parse: Callable[[str], Address]) -> None:
+    address = parse("unix:/run/app.sock")
+    assert isinstance(address, UnixAddress)
+    assert (address.host, str(address)) == ("/run/app.sock", "unix:/run/app.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("/run/app.sock", "write the path of a Unix socket as unix:/path"),
+        ("unix@/run/app.sock", "write the path of a Unix socket as unix:/path"),
+        ("unix:", "write the whole path of the Unix socket, as unix:/path"),
+        ("unix:app.sock", "write the whole path of the Unix socket, as unix:/path"),
+        ("unix:///run/app.sock", "write the whole path of the Unix socket, as unix:/path"),
+        (f"unix:/{'x' * 107}", "the path of a Unix socket has 10[37] bytes at most"),
+        (f"unix:/{chr(0xE9) * 54}", "the path of a Unix socket has 10[37] bytes at most"),
+        ("unix:/run/\0", "a path has no NUL"),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_listen, parse_target])
+def test_what_is_no_unix_socket(parse: Callable[[str], Address], text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse(text)
+
+
+def test_a_host_can_have_the_name_unix() -> None:
+    assert parse_target("unix:80") == ("unix", 80)
+
+
+def test_no_client_can_ask_for_a_unix_socket() -> None:
+    with pytest.raises(ValueError, match="the port must be a number"):
+        parse_authority("unix:/run/app.sock")
+
+
+def test_no_rule_lets_a_client_reach_a_unix_socket() -> None:
+    path: Any = "/run/app.sock"
+    refused = Rules().refusal("*", Resolved(AF_UNIX, path))
+    assert refused == "a Unix socket, which no rule allows"
+
+
+@needs_unix_sockets
+def test_a_route_can_lead_to_a_unix_socket() -> None:
+    assert Routes({"default": "unix:/run/app.sock"}).targets() == [UnixAddress("/run/app.sock")]
+
+
 @pytest.mark.parametrize("text", ["localhost:80", "[::1]:80", ":80"])
 def test_an_address_is_written_as_it_is_read(text: str) -> None:
     assert str(parse_listen(text)) == text
@@ -106,9 +161,14 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
         (("127.0.0.1", 80), "127.0.0.1:80"),
         (("::1", 80, 0, 0), "[::1]:80"),
         (None, "unknown"),
+        ("/a", "unix:/a"),
+        (UnixPeer(1000), "unix:uid=1000"),
+        (UnixPeer(None), "unix"),
     ],
 )
-def test_a_socket_address_as_the_log_shows_it(address: tuple[str, int] | None, text: str) -> None:
+def test_a_socket_address_as_the_log_shows_it(
+    address: tuple[Any, ...] | str | None, text: str
+) -> None:
     assert show(address) == text
 
 

@@ -437,4 +437,4 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
 def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
     bodies = (record(message(body)) for body, _ in REFUSED_INSIDE)
     seeds = [*REAL, *bodies, *(data for data, _ in REFUSED_EARLY)]
-    fuzz("_client_hello", "test_client_hello", seeds, tmp_path, seconds=20, longest=700)
+    fuzz("proxies._client_hello", "test_client_hello", seeds, tmp_path, seconds=20, longest=700)

@@ -28,7 +28,6 @@ from freebsd_splice._userspace.flow import MANY_MESSAGES, MUCH_BYTES
 from freebsd_splice._userspace.workers import LocalWorker
 from freebsd_splice.proxies._event_loop import ProxyLoop
 from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
-from freebsd_splice.proxies._server import _start_workers
 from model.harness import ModelHarness
 from model.local_worker import LoopsWorker
 from programs.processes import descriptors_left
@@ -339,7 +338,7 @@ def test_to_become_another_takes_no_descriptor(harness: Harness, loop: Loop) -> 
     """A proxy's clients can have them all, and bytes are under way."""
     left, client = harness.pair()
     right, server = harness.pair()
-    _start_workers()  # as a server does
+    current().start_workers()  # as a server does
     relay = OnLoop(loop, left, right, idle_timeout=1_000)
     data = random.Random(7).randbytes(1_000_000)
     with descriptors_left(0):

@@ -355,7 +355,9 @@ def test_who_is_not_known_is_local() -> None:
         (FOUR, "192.0.2.7:40000"),
         (SIX, "[2001:db8::7]:40000"),
         (b"/run/a", "unix:/run/a"),
-        (b"/run/\xff", "unix:/run/\\xff"),
+        (b"/run/\xff", r"unix:'/run/\\xff'"),
+        (b"/a -> 10.0.0.1:80: 5 bytes up", "unix:'/a -> 10.0.0.1:80: 5 bytes up'"),
+        ("/\u202e".encode(), r"unix:'/\u202e'"),
     ],
 )
 def test_how_the_log_shows_them(endpoint: Endpoint, shown: str) -> None:
@@ -427,4 +429,6 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
 def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
     """For ten minutes."""
     seeds = [*SEEDS, *(data for data, _ in (*LINES_REFUSED, *BINARY_REFUSED))]
-    fuzz("_proxy_protocol", "test_proxy_protocol", seeds, tmp_path, seconds=600, longest=400)
+    fuzz(
+        "proxies._proxy_protocol", "test_proxy_protocol", seeds, tmp_path, seconds=600, longest=400
+    )

@@ -181,6 +181,35 @@ def test_what_a_file_may_not_say(tmp_path: Path, text: str, complaint: str) -> N
     assert str(caught.value).startswith(str(tmp_path))
 
 
+def test_all_mistakes_of_a_file_are_known(tmp_path: Path) -> None:
+    wrong = [
+        'defualt = "a:1"\n',
+        route(name='"a..b"', target='["a", "b:1", "c"]', more="alpn = 1"),
+        route(),
+        '[[route]]\nnmae = "c"\ntarget = "a:1"\n',
+    ]
+    with pytest.raises(RoutesError) as caught:
+        load(tmp_path, "".join(wrong))
+    address = "is not an address: write host:port or [v6]:port"
+    protocols = 'alpn must be a list of protocols, as in ["h2", "http/1.1"]'
+    assert [each.split("routes.toml: ")[1] for each in caught.value.mistakes] == [
+        "unknown key 'defualt'; did you mean 'default'?",
+        "route 1 ('a..b'): 'a..b' is not a valid host name: encoding with 'idna' codec failed "
+        "(UnicodeError: label empty or too long)",
+        f"route 1 ('a..b'): {protocols}",
+        f"route 1 ('a..b'): 'a' {address}",
+        f"route 1 ('a..b'): 'c' {address}",
+        "route 3: unknown key 'nmae'; did you mean 'name'?",
+        "route 3: name is missing",
+    ]
+    assert str(caught.value) == caught.value.mistakes[0]
+
+
+def test_a_file_that_is_too_deep(tmp_path: Path) -> None:
+    with pytest.raises(RoutesError, match=r"routes\.toml: "):
+        load(tmp_path, "default = " + "[" * 5000)
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     file.write_bytes(b'default = "\xff:1"')

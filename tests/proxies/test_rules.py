@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 
 import pytest
 
+from freebsd_splice.proxies import _rules
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._rules import Rules, parse_rule
 
@@ -28,7 +30,9 @@ NOT_GLOBAL = [
     "10.0.0.1",
     "100.64.0.1",
     "127.0.0.1",
+    "168.63.129.16",
     "169.254.1.1",
+    "169.254.169.254",
     "172.16.0.1",
     "192.0.0.8",
     "192.88.99.1",
@@ -39,9 +43,12 @@ NOT_GLOBAL = [
     "240.0.0.1",
     "255.255.255.255",
     "::1",
+    "::ffff:0:808:808",
     "100::1",
     "100:0:0:1::1",
     "2001::1",
+    "2001:1::1",
+    "2001:20::1",
     "2001:db8::1",
     "2002:808:808::1",
     "3fff::1",
@@ -49,6 +56,7 @@ NOT_GLOBAL = [
     "5f00::1",
     "64:ff9b:1::1",
     "fc00::1",
+    "fd00:ec2::254",
     "fe80::1",
     "fe80::1%eth0",
     "fec0::1",
@@ -93,12 +101,15 @@ def test_no_rule_allows_what_the_system_takes_for_itself(address: str, judged: s
 @pytest.mark.parametrize(
     "address",
     [
+        "168.63.129.16",
         "192.0.0.8",
         "192.88.99.1",
         "224.0.0.1",
         "::1",
         "64:ff9b:1::1",
         "100:0:0:1::1",
+        "2001::1",
+        "2001:1::1",
         "2002:808:808::1",
         "3fff::1",
         "4000::1",
@@ -122,6 +133,7 @@ def test_what_ipaddress_takes_for_global(address: str, monkeypatch: pytest.Monke
         ("::127.0.0.1", "127.0.0.1"),
         ("::2", "0.0.0.2"),
         ("64:ff9b::10.0.0.1", "10.0.0.1"),
+        ("::ffff:0:10.0.0.1", "10.0.0.1"),
         ("2002:a00:1::1", "10.0.0.1"),
         ("2002:a00:1:ffff:ffff:ffff:ffff:ffff", "10.0.0.1"),
     ],
@@ -135,13 +147,53 @@ def test_ipv4_in_ipv6_is_judged_as_ipv4(address: str, judged: str) -> None:
     assert denying.refusal("a.example", at(address)) == f"denied by the rule {judged}"
 
 
+@pytest.mark.parametrize(
+    ("address", "judged"),
+    [
+        ("8.8.8.8", "8.8.8.8"),
+        ("::ffff:8.8.8.8", "8.8.8.8"),
+        ("::8.8.8.8", "8.8.8.8"),
+        ("64:ff9b::8.8.8.8", "8.8.8.8"),
+        ("2606:4700::1111", "2606:4700::1111"),
+    ],
+)
+def test_the_machines_own_addresses_need_a_rule_as_well(
+    address: str, judged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may serve there what the network around it can't reach."""
+    own = {ipaddress.ip_address("8.8.8.8"), ipaddress.ip_address("2606:4700::1111")}
+    monkeypatch.setattr(_rules, "is_of_this_machine", own.__contains__)
+    expected = f"{judged} is an address of this machine; a rule that names its network would allow"
+    for without in (rules(), rules("+*"), rules("+a.example")):
+        assert without.refusal("a.example", at(address)) == f"{expected} it"
+    assert rules(f"+{judged}").refusal("a.example", at(address)) is None
+
+
+def test_an_address_that_cannot_be_looked_at_is_not_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The caller waits for a descriptor then, and asks again."""
+
+    def fail(_: object) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(_rules, "is_of_this_machine", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        Rules().refusal("a.example", at("8.8.8.8"))
+
+
 @pytest.mark.parametrize("address", ["::ffff:8.8.8.8", "::8.8.8.8"])
 def test_another_spelling_of_ipv4_is_not_judged_as_ipv6(address: str) -> None:
     assert rules("-::/0").refusal("a.example", at(address)) is None
 
 
 @pytest.mark.parametrize(
-    ("address", "network"), [("64:ff9b::8.8.8.8", "64:ff9b::/96"), ("2002:808:808::1", "2002::/16")]
+    ("address", "network"),
+    [
+        ("64:ff9b::8.8.8.8", "64:ff9b::/96"),
+        ("::ffff:0:8.8.8.8", "::ffff:0:0:0/96"),
+        ("2002:808:808::1", "2002::/16"),
+    ],
 )
 def test_a_way_to_ipv4_is_judged_as_both(address: str, network: str) -> None:
     both = rules("+8.8.8.8", f"+{network}", "-*")

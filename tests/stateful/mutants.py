@@ -14,6 +14,7 @@ from freebsd_splice._kernel.backend import KernelBackend
 from freebsd_splice._kernel.checks import drain_failure
 from freebsd_splice._kernel.flow import KernelFlow
 from freebsd_splice._kernel.lost_events import LostEvents
+from freebsd_splice._kernel.phases import Phase
 from freebsd_splice._platform.kernel_interface import Capabilities, PollBits, capabilities_of
 from freebsd_splice._platform.splice_checks import set_splice
 from model import platform
@@ -45,7 +46,7 @@ def splicing_before_arming() -> Patches:
     def splice(self: KernelFlow) -> None:
         room = self._room()
         source, drain = self.pair
-        self._enter(flow.Phase.SPLICED)
+        self._enter(Phase.SPLICED)
         set_splice(self._calls, source, drain, 0 if room is None else room, 0.0)
         self._kernel.events.arm(self)
         self._kernel.lost_events.begin(self)
@@ -62,7 +63,7 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
         try:
             splice(self)
         except OSError as error:
-            self._enter(flow.Phase.BETWEEN)
+            self._enter(Phase.BETWEEN)
             self._refused(error)
 
     return checked

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 
 MISSING = (
-    *("anyio", "build", "cffi", "check_wheel_contents", "gevent", "h11", "hypothesis", "pycdlib"),
-    *("trio", "trustme", "twine", "uvloop", "yaml"),
+    *("anyio", "build", "cffi", "check_wheel_contents", "dns", "fastjsonschema", "gevent", "h11"),
+    *("hypothesis", "pycdlib", "trio", "trustme", "twine", "uvloop", "yaml"),
 )
 
 

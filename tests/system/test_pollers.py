@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
@@ -232,6 +233,36 @@ def test_a_socket_watched_anew_is_reported_while_it_is_ready(harness: Harness) -
     assert seen(20) == READ
     assert seen(0) == READ
     poller.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pollers refuse no socket")
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind not in ("poll", "select")])
+def test_what_was_refused_can_be_watched_later(harness: Harness, kind: str) -> None:
+    """The next socket with that number is another one, and the poller has never had it."""
+    poller = make_poller(kind)
+    ours, peer = harness.pair()
+    number = os.dup(ours.fileno())
+    numbered = Numbered(number)
+    os.close(number)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        poller.watch(numbered, READ)
+    os.dup2(ours.fileno(), number)
+    poller.watch(numbered, READ)
+    peer.write(b"x")
+    assert poller.wait(20) == [(number, READ)]
+    poller.forget(numbered)
+    os.close(number)
+    poller.close()
+
+
+class Numbered:
+    """An endpoint of that descriptor, whatever it stands for."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
 
 
 def test_a_relay_runs_on_kqueue(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,9 +263,12 @@ def test_more_than_a_turn_is_moved_within_the_call(harness: Harness, way: Way) -
     size = 2 * thread.TURN
     source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * size)
     drain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size)
-    client.write(b"x" * size)
+    writer = harness.in_background(client.write, b"x" * size)
+    harness.until(lambda: harness.readable(source), "a first byte")
+    harness.until(
+        lambda: len(source.recv(size, socket.MSG_PEEK)) > thread.TURN, "more than a turn's bytes"
+    )
     waiting = len(source.recv(size, socket.MSG_PEEK))
-    assert waiting > thread.TURN
 
     def splice_and_count(copier: thread.Copier) -> int:
         copier.splice(source.fileno(), drain.fileno(), 0, 0.0)
@@ -273,6 +276,7 @@ def test_more_than_a_turn_is_moved_within_the_call(harness: Harness, way: Way) -
 
     assert running().ask(splice_and_count) >= waiting
     assert len(server.read(size)) == size
+    writer.join()
 
 
 def test_what_a_source_received_before_its_reset_is_moved(harness: Harness) -> None:
