@@ -27,6 +27,7 @@ from programs.processes import (
     Server,
     closing_all,
     exchange,
+    is_refused,
     receive,
     reset,
     until,
@@ -603,11 +604,3 @@ exposition.Exposition._serve = fail
     with front.connect() as client:
         assert exchange(client, b"hello") == b"hello"
     assert front.stop() == 0
-
-
-def is_refused(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    return False

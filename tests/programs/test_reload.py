@@ -32,6 +32,7 @@ from programs.processes import (
     Served,
     Server,
     connect_to,
+    is_refused,
     receive,
     until,
     where,
@@ -186,20 +187,12 @@ def test_what_is_new_is_opened_and_what_is_gone_is_closed(
     with connect_to(second) as client:
         assert asked(client) == b"2"
         run.reload(forward(one), times=2)
-        until(lambda: is_refused(second))
+        until(lambda: is_refused(("127.0.0.1", second)))
         assert asked(client) == b"2"
         assert told(first) == b"1"
     assert run.stop() == 0
     assert len(run.find("listening on")) == 2
     no_accidents(run)
-
-
-def is_refused(port: int) -> bool:
-    try:
-        connect_to(port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 @both_ways
