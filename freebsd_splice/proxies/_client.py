@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from .. import Relay
 from ._addresses import Address, SocketAddress, show
@@ -19,18 +18,6 @@ from ._proxy_protocol import ProxyHeader, show_endpoint
 
 #: Connects to an address as ``Client.dial`` does, for a client that counts as the first argument.
 Dial = Callable[[str, Address, Refusal, Prepare, LookUp | None], Awaitable[socket.socket]]
-
-
-class Joined(Protocol):
-    """What joins a client and its target, and is no ``Relay`` yet."""
-
-    def as_relay(self) -> Relay | None:
-        """Make it a relay, on the event loop's thread; None where it has ended."""
-        ...
-
-    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
-        """Return what ``Relay.progress`` does, on any thread."""
-        ...
 
 
 class Client:
@@ -97,7 +84,8 @@ class Client:
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
         self.observer = Observer()
-        self._joined: Relay | Joined | None = None
+        self._relay: Callable[[], Relay | None] | None = None
+        self._progress: Callable[[], list[tuple[int, tuple[str, str] | None]]] = list
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -118,22 +106,24 @@ class Client:
         Ask on the event loop's thread. Most are joined by less than a ``Relay``, as long as little
         is moved, and a relay is made of that when it is asked for; None where that has ended.
         """
-        joined = self._joined
-        return joined if joined is None or isinstance(joined, Relay) else joined.as_relay()
+        return None if self._relay is None else self._relay()
 
-    def joined_by(self, relay: Relay | Joined) -> None:
-        """Note the relay, or what a relay can be made of. For the package's own use."""
-        self._joined = relay
+    def joined_by(
+        self,
+        relay: Callable[[], Relay | None],
+        progress: Callable[[], list[tuple[int, tuple[str, str] | None]]],
+    ) -> None:
+        """Note what returns the relay, and how far it is. For the package's own use."""
+        self._relay, self._progress = relay, progress
 
     @property
     def is_joined(self) -> bool:
         """Whether there is something to ask about with ``progress``. On any thread."""
-        return self._joined is not None
+        return self._relay is not None
 
     def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
         """Return what ``Relay.progress`` does, on any thread. For the package's own use."""
-        assert self._joined is not None
-        return self._joined.progress()
+        return self._progress()
 
     @property
     def is_proxied(self) -> bool:

@@ -125,7 +125,7 @@ class LoopWorker:
     def __init__(self, worker: LocalWorker) -> None:
         self._worker = worker
         self._loop = loop = asyncio.get_running_loop()
-        self._workers = loop.workers if isinstance(loop, ProxyLoop) else []
+        self._workers: list[LoopWorker] = loop.workers if isinstance(loop, ProxyLoop) else []
         if self._workers:
             self._workers[-1]._step_back()
         self._workers.append(self)
@@ -137,8 +137,9 @@ class LoopWorker:
         if isinstance(self._loop, ProxyLoop):
             self._loop.serve_no_more(self._worker)
         self._worker.close()
+        was_last = self._workers[-1] is self
         self._workers.remove(self)
-        if self._workers:
+        if was_last and self._workers:
             self._workers[-1]._step_forward()
 
     def _step_forward(self) -> None:

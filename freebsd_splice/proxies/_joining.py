@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 
 from .. import Relay
 from .._relay import GivenRelay
@@ -70,7 +71,7 @@ class Joining:
                 ):
                     await self._shortage.wait_after(error)
             else:
-                client.joined_by(relay)
+                client.joined_by(partial(_as_relay, relay), relay.progress)
                 return relay
 
     def _relay(
@@ -87,3 +88,7 @@ class Joining:
             if relay is not None:
                 return relay
         return GivenRelay(client.socket, target, worker=worker, idle_timeout=idle, initial=initial)
+
+
+def _as_relay(relay: Relay | LoopRelay) -> Relay | None:
+    return relay if isinstance(relay, Relay) else relay.as_relay()

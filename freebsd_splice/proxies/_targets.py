@@ -8,7 +8,7 @@ import itertools
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 from ._addresses import Address, Resolved, UnixAddress
@@ -56,8 +56,6 @@ class Targets:
                 self._targets.append(_Service(target, resolver))
             else:
                 raise TypeError(f"{target} needs name servers to be looked up at")
-        #: None where it takes more than one step to find what is to be connected to.
-        self._known = [_known(*each) for each in enumerate(self._targets)]
         self._retry_after = retry_after
         self._turn = 0
 
@@ -69,6 +67,11 @@ class Targets:
         known = self._known[self._turn]
         is_dead = known is not None and self._targets[self._turn].dead_until is not None
         return None if is_dead else known
+
+    @cached_property
+    def _known(self) -> list[Known | None]:
+        """None where it takes more than one step to find what is to be connected to."""
+        return [_known(*each) for each in enumerate(self._targets)]
 
     def take(self) -> None:
         """Have the next one be next."""

@@ -174,7 +174,7 @@ class Taskless:
                 client.observer.handshaken(client, show(connection.peer))
             relay = self._join(connection)
             if client is not None:
-                client.joined_by(relay)
+                client.joined_by(relay.as_relay, relay.progress)
         except Exception as error:
             connection.target.close()
             if not isinstance(error, OSError):
