@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
-from ._addresses import Address, Resolved, UnixAddress
+from ._addresses import Address, Resolved
 from ._client import Client
 from ._connecting import (
     NO_WAY_FROM_HERE,
@@ -263,7 +263,7 @@ async def _first_success(
 
 
 def _known(number: int, target: _Target | _Service) -> Known | None:
-    if isinstance(target, _Service) or isinstance(target.name, UnixAddress):
+    if isinstance(target, _Service):
         return None
     found = numeric(target.name)
     return Known(target.name, found[0], number) if len(found) == 1 else None

@@ -7,7 +7,9 @@ import errno
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from freebsd_splice.proxies import (
     Client,
     Limits,
     ProxyServer,
+    UnixAddress,
     _direct,
     _pausing,
     _server,
@@ -27,7 +30,7 @@ from freebsd_splice.proxies._connecting import peer_of
 from freebsd_splice.proxies._event_loop import ProxyLoop, run
 from freebsd_splice.proxies._limits import Occupancy
 from programs.processes import PATIENCE, Server, reset
-from programs.test_server import ask, running
+from programs.test_server import ask, running, watch_joining
 
 
 @pytest.fixture
@@ -363,6 +366,42 @@ def test_a_target_that_resets_at_once_is_none(
 
     asyncio.run(main())
     assert f"cannot connect to {target} ({target}: Connection reset by peer)" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Python has no Unix sockets there")
+@pytest.mark.parametrize("unix", ["client", "target"])
+def test_what_is_no_tcp_is_left_to_a_relay(
+    unix: str,
+    echo_server: Server,
+    tasks: list[Client],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The kernel doesn't splice it, and the log says so."""
+    begun: list[object] = []
+    watch_joining(monkeypatch, lambda *sockets: begun.append(sockets))
+    address = UnixAddress(str(tmp_path / "proxy.sock"))
+
+    async def main() -> None:
+        async with running(forwarder(Address(*echo_server.address))) as tcp:
+            # One proxy listens at the path; it is the target of the other.
+            at_path = forwarder(Address(*echo_server.address))
+            at_path.listen(address)
+            async with running(at_path), running(forwarder(address)) as to_path:
+                if unix == "target":
+                    assert await ask(to_path, b"hello") == b"hello"
+                else:
+                    reader, writer = await asyncio.open_unix_connection(address.host)
+                    writer.write(b"hello")
+                    writer.write_eof()
+                    assert await reader.read() == b"hello"
+                    writer.close()
+            assert begun == []
+            assert await ask(tcp, b"hello") == b"hello"
+
+    asyncio.run(main())
+    assert len(begun) == 1
+    assert len(tasks) == (2 if unix == "target" else 1)
 
 
 def test_two_servers_may_have_one_loop(echo_server: Server) -> None:
