@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,6 @@ from typing import Any
 import pytest
 
 from freebsd_splice._cli.collecting import Collecting, answer
-from freebsd_splice._cli.inspection import Inspection
-from freebsd_splice.proxies import Address
 from freebsd_splice.proxies._numbers import Snapshot
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import curl, read_to_eof
@@ -595,31 +591,6 @@ def test_clients_are_served_where_numbers_can_not_be_read(
         assert exchange(client, b"hello") == b"hello"
     scrape_until(front, "workers", 0)
     assert front.stop() == 0
-
-
-def test_metrics_that_fail_at_once_end_no_program(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Their sockets may be closed before it is said where they can be read."""
-    caplog.set_level(logging.INFO)
-    made = Inspection(Namespace(metrics=Address("127.0.0.1", 0), takeover=None))
-    exposition, (listener,) = made._exposition, made._listeners
-    assert exposition is not None
-    port = listener.getsockname()[1]
-    start = exposition.start
-
-    def start_and_fail() -> None:
-        start()
-        assert exposition._thread is not None
-        exposition._thread.join(PATIENCE)
-
-    async def fail() -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(exposition, "_serve", fail)
-    monkeypatch.setattr(exposition, "start", start_and_fail)
-    made.start()
-    assert f"metrics: http://127.0.0.1:{port}/metrics" in caplog.text
 
 
 def test_workers_are_started_where_the_metrics_have_failed(
