@@ -282,6 +282,10 @@ class ModelPoller:
 
     def quieten(self, endpoint: Endpoint) -> None: ...
 
+    def listen(self, descriptor: int) -> None: ...
+
+    def unlisten(self, descriptor: int) -> None: ...
+
     def ready(self) -> list[tuple[int, Readiness]]:
         found = []
         for descriptor, interest in list(self._watched.items()):
