@@ -191,8 +191,9 @@ class ModelPlatform:
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
         self._world.begins("send")
         asked = self._endpoint(endpoint)
+        taken = self._world.never_blocks(asked, partial(asked.send, bytes(data)))
         self._world.moves()
-        return self._world.never_blocks(asked, partial(asked.send, bytes(data)))
+        return taken
 
     def write_through(self, original: SocketLike, data: bytes | bytearray) -> int:
         self._world.counts["write"] += 1
@@ -237,9 +238,10 @@ class ModelPlatform:
     def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
         self._world.begins("splice")
         asked = self._endpoint(drain)
-        self._world.moves()
         call = partial(self._world.pipes.pour, cast(ModelPipe, pipe), asked, count)
-        return self._world.never_blocks(asked, call)
+        taken = self._world.never_blocks(asked, call)
+        self._world.moves()
+        return taken
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
         return self._world.pipes.read(cast(ModelPipe, pipe), count)
