@@ -63,7 +63,7 @@ class World:
         #: Whether a close with bytes unread sends a reset, as Linux does.
         self.resets_unread = False
         self.pipes = Pipes()
-        #: When bytes went into a drain or were acknowledged.
+        #: When bytes went into a drain, or its peer acknowledged some.
         self.moved_at: list[float] = []
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
@@ -92,7 +92,7 @@ class World:
         there, back = Half(send_buffer), Half(send_buffer)
         near = Endpoint(back, there, receive_buffer)
         far = Endpoint(there, back, receive_buffer)
-        near.non_blocking = True
+        near.non_blocking = back.is_the_programs = True
         self.halves += [there, back]
         return ModelSocket(self, self.open(near)), ModelPeer(self, far)
 
@@ -277,7 +277,8 @@ class World:
         if not half.unacked:
             return False
         half.unacked = 0
-        self.moves()
+        if half.is_the_programs:
+            self.moves()
         self.so_splice.drain_woken(half.sender)
         return True
 
