@@ -164,9 +164,8 @@ async def _soak(opened: ExitStack, directory: Path) -> Traffic:
         steady = await asyncio.to_thread(Watched, lambda: start("steady"))
         takeover = ("--workers", "2", "--takeover", str(directory / "next"))
         shaken = await asyncio.to_thread(Watched, lambda: start("shaken", *takeover))
-        until = time.monotonic() + SECONDS
-        seed = 0
-        while time.monotonic() < until and not traffic.wrong:
+        end, seed = time.monotonic() + SECONDS, 0
+        while time.monotonic() < end and not traffic.wrong:
             for fault in (shaken.reload, shaken.kill_a_worker, shaken.succeed):
                 seed += 1
                 # What a killed worker cuts is cut; nothing else may be.
