@@ -6,16 +6,17 @@ import errno
 import socket
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ._core.closing import Waiting
-from ._core.flow import End, Flow, Reason
+from ._core.flow import End, Flow, Reason, SoFar
 from ._core.pair_policy import Ended, PairPolicy
 from ._core.shared_sockets import SharedSocket
 from ._core.time_limits import TimeLimits, check_seconds
 from ._errors import InvalidArgument, why
 from ._operation import Operation
 from ._platform.interface import SocketLike
-from ._runtime import current
+from ._runtime import Runtime, current
 from ._splice import Outcome, check_bytes, make_outcome
 from ._userspace.workers import LocalWorker
 
@@ -129,7 +130,7 @@ class Relay(Operation[RelayOutcome]):
         initial: tuple[bytes, bytes] = (b"", b""),
         fallback: bool = True,
     ) -> None:
-        runtime = current()
+        runtime = self._its_runtime()
         super().__init__(runtime)
         self._close = close
         self._linger = check_linger(linger)
@@ -164,14 +165,14 @@ class Relay(Operation[RelayOutcome]):
             self._not_made()
             raise
         try:
-            self._start(0, from_left)
-            self._start(1, from_right)
+            self._start_both(from_left, from_right)
             self._time_limits.start()
         except BaseException:  # raised by a signal handler, as by Ctrl-C
             self._close = False
             self._stop_both(Reason.CANCELLED)
             for direction, flow in enumerate(self._flows):
-                if not flow.is_started:  # it ends at once, and the sockets are given back
+                # It ends at once, and the sockets are given back.
+                if not flow.is_started and self._ends[direction] is None:
                     self._start(direction, b"")
             raise
 
@@ -339,8 +340,15 @@ class Relay(Operation[RelayOutcome]):
             except OSError:
                 return True
 
+    def _its_runtime(self) -> Runtime:
+        return current()
+
     def _make_flows(self, fallback: bool) -> list[Flow]:
         return self._runtime.flows(2, fallback=fallback)
+
+    def _start_both(self, from_left: _Bytes, from_right: _Bytes) -> None:
+        self._start(0, from_left)
+        self._start(1, from_right)
 
     def _acquire_both(self, left: SocketLike, right: SocketLike) -> None:
         self._left = self._acquire(left)
@@ -372,10 +380,27 @@ class Relay(Operation[RelayOutcome]):
         )
 
 
+class RelaySoFar(NamedTuple):
+    """How far a relay had come before it became a ``Relay``.
+
+    The first of each pair is for the direction from left to right, or for the left side.
+    """
+
+    #: When it began, on the platform's clock.
+    started: float
+    moved: tuple[SoFar, SoFar]
+    #: The end of a direction whose EOF was passed on, and how many seconds after the start.
+    ends: tuple[tuple[End, float] | None, tuple[End, float] | None]
+    #: What each side has died of, where that is known: the system reports it only once.
+    failures: tuple[OSError | None, OSError | None]
+
+
 class GivenRelay(Relay):
     """A relay of two sockets that are its own from now on (see ``Sockets.take_over``).
 
     It closes them. ``worker`` moves what comes as long as that is little (see ``Engine.local``).
+    ``so_far`` is what was done before, where it goes on with a relay that was none of these, and
+    ``runtime`` the one that such a relay belonged to; None: this process's.
     Raises OSError, and they are the caller's still.
     """
 
@@ -387,9 +412,20 @@ class GivenRelay(Relay):
         worker: LocalWorker | None,
         idle_timeout: float | None = None,
         initial: tuple[bytes, bytes] = (b"", b""),
+        so_far: RelaySoFar | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
+        self._given_runtime = runtime
         self._worker = worker
+        self._so_far = so_far
         super().__init__(left, right, idle_timeout=idle_timeout, close=True, initial=initial)
+
+    def end_idle(self) -> None:
+        """End it as its idle time does, which was measured elsewhere."""
+        self._runtime.run_blocking(partial(self._end_now, Reason.IDLE))
+
+    def _its_runtime(self) -> Runtime:
+        return self._given_runtime or super()._its_runtime()
 
     def _make_flows(self, fallback: bool) -> list[Flow]:
         # Once the flows have begun the caller must not close the sockets, as it does where this
@@ -401,8 +437,29 @@ class GivenRelay(Relay):
         # To release them would close them.
         sockets = self._runtime.sockets
         self._left, self._right = sockets.take_over(left), sockets.take_over(right)
+        if self._so_far is not None:
+            for shared, failure in zip(
+                (self._left, self._right), self._so_far.failures, strict=True
+            ):
+                if failure is not None:
+                    shared.failed(failure)
         self._flows[0].prepare(self._left, self._right)
         self._flows[1].prepare(self._right, self._left)
+
+    def _start_both(self, from_left: _Bytes, from_right: _Bytes) -> None:
+        so_far, self._so_far = self._so_far, None
+        if so_far is None:
+            super()._start_both(from_left, from_right)
+            return
+        self._started = so_far.started
+        for direction, ended in enumerate(so_far.ends):
+            self._flows[direction].goes_on_from(so_far.moved[direction])
+            if ended is not None:
+                self._ends[direction], self._seconds[direction] = ended
+                self._policy.ended(direction, Ended(Reason.EOF, None, False, passed_on=True))
+        for direction, initial in enumerate((from_left, from_right)):
+            if so_far.ends[direction] is None:
+                self._start(direction, initial)
 
 
 def describe(outcome: RelayOutcome, ways: tuple[str, str], sides: tuple[str, str]) -> str:

@@ -61,6 +61,8 @@ class Runtime:
         self._kernel: KernelBackend | None = None
         self._lock = threading.Lock()
         self._live: set[_Endable] = set()
+        #: What ``close`` calls first, while operations can still be made.
+        self.call_before_close: set[Callable[[], object]] = set()
         self._closing = False
 
     def flows(
@@ -94,6 +96,14 @@ class Runtime:
                 errno.ENOPROTOOPT, f"the kernel was demanded, but {backend().reason}"
             )
         return list(self._engine.flows(count, worker))
+
+    def has_kernel(self) -> bool:
+        """Return whether the kernel splices what lasts."""
+        return self._choose()[0] is not None
+
+    def copies_first(self) -> bool:
+        """Return whether new flows begin with a copy in userspace, whatever serves them later."""
+        return not self.is_kernel_demanded() and self._engine.copies_first()
 
     def start_workers(self) -> None:
         """Start the engine's workers now; later they would take descriptors of accepted clients."""
@@ -149,6 +159,8 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel what is live, wait for the done callbacks, end all threads, close descriptors."""
+        for call in list(self.call_before_close):
+            call()
         with self._lock:
             self._closing = True
             live = list(self._live)

@@ -88,15 +88,16 @@ class Inspection:
         """
         if self._exposition is None:
             return
+        addresses = [listener.getsockname() for listener in self._listeners]
         try:
-            self._exposition.start()
+            self._exposition.start()  # which closes them at its end, soon if it fails
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"--metrics: {error}") from error
-        for listener in self._listeners:
-            where = show(listener.getsockname())
+        for address in addresses:
+            where = show(address)
             served = fields("metrics", address=where)
             logger.info("metrics: http://%s/metrics", where, extra=served)
-            if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            if not ipaddress.ip_address(address[0]).is_loopback:
                 logger.warning("everybody who can reach %s can read the metrics", where)
 
     def close(self) -> None:

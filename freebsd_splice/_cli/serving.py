@@ -17,6 +17,7 @@ from .._backend import backend
 from .._runtime import current, shutdown
 from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import UnixAddress, parse_listen, show
+from ..proxies._event_loop import run
 from ..proxies._listening import listen_on, say_listening
 from ..proxies._log import JsonFormatter, TextFormatter, logger
 from . import service_manager
@@ -168,7 +169,7 @@ def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -
     stopping = Stopping(stop)
     serving = _run(servers, in_force.served, begin, begun)
     beat = service_manager.alive if service_manager.watchdog_seconds() else nothing
-    asyncio.run(run_with_heartbeat(serving, beat))
+    run(run_with_heartbeat(serving, beat))
 
 
 def _say_ready(
@@ -242,7 +243,7 @@ def _work(
 
     beat = partial(heartbeats.beat, number)
     try:
-        asyncio.run(run_with_heartbeat(_run(servers, served, begin, begun), beat))
+        run(run_with_heartbeat(_run(servers, served, begin, begun), beat))
     finally:
         inspection.finish()
     shutdown()  # a worker ends without the interpreter's own end

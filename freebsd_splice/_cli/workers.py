@@ -238,12 +238,14 @@ class _Supervisor:
 
     def _replace_all(self) -> None:
         """Have new workers start, and the others finish once all of the new ones serve."""
+        served_meanwhile = {self._retired[process][0] for process in self._retiring}
         for process, number in self._live.items():
             self._retired[process] = number, self._channels.pop(number)
-            if process not in self._serving:  # nobody depends on it yet
+            if process in self._serving or number not in served_meanwhile:
+                self._retiring.add(process)
+            else:
                 self._tell(self._retired[process][1], _RETIRE)
         self._is_reloading = True
-        self._retiring |= self._serving
         self._live.clear()
         self._serving.clear()
         self._missing = list(range(self._count))

@@ -88,6 +88,16 @@ class End(NamedTuple):
     fallback: str | None = None
 
 
+class SoFar(NamedTuple):
+    """What was moved of a direction before it became a flow."""
+
+    moved: int
+    #: How many messages that was.
+    messages: int
+    #: Whether the last of them were so many bytes that more are to be expected.
+    has_much: bool = False
+
+
 class Flow(Protocol):
     """One direction. It is made once, prepared once, started once, and ends once."""
 
@@ -101,6 +111,10 @@ class Flow(Protocol):
             OSError: EBUSY: the drain is used by a splice that somebody else has made.
             BackendUnavailable: the kernel can't serve this pair, and userspace must not.
         """
+        ...
+
+    def goes_on_from(self, so_far: SoFar) -> None:
+        """Count ``so_far`` as moved already. Called before ``start``, if at all."""
         ...
 
     def start(

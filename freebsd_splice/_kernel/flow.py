@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from .._core.flow import End, Reason, closed_or
+from .._core.flow import End, Reason, SoFar, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._errors import BackendUnavailable, refusal
 from .._platform.interface import Platform
@@ -96,6 +96,7 @@ class KernelFlow:
         self._on_end: Callable[[End], None]
         self._limit: int | None = None
         self._moved = 0  # by the segments that are over
+        self._before: SoFar | None = None  # what the first segment goes on from
         self._ahead = b""  # the part of ``initial`` that has not been handed to userspace yet
         self._surplus = b""  # the part of ``initial`` that is past the limit
         self._fallback: str | None = None  # why userspace serves
@@ -129,6 +130,10 @@ class KernelFlow:
                 f"{drain.original!r} is the drain of a splice that somebody else has made; "
                 "end that one first",
             )
+
+    def goes_on_from(self, so_far: SoFar) -> None:
+        self._moved = so_far.moved
+        self._before = so_far._replace(moved=0)
 
     def start(
         self,
@@ -386,6 +391,9 @@ class KernelFlow:
         self._ahead = initial
         segment = self._segment = self._kernel.userspace_flow(self._worker)
         segment.ends_when_busy = self._is_new
+        if self._before is not None:
+            segment.goes_on_from(self._before)
+            self._before = None
         self._ahead = b""
         segment.start(
             self._source,

@@ -88,6 +88,17 @@ class Poller(Protocol):
         """
         ...
 
+    def listen(self, descriptor: int) -> None:
+        """Report READ while ``descriptor`` can be read: a listening socket, or another poller.
+
+        Only pollers with a ``fileno()`` can do that. The thread that waits calls this.
+        """
+        ...
+
+    def unlisten(self, descriptor: int) -> None:
+        """Undo ``listen``. The descriptor may be closed already."""
+        ...
+
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         """Wait for a report, for ``wake``, or for ``timeout`` seconds (None: without limit).
 

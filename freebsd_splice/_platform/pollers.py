@@ -83,6 +83,14 @@ class BasePoller(ABC):
     def quieten(self, endpoint: Endpoint) -> None:  # noqa: B027 - a kqueue has nothing to do
         """Report the endpoint less often: see ``interface.Poller``."""
 
+    def listen(self, descriptor: int) -> None:
+        """Report the descriptor when it can be read: see ``interface.Poller``."""
+        raise NotImplementedError
+
+    def unlisten(self, descriptor: int) -> None:
+        """Undo ``listen``."""
+        raise NotImplementedError
+
     @abstractmethod
     def _open(self, wake_descriptor: int) -> None: ...
 
@@ -121,6 +129,13 @@ class EpollPoller(BasePoller):
         mask = self._masks.get(endpoint.fileno())
         if mask is not None and not mask & _select.EPOLLET:
             self._modify(endpoint.fileno(), mask | _select.EPOLLET)
+
+    def listen(self, descriptor: int) -> None:
+        self._epoll.register(descriptor, _EPOLL_MASK[READ])
+
+    def unlisten(self, descriptor: int) -> None:
+        with suppress(OSError):  # it was closed, and is forgotten already
+            self._epoll.unregister(descriptor)
 
     def _modify(self, descriptor: int, mask: int) -> None:
         self._epoll.modify(descriptor, mask)
@@ -201,6 +216,16 @@ class KqueuePoller(BasePoller):
             filters.append(kq.KQ_FILTER_WRITE)
             changes = [kq.kevent(descriptor, which, kq.KQ_EV_DELETE) for which in filters]
             self._kqueue.control(changes, 0, 0)
+
+    def listen(self, descriptor: int) -> None:
+        # No EVFILT_WRITE, which another kqueue refuses.
+        kq = self.module
+        self._kqueue.control([kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)], 0, 0)
+
+    def unlisten(self, descriptor: int) -> None:
+        kq = self.module
+        with suppress(OSError):  # it was closed, and is forgotten already
+            self._kqueue.control([kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)], 0, 0)
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         kq = self.module

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from .._core.flow import End, Reason, closed_or
+from .._core.flow import End, Reason, SoFar, closed_or
 from .._core.shared_sockets import SharedSocket
 from .._platform.interface import Endpoint, Platform
 from .movers import CopyMover, Mover, MoverRefusedError
@@ -113,6 +113,10 @@ class UserspaceFlow:
 
     def look_soon(self) -> None:
         """Do nothing: the poller reports every end."""
+
+    def goes_on_from(self, so_far: SoFar) -> None:
+        self._moved, self._messages = so_far.moved, so_far.messages
+        self._has_much = so_far.has_much
 
     def start(
         self,

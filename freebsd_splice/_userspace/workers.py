@@ -11,7 +11,9 @@ import itertools
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 
+from .._backend import COPY
 from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
 from .flow import MUCH_BYTES, UserspaceFlow
 from .movers import Mover, Supplies
@@ -75,6 +77,10 @@ class Engine:
             worker = self._workers[next(self._turn) % len(self._workers)]
         return [UserspaceFlow(local or worker, worker) for _ in range(count)]
 
+    def copies_first(self) -> bool:
+        """Return whether flows begin with a copy: no other mover is demanded."""
+        return self._mover in (None, COPY)
+
     def start(self) -> None:
         """Make sure that one worker exists, for flows that must not fail for lack of a worker."""
         with self._lock:
@@ -113,6 +119,9 @@ class Worker:
         self._poller: Poller = platform.poller()
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
+        #: Who is told of a descriptor that no flow has (a local worker's), and who is told last.
+        self._told: dict[int, Callable[[Readiness], object]] = {}
+        self._told_last: dict[int, Callable[[], object]] = {}
         self._ready: deque[UserspaceFlow] = deque()
         self._closing = False
         self._runner: Runner | None = None
@@ -130,7 +139,18 @@ class Worker:
 
     def _serve(self, reported: list[tuple[int, Readiness]]) -> None:
         failed_drains = []
+        last = []
         for descriptor, ready in reported:
+            tell = self._told.get(descriptor)
+            if tell is not None:
+                try:
+                    tell(ready)
+                except self.survived:
+                    _log_failure()
+                continue
+            if descriptor in self._told_last:
+                last.append(self._told_last[descriptor])
+                continue
             if ready is Readiness.READ:
                 watched = self._watched.get(descriptor)
                 reader = watched.reader if watched else None
@@ -149,6 +169,13 @@ class Worker:
         for flow in failed_drains:
             try:
                 flow.drain_failed()
+            except self.survived:
+                _log_failure()
+        # These make descriptors. A number that was closed meanwhile can come back in them, and a
+        # report that is older must not be taken for one of theirs.
+        for call in last:
+            try:
+                call()
             except self.survived:
                 _log_failure()
 
@@ -269,22 +296,65 @@ class LocalWorker(Worker):
 
     def __init__(self, platform: Platform, mover: str | None) -> None:
         super().__init__(platform, mover, None)
+        self.is_at_work = False  # just now, on the loop's thread
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a flow can move, or -1 if there is none."""
         return self._poller.fileno()
 
-    def turn(self) -> bool:
-        """Give a turn to each flow that can move; return whether any could continue at once."""
-        reported = self._poller.wait(0)
-        for _ in range(_ROUNDS):
-            self._serve(reported)
-            # When many flows are busy, more have become ready meanwhile, and looking again is
-            # faster than a round of the loop. When few are, the next message comes too late for
-            # another look to find it.
-            if len(reported) < _BUSY:
-                break
-            reported = self._poller.wait(0)
+    def tell(
+        self, endpoint: Endpoint, interest: Readiness, call: Callable[[Readiness], object]
+    ) -> None:
+        """Call ``call`` with what the poller reports of a socket that no flow has.
+
+        Raises:
+            OSError: the poller has no room.
+        """
+        self._poller.watch(endpoint, interest)
+        self._told[endpoint.fileno()] = call
+
+    def change(self, endpoint: Endpoint, interest: Readiness) -> None:
+        """Have another interest in a socket that ``tell`` was called for."""
+        self._poller.watch(endpoint, interest)
+
+    def tell_no_more(self, endpoint: Endpoint) -> None:
+        """Undo ``tell``, before the socket is closed or a flow has it."""
+        if self._told.pop(endpoint.fileno(), None) is not None:
+            self._poller.forget(endpoint)
+
+    def listen(self, descriptor: int, call: Callable[[], object]) -> None:
+        """Call ``call`` while ``descriptor`` can be read, after everything else that is reported.
+
+        It is a listening socket, or another poller. ``call`` may make descriptors.
+        """
+        self._poller.listen(descriptor)
+        self._told_last[descriptor] = call
+
+    def unlisten(self, descriptor: int) -> None:
+        """Undo ``listen``."""
+        if self._told_last.pop(descriptor, None) is not None:
+            self._poller.unlisten(descriptor)
+
+    def turn(self, timeout: float | None = 0) -> bool:
+        """Give a turn to each flow that can move; return whether any could continue at once.
+
+        Args:
+            timeout: seconds to wait for something to be reported, where no flow can move; None:
+                for ever.
+        """
+        reported = self._poller.wait(0 if self._ready else timeout)
+        self.is_at_work = True
+        try:
+            for _ in range(_ROUNDS):
+                self._serve(reported)
+                # When many flows are busy, more have become ready meanwhile, and looking again is
+                # faster than a round of the loop. When few are, the next message comes too late
+                # for another look to find it.
+                if len(reported) < _BUSY:
+                    break
+                reported = self._poller.wait(0)
+        finally:
+            self.is_at_work = False
         return bool(self._ready)
 
 
@@ -296,7 +366,7 @@ def _has_failed(
 
 
 def _log_failure() -> None:
-    logger.exception("ending a splice failed")
+    logger.exception("a worker's call has failed")
 
 
 class _Watched:

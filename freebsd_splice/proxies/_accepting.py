@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
 from ._connecting import ReservedDescriptors
 from ._unix_sockets import UnixPeer, peer_user
@@ -28,6 +29,15 @@ class Accepting:
 
     The loop calls it when clients wait: no task is woken for them, which takes longer than to
     accept one.
+
+    Args:
+        listener: the listening socket, non-blocking.
+        reserved: what the first client needs.
+        room: gives what a further client needs; None: nobody is to be accepted now.
+        accepted: is given each client. It doesn't raise.
+        nobody_waits: is called when nobody waits any more.
+        must_know: whether ``nobody_waits`` has to be called; only another ``accept`` finds that.
+        worker: has the listening socket in its poller; None: the loop has.
     """
 
     def __init__(
@@ -39,8 +49,12 @@ class Accepting:
         wanted: Callable[[], bool],
         accepted: Callable[[socket.socket, SocketAddress, ReservedDescriptors], object],
         nobody_waits: Callable[[], object],
+        must_know: Callable[[], bool],
+        worker: LocalWorker | None,
     ) -> None:
         self._listener = listener
+        self._must_know = must_know
+        self._worker = worker
         self._reserved: ReservedDescriptors | None = reserved  # for the next client
         self._room = room
         self._wanted = wanted  # whether clients are wanted still
@@ -64,6 +78,13 @@ class Accepting:
 
     async def _wait(self) -> None:
         descriptor = self._listener.fileno()
+        if self._worker is not None:
+            self._worker.listen(descriptor, self._accept)
+            try:
+                await asyncio.wait([self._over])
+            finally:
+                self._worker.unlisten(descriptor)
+            return
         try:
             self._loop.add_reader(descriptor, self._accept)
         except NotImplementedError:  # Windows' usual loop tells of no readiness
@@ -82,6 +103,8 @@ class Accepting:
                 if not self._has_room():
                     return
                 self._give(*self._listener.accept())
+                if not self._must_know():
+                    return  # the poller reports who else waits
             # Behind others. Only accept itself tells that nobody waits any more.
             self._goes_on = True
             self._loop.call_soon(self._go_on)

@@ -52,7 +52,6 @@ class Client:
             does. For the package's own use.
         target (socket.socket | None): the connection to the target; None until ``open_target`` has
             returned it.
-        relay (Relay | None): what joins the two; None until the relay is made.
         observer: is told of each dial. For the package's own use.
 
     Example::
@@ -84,8 +83,9 @@ class Client:
         self.unique_id: bytes | None = None
         self.first_bytes: FirstBytes | None = None
         self.target: socket.socket | None = None
-        self.relay: Relay | None = None
         self.observer = Observer()
+        self._relay: Callable[[], Relay | None] | None = None
+        self._progress: Callable[[], list[tuple[int, tuple[str, str] | None]]] = list
         self._dial = dial
         self._dialled: socket.socket | None = None  # the last one
 
@@ -98,6 +98,32 @@ class Client:
         if self.server_name is not None:
             said.append(f"server name {quoted_unless_plain(self.server_name)}")
         return f"{name} ({', '.join(said)})" if said else name
+
+    @property
+    def relay(self) -> Relay | None:
+        """What joins the client and its target; None until they are joined.
+
+        Ask on the event loop's thread. Most are joined by less than a ``Relay``, as long as little
+        is moved, and a relay is made of that when it is asked for; None where that has ended.
+        """
+        return None if self._relay is None else self._relay()
+
+    def joined_by(
+        self,
+        relay: Callable[[], Relay | None],
+        progress: Callable[[], list[tuple[int, tuple[str, str] | None]]],
+    ) -> None:
+        """Note what returns the relay, and how far it is. For the package's own use."""
+        self._relay, self._progress = relay, progress
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether there is something to ask about with ``progress``. On any thread."""
+        return self._relay is not None
+
+    def progress(self) -> list[tuple[int, tuple[str, str] | None]]:
+        """Return what ``Relay.progress`` does, on any thread. For the package's own use."""
+        return self._progress()
 
     @property
     def is_proxied(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._errors import why
 from .._platform.reset import no_linger, reset_on_close
-from ._addresses import Address, Resolved, UnixAddress
+from ._addresses import Address, Resolved, SocketAddress, UnixAddress
 from ._attempts import first_connected, interleaved
 from ._resolving import Resolver
 from ._unix_sockets import AF_UNIX, connect_at
@@ -27,7 +27,7 @@ if sys.platform != "win32":
 MOST_ADDRESSES = 16
 _MOST_NAMED = 3
 
-_TOO_LATE = "no answer in time, see --connect-timeout"
+TOO_LATE = "no answer in time, see --connect-timeout"
 
 #: Errnos that are about the address that is connected from (as with ``--transparent``): they say
 #: nothing about the target.
@@ -47,7 +47,7 @@ _ADVICE = {
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
 #: What connect answers where the connection is not there yet.
-_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
+UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class PlainError(OSError):
@@ -144,6 +144,28 @@ def set_buffers(sock: socket.socket, size: int | None) -> None:
             raise PlainError(errno.EINVAL, f"no buffers of {size} bytes: {why(error)}") from error
 
 
+def peer_of(sock: socket.socket) -> SocketAddress | None:
+    """Return whom the socket is connected to; None: to nobody yet, or any more."""
+    try:
+        peer: SocketAddress = sock.getpeername()
+    except OSError:
+        return None
+    return peer
+
+
+def is_its_own_peer(sock: socket.socket, port: int) -> bool:
+    """Return whether the socket, connected to that port, is connected to itself.
+
+    Everything sent would come back. TCP does that (a simultaneous open) where nobody listens and
+    the system chose the very port that is connected to as the local one.
+    """
+    try:
+        own = sock.getsockname()
+        return bool(own[1] == port and sock.getpeername() == own)
+    except OSError:  # the target has reset it already
+        return False
+
+
 class ReservedDescriptors:
     """Descriptors that are held open so that they are free when they are needed."""
 
@@ -158,7 +180,7 @@ class ReservedDescriptors:
             self._held.append(_open_something())
             # Numbers are given from the lowest on: where this one is low, most are free, unless
             # the many above it are in use, and those below it have just become free.
-            if count == 1 and self._held[0] < _plenty():
+            if count == 1 and self._held[0] < plenty():
                 return
             while len(self._held) < count + more:
                 self._held.append(os.dup(self._held[0]))
@@ -173,7 +195,7 @@ class ReservedDescriptors:
             os.close(self._held.pop())
 
 
-def _plenty() -> int:
+def plenty() -> int:
     """The number below which a descriptor is one of few."""
     if sys.platform != "win32":
         return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2
@@ -250,7 +272,7 @@ class Dialer:
         try:
             return await look_up(address, self._timeout, client)
         except asyncio.TimeoutError:
-            number, reason = errno.ETIMEDOUT, _TOO_LATE
+            number, reason = errno.ETIMEDOUT, TOO_LATE
         except socket.gaierror as error:
             if error.errno == socket.EAI_MEMORY:
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
@@ -301,7 +323,7 @@ async def _connect_to_path(
     except BaseException as error:
         sock.close()
         if isinstance(error, asyncio.TimeoutError):
-            reason = f"cannot connect to {address} ({_TOO_LATE})"
+            reason = f"cannot connect to {address} ({TOO_LATE})"
             raise TargetError(errno.ETIMEDOUT, reason) from None
         if not isinstance(error, OSError) or error.errno in SHORTAGES:
             raise
@@ -318,7 +340,7 @@ def _number_of(error: Exception) -> int:
 
 def _reason_for(error: Exception) -> str:
     if isinstance(error, asyncio.TimeoutError) and not getattr(error, "errno", None):
-        return _TOO_LATE
+        return TOO_LATE
     return reason_of(error) if isinstance(error, OSError) else str(error)
 
 
@@ -333,29 +355,20 @@ async def _connect(candidate: Resolved, seconds: float, prepare: Prepare) -> soc
             await asyncio.wait_for(connecting, seconds)
         else:
             number = sock.connect_ex(candidate.address)
-            if number in _UNDER_WAY:
+            if number in UNDER_WAY:
                 # To this machine it is there already, for what takes less than a round of the loop.
-                if not _is_connected(sock):
+                if peer_of(sock) is None:
                     await _until_writable(sock, seconds)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 raise OSError(number, os.strerror(number))
-        if _is_its_own_peer(sock, candidate.address[1]):
+        if is_its_own_peer(sock, candidate.address[1]):
             reset_on_close(sock)  # a FIN would keep the port from the server for a while
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    """Whether the connection is there, whatever connect has answered."""
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 async def _until_writable(sock: socket.socket, seconds: float) -> None:
@@ -381,16 +394,3 @@ def _set(future: asyncio.Future[None]) -> None:
 def _fail(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_exception(asyncio.TimeoutError())
-
-
-def _is_its_own_peer(sock: socket.socket, port: int) -> bool:
-    """Return whether the socket is connected to itself, so that everything sent would come back.
-
-    TCP does that (a simultaneous open) where nobody listens and the system chose the very port that
-    is connected to as the local one.
-    """
-    try:
-        own = sock.getsockname()
-        return bool(own[1] == port and sock.getpeername() == own)
-    except OSError:  # the target has reset it already
-        return False

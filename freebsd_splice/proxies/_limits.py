@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from dataclasses import dataclass
 
 from ._addresses import SocketAddress
@@ -43,7 +42,7 @@ class Occupancy:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._live: Counter[str] = Counter()
+        self._live: dict[str, int] = {}
 
     def enter(self, address: SocketAddress) -> str | None:
         """Count one more connection, and return the name to ``leave`` with.
@@ -51,9 +50,10 @@ class Occupancy:
         None: the client has too many already.
         """
         client = client_of(address)
-        if self._live[client] >= self._most and client:
+        live = self._live.get(client, 0)
+        if live >= self._most and client:
             return None
-        self._live[client] += 1
+        self._live[client] = live + 1
         return client
 
     def leave(self, client: str) -> None:

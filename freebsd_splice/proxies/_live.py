@@ -117,8 +117,7 @@ class LiveConnections(Observer):
 
     def ask(self, connection: LiveConnection) -> None:
         """Ask one that is joined how much it has moved, which can take long."""
-        assert connection.client.relay is not None
-        ways = tuple(Progress(*way) for way in connection.client.relay.progress())
+        ways = tuple(Progress(*way) for way in connection.client.progress())
         with self._lock:
             if connection.client in self._live:
                 connection.ways, connection.asked = ways, time.monotonic()
@@ -166,7 +165,7 @@ class Watched(Generic[Kind]):
         with self._reading:
             deadline = time.monotonic() + seconds
             live = [connection for each in self.all() for connection in each.all()]
-            joined = [connection for connection in live if connection.client.relay is not None]
+            joined = [connection for connection in live if connection.client.is_joined]
             joined.sort(key=lambda connection: connection.asked)
             for connection in in_pieces(joined):
                 self._by_listen[connection.listen].ask(connection)

@@ -59,6 +59,11 @@ class Shortage:
         self.begins(reason_of(error))
         await self._changes.wait(min(RETRY_AFTER, seconds))
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._is_short
+
     def begins(self, reason: str) -> None:
         """Log, for the first that is missing, that accepting pauses."""
         if not self._is_short:

@@ -9,38 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import sys
 from collections.abc import Iterable
 from functools import partial
 
-from .. import Relay
 from .._core.time_limits import check_seconds
 from .._errors import why
-from .._relay import LINGER, GivenRelay
+from .._relay import LINGER
 from .._runtime import current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from . import _pausing
 from ._accepting import OF_ONE_CLIENT, Accepting
-from ._addresses import Address, Resolved, SocketAddress, show
+from ._addresses import Address, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
     SHORTAGES,
-    Dialer,
-    LookUp,
-    Prepare,
-    Refusal,
     ReservedDescriptors,
-    StarvedError,
-    TargetError,
     as_usual,
-    reason_of,
     set_buffers,
     tune,
 )
+from ._dialing import Dialing
+from ._direct import Connection, ReservedSocket, direct_of
+from ._event_loop import LoopWorker
 from ._handshake import Handshake
 from ._hangups import Hangups
+from ._joining import Joining
 from ._limits import Limits, Occupancy
 from ._listening import (
     SOCKET_MODE,
@@ -52,15 +49,16 @@ from ._listening import (
     say_listening,
 )
 from ._log import logger
+from ._loop_relay import LoopRelay
 from ._observing import Observer
 from ._pausing import Changes, Shortage
 from ._proxy_headers import Network, ProxyHeaders
 from ._proxy_protocol import Version
 from ._reporting import peer_name, report_end, report_failure, report_refusal, who
+from ._taskless import Failed, Taskless
 
 #: Descriptors that a connection needs besides its client's: one for the target.
 _NEEDED_TO_DIAL = 1
-_NEEDED_TO_JOIN = 0
 
 #: Whether accepted sockets have TCP_NODELAY and SO_KEEPALIVE from their listener.
 ACCEPTED_ARE_TUNED = sys.platform.startswith(("linux", "freebsd", "openbsd"))
@@ -121,7 +119,6 @@ class ProxyServer:
         check_seconds("connect_timeout", connect_timeout)
         check_seconds("idle_timeout", idle_timeout)
         self._connect_timeout = connect_timeout
-        self._dialer = Dialer(connect_timeout)
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._keepalive = keepalive
@@ -134,15 +131,21 @@ class ProxyServer:
         #: Those whose next client may have come before the listener was tuned, or has nothing of
         #: it on this system.
         self._untuned: set[socket.socket] = set()
+        #: The live connections that have a task; ``_taskless`` has the others.
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._hangups = Hangups()
+        #: The loop's own worker, and what it serves; None where pollers can't be nested.
         self._worker: LocalWorker | None = None
-        self._is_moving = False  # just now, in a callback of the loop's
+        self._loop_worker: LoopWorker | None = None
+        self._taskless: Taskless | None = None
+        self._direct = direct_of(open_target, self._headers)
         self._stops = 0
         self._retired = False
-        self._cutting = False
-        self._changes = Changes()
-        self._shortage = Shortage(self._changes, lambda: len(self._clients))
+        self._stopped = Changes()  # told that no more clients are to be accepted
+        self._changes = Changes()  # told of a stop, and of the end of each connection
+        self._shortage = Shortage(self._changes, self._count_live)
+        self._dialing = Dialing(connect_timeout, buffer_size, self._shortage)
+        self._joining = Joining(idle_timeout, keepalive, self._hangups, self._shortage)
         #: Is told what happens to clients. For the package's own use.
         self.observer = Observer()
 
@@ -200,15 +203,13 @@ class ProxyServer:
         """
         current().start_workers()
         loop = asyncio.get_running_loop()
-        self._worker = current().local_worker()
-        if self._worker is not None:
-            loop.add_reader(self._worker.fileno(), self._move)
+        self._open_worker()
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
-            task.add_done_callback(lambda _: self._changes.wake())
+            task.add_done_callback(lambda _: self._stopped.wake())
         try:
             while not (self._stops or self._retired or any(task.done() for task in accepting)):
-                await self._changes.wait()
+                await self._stopped.wait()
         except asyncio.CancelledError:
             self._stops = 2
             raise
@@ -219,25 +220,38 @@ class ProxyServer:
             for listener in self._listeners:
                 close_listener(listener)
             await self._finish()
-            if self._worker is not None:
-                loop.remove_reader(self._worker.fileno())
-                self._worker.close()
+            self._close_worker()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
 
-    def _move(self) -> None:
-        """Let the flows of the loop's own worker move, on the loop's thread."""
-        worker = self._worker
-        if worker is None or worker.is_closed:
+    def _open_worker(self) -> None:
+        """Have the loop's own thread move bytes, where that is possible."""
+        runtime = current()
+        self._worker = self._joining.worker = worker = runtime.local_worker()
+        if worker is None:
             return
-        self._is_moving = True
-        try:
-            has_more = worker.turn()
-        finally:
-            self._is_moving = False
-        if has_more:
-            asyncio.get_running_loop().call_soon(self._move)
+        self._loop_worker = LoopWorker(worker)
+        if runtime.copies_first():
+            self._taskless = self._joining.taskless = Taskless(
+                runtime,
+                worker,
+                self._direct,
+                prepare=partial(set_buffers, size=self._buffer_size),
+                connect_timeout=self._connect_timeout,
+                idle_timeout=self._idle_timeout,
+                keepalive=self._keepalive,
+                client_of=partial(self._client, ReservedSocket(None)),
+                is_observed=type(self.observer) is not Observer,
+                serve_by_task=self._go_on_by_task,
+                is_over=self._is_over,
+            )
+
+    def _close_worker(self) -> None:
+        if self._taskless is not None:
+            self._taskless.close()
+        if self._loop_worker is not None:
+            self._loop_worker.close()
 
     def stop(self) -> None:
         """Accept no more clients and let live connections go on for ``grace`` seconds.
@@ -248,6 +262,7 @@ class ProxyServer:
         thread.
         """
         self._stops += 1
+        self._stopped.wake()
         self._changes.wake()
 
     def retire(self) -> None:
@@ -259,46 +274,7 @@ class ProxyServer:
         thread.
         """
         self._retired = True
-        self._changes.wake()
-
-    async def _dial(
-        self,
-        reserved: ReservedDescriptors,
-        counts_as: str,
-        address: Address,
-        refusal: Refusal,
-        prepare: Prepare,
-        look_up: LookUp | None,
-    ) -> socket.socket:
-        """Connect for a client, as ``Client.dial`` says.
-
-        An attempt that meets a shortage is repeated after a while. Each attempt has
-        ``connect_timeout``, and the last begins no later than that after the first; StarvedError is
-        raised then.
-        """
-        loop = asyncio.get_running_loop()
-        last_begins = loop.time() + self._connect_timeout
-
-        def make_ready(sock: socket.socket, resolved: Resolved) -> None:
-            set_buffers(sock, self._buffer_size)
-            prepare(sock, resolved)
-
-        while True:
-            try:
-                return await self._dialer.dial(
-                    address,
-                    refusal=refusal,
-                    prepare=make_ready,
-                    before_socket=lambda: reserved.keep(_NEEDED_TO_JOIN),
-                    client=counts_as,
-                    look_up=look_up,
-                )
-            except TargetError:
-                raise
-            except OSError as error:
-                await self._shortage.wait_after(error, last_begins - loop.time())
-                if loop.time() >= last_begins:
-                    raise StarvedError(address, reason_of(error)) from error
+        self._stopped.wake()
 
     # Accepting
 
@@ -312,10 +288,15 @@ class ProxyServer:
                 wanted=lambda: not self._retired,
                 accepted=partial(self._accepted, listener),
                 nobody_waits=partial(self._nobody_waits, listener),
+                must_know=partial(self._must_know_that_nobody_waits, listener),
+                worker=self._worker,
             )
             error = await accepting.run()
             if error is not None:
                 await self._accept_failed(listener, error)
+
+    def _must_know_that_nobody_waits(self, listener: socket.socket) -> bool:
+        return self._shortage.lasts or (ACCEPTED_ARE_TUNED and listener in self._untuned)
 
     def _nobody_waits(self, listener: socket.socket) -> None:
         if ACCEPTED_ARE_TUNED:
@@ -338,7 +319,12 @@ class ProxyServer:
             is_sender = self._headers is not None and self._headers.is_sender(address)
             place = self._occupancy.enter(() if is_sender else address)
             if place is not None:
-                self._begin(sock, address, reserved, place)
+                if logger.isEnabledFor(logging.DEBUG):
+                    logger.debug("%s: accepted", show(address))
+                if self._taskless is None or not self._taskless.connect(
+                    sock, address, reserved, place
+                ):
+                    self._begin(sock, address, reserved, place)
                 return
             name = show(address)
             self.observer.refused(None, None)
@@ -351,17 +337,49 @@ class ProxyServer:
         reserved.keep(0)
 
     def _begin(
-        self, sock: socket.socket, address: SocketAddress, reserved: ReservedDescriptors, place: str
+        self,
+        sock: socket.socket,
+        address: SocketAddress,
+        reserved: ReservedDescriptors,
+        place: str,
+        client: Client | None = None,
+        after: Failed | None = None,
     ) -> None:
+        """Serve a client by a task.
+
+        Args:
+            sock: the client.
+            address: the client's address.
+            reserved: what is reserved for the client.
+            place: what the client is counted under.
+            client: the client, where ``observer`` knows it already.
+            after: the target that could not be connected to, and why; None: none was tried.
+        """
         sock.setblocking(False)
-        handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
-        client = Client(sock, address, handshake, partial(self._dial, reserved), place)
-        client.observer = self.observer
-        self.observer.accepted(client)
-        logger.debug("%s: accepted", client.name)
-        task = asyncio.get_running_loop().create_task(self._serve(client, reserved))
+        if client is None:
+            client = self._client(reserved, sock, address, place)
+            self.observer.accepted(client)
+        task = asyncio.get_running_loop().create_task(self._serve(client, reserved, after))
         self._clients[task] = client
         task.add_done_callback(partial(self._ended, reserved))
+
+    def _client(
+        self, reserved: ReservedDescriptors, sock: socket.socket, address: SocketAddress, place: str
+    ) -> Client:
+        handshake = Handshake(sock, self._limits.handshake_timeout, self._limits.handshake_bytes)
+        client = Client(sock, address, handshake, partial(self._dialing.dial, reserved), place)
+        client.observer = self.observer
+        return client
+
+    def _go_on_by_task(self, connection: Connection, after: Failed | None) -> bool:
+        """Serve by a task, from where connecting has failed; return False where that can't be."""
+        sock, address, place = connection.client, connection.address, connection.place
+        try:
+            self._begin(sock, address, ReservedSocket(None), place, connection.named, after)
+        except Exception:
+            logger.exception("an accepted client cannot be served")
+            return False
+        return True
 
     async def _room(self) -> ReservedDescriptors:
         """Wait until everything that one more connection needs is free, and reserve it.
@@ -389,9 +407,12 @@ class ProxyServer:
         """
         if self._stops:
             return None
-        if len(self._clients) >= self._limits.connections:
+        if self._count_live() >= self._limits.connections:
             self._shortage.begins("connection limit reached (--max-connections)")
             return None
+        reserved = None if self._taskless is None else self._taskless.reserve()
+        if reserved is not None:
+            return reserved
         return ReservedDescriptors(_NEEDED_TO_DIAL, _TO_SPARE)
 
     async def _accept_failed(self, listener: socket.socket, error: OSError) -> None:
@@ -406,18 +427,32 @@ class ProxyServer:
             logger.error("cannot accept: %s", why(error))
             await asyncio.sleep(_pausing.RETRY_AFTER)
 
+    def _count_live(self) -> int:
+        return len(self._clients) + (0 if self._taskless is None else len(self._taskless))
+
     def _ended(self, reserved: ReservedDescriptors, task: asyncio.Task[None]) -> None:
-        client = self._clients.pop(task)
+        client = self._clients.pop(task, None)
         reserved.keep(0)
-        self._occupancy.leave(client.counts_as)
+        if client is None:  # its connection lives on without the task
+            return
         if not task.cancelled() and task.exception():
             logger.error("%s: failed", client, exc_info=task.exception())
         self.observer.left(client)
+        self._is_over(client.counts_as)
+
+    def _is_over(self, place: str) -> None:
+        """Count a connection no more."""
+        self._occupancy.leave(place)
         self._changes.wake()
 
     # One connection
 
-    async def _serve(self, client: Client, reserved: ReservedDescriptors) -> None:
+    async def _serve(
+        self,
+        client: Client,
+        reserved: ReservedDescriptors,
+        after: Failed | None = None,
+    ) -> None:
         with contextlib.ExitStack() as unless_joined:
             unless_joined.callback(client.socket.close)
             try:
@@ -426,20 +461,31 @@ class ProxyServer:
                         await self._headers.receive(client)
                         if not self._is_welcome(client):
                             return
-                    target, initial = await self._open_target(client)
+                    if after is None or self._direct is None:
+                        target, initial = await self._open_target(client)
+                    else:
+                        target, initial = await self._direct.after(client, *after)
                 unless_joined.callback(target.close)
                 client.target = target
                 if self._headers is not None:
                     initial = await self._headers.before_join(client, target, initial)
                 target_name = peer_name(target)
                 self.observer.handshaken(client, target_name)
-                relay = await self._join(client, target, initial, reserved)
+                reserved.keep(0)
+                relay = await self._joining.join(client, target, initial)
             except OSError as error:
                 self.observer.refused(client, error)
                 report_failure(client, error)
                 return
             unless_joined.pop_all()  # the relay closes them
-        outcome = await end_of(relay, lambda: self._is_moving)
+        if isinstance(relay, LoopRelay):
+            task = asyncio.current_task()
+            assert task is not None
+            del self._clients[task]  # ``_taskless`` counts it from now on
+            relay.look()
+            return
+        worker = self._worker
+        outcome = await end_of(relay, lambda: worker is not None and worker.is_at_work)
         self.observer.ended(client, outcome)
         report_end(client, target_name, outcome)
 
@@ -456,70 +502,39 @@ class ProxyServer:
         client.counts_as = place
         return True
 
-    async def _join(
-        self,
-        client: Client,
-        target: socket.socket,
-        initial: tuple[bytes, bytes],
-        reserved: ReservedDescriptors,
-    ) -> Relay:
-        tune(target, self._keepalive)
-        reserved.keep(0)
-        # ``initial`` is what is passed on; these bytes would only be kept until the client goes.
-        client.handshake.received = bytearray()
-        while client.relay is None:
-            if self._cutting:  # ``open_target`` can have missed that it was cancelled
-                raise asyncio.CancelledError
-            try:
-                client.relay = self._relay(client, target, initial)
-            except OSError as error:
-                with (
-                    client.handshake.during("while waiting for descriptors"),
-                    self._hangups.watch(client.handshake),
-                ):
-                    await self._shortage.wait_after(error)
-        return client.relay
-
-    def _relay(self, client: Client, target: socket.socket, initial: tuple[bytes, bytes]) -> Relay:
-        idle, worker = self._idle_timeout, self._worker
-        if client.has_dialled(target):
-            for sock in (client.socket, target):
-                if sock.gettimeout() != 0:  # ``open_target`` has set another one
-                    sock.setblocking(False)
-            return GivenRelay(
-                client.socket, target, worker=worker, idle_timeout=idle, initial=initial
-            )
-        return Relay(client.socket, target, idle_timeout=idle, close=True, initial=initial)
-
     # Stopping
 
     async def _finish(self) -> None:
-        while self._retired and self._clients and not self._stops:
+        while self._retired and self._count_live() and not self._stops:
             await self._changes.wait()
-        if self._retired and not self._clients:
+        if self._retired and not self._count_live():
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
-        logger.info("stopping: %d connections live, %g s left", len(self._clients), self._grace)
-        while self._clients and self._stops < 2 and loop.time() < deadline:
+        logger.info("stopping: %d connections live, %g s left", self._count_live(), self._grace)
+        while self._count_live() and self._stops < 2 and loop.time() < deadline:
             await self._changes.wait(deadline - loop.time())
-        if self._clients:
-            logger.warning("cutting %d connections", len(self._clients))
+        if self._count_live():
+            logger.warning("cutting %d connections", self._count_live())
             self._cut()
             deadline = loop.time() + LINGER
-            while self._clients and self._stops < 3 and loop.time() < deadline:
+            while self._count_live() and self._stops < 3 and loop.time() < deadline:
                 await self._changes.wait(deadline - loop.time())
         for client in self._clients.values():
             if client.relay is not None:
                 client.relay.end_soon()
-        while self._clients:
+        if self._taskless is not None:
+            self._taskless.end_soon()
+        while self._count_live():
             await self._changes.wait()
 
     def _cut(self) -> None:
         """End all connections; their sides are reset after what they were sent was delivered."""
-        self._cutting = True
+        self._joining.is_cutting = True
         for task, client in list(self._clients.items()):
             if client.relay is None or client.target is None:
                 task.cancel()
             else:
                 client.relay.cut_soon()
+        if self._taskless is not None:
+            self._taskless.cut()

@@ -8,10 +8,10 @@ import itertools
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
 
-from ._addresses import Address
+from ._addresses import Address, Resolved
 from ._client import Client
 from ._connecting import (
     NO_WAY_FROM_HERE,
@@ -24,6 +24,7 @@ from ._connecting import (
 )
 from ._log import fields, logger
 from ._name_servers import NameServers
+from ._resolving import numeric
 from ._services import Member, Service, Target, in_order
 
 #: Seconds for which a target that could not be connected to is skipped.
@@ -56,24 +57,67 @@ class Targets:
             else:
                 raise TypeError(f"{target} needs name servers to be looked up at")
         self._retry_after = retry_after
-        self._turn = itertools.count()
+        self._turn = 0
+
+    def next_known(self) -> Known | None:
+        """Return the next target, if it is an address in numbers and not known to be dead.
+
+        Its turn is the caller's once it calls ``take``.
+        """
+        known = self._known[self._turn]
+        is_dead = known is not None and self._targets[self._turn].dead_until is not None
+        return None if is_dead else known
+
+    @cached_property
+    def _known(self) -> list[Known | None]:
+        """None where it takes more than one step to find what is to be connected to."""
+        return [_known(*each) for each in enumerate(self._targets)]
+
+    def take(self) -> None:
+        """Have the next one be next."""
+        self._turn = (self._turn + 1) % len(self._targets)
+
+    def is_there(self, number: int) -> None:
+        """Note that a connection to that target has been made."""
+        _lives(self._targets[number])
 
     async def dial(
-        self, client: Client, *, prepare: Prepare = lambda sock, resolved: None
+        self,
+        client: Client,
+        *,
+        prepare: Prepare = lambda sock, resolved: None,
+        after: tuple[int, TargetError] | None = None,
     ) -> socket.socket:
         """Connect to one of the targets.
+
+        Args:
+            client: who is connected.
+            prepare: as for ``Client.dial``.
+            after: the number of the target whose turn it was, and how connecting to it failed.
 
         Raises:
             TargetError: all targets are dead; the error is that of the last one.
             StarvedError: descriptors or the like are short; no further target is tried.
         """
-        return await _first_success(self._in_turn(), partial(self._dial_any, client, prepare))
+        dial = partial(self._dial_any, client, prepare)
+        if after is None:
+            return await _first_success(self._in_turn(self._next()), dial)
+        number, failure = after
+        failed = self._targets[number]
+        was_dead = failed.dead_until is not None
+        self._failed(failed, failure, was_dead=was_dead, has_others=len(self._targets) > 1)
+        others = [target for target in self._in_turn(number) if target is not failed]
+        return await _first_success(others, dial, failure)
 
-    def _in_turn(self) -> list[_Target | _Service]:
-        """Return all targets from the next one on; dead ones come last, in case all are dead."""
+    def _next(self) -> int:
+        number = self._turn
+        self.take()
+        return number
+
+    def _in_turn(self, start: int) -> list[_Target | _Service]:
+        """Return all targets from ``start`` on; dead ones come last, in case all are dead."""
         if len(self._targets) == 1:
             return self._targets
-        start = next(self._turn) % len(self._targets)
         ordered = self._targets[start:] + self._targets[:start]
         now = _now()
         return sorted(ordered, key=lambda target: target.is_skipped(now))
@@ -105,21 +149,32 @@ class Targets:
         try:
             result = await doing
         except TargetError as error:
-            if error.errno in NO_WAY_FROM_HERE or isinstance(error, StarvedError):
-                raise
-            if not was_dead and has_others:
-                dead = fields("target down", target=str(target.name), error=str(error))
-                logger.warning("%s: skipped for now", error, extra=dead)
-            target.dead_until = self._next_try()
+            self._failed(target, error, was_dead=was_dead, has_others=has_others)
             raise
-        if target.dead_until is not None:
-            alive = fields("target up", target=str(target.name))
-            logger.info("%s can be connected to again", target.name, extra=alive)
-            target.dead_until = None
+        _lives(target)
         return result
+
+    def _failed(
+        self, target: _Target | _Service, error: TargetError, *, was_dead: bool, has_others: bool
+    ) -> None:
+        if error.errno in NO_WAY_FROM_HERE or isinstance(error, StarvedError):
+            return
+        if not was_dead and has_others:
+            dead = fields("target down", target=str(target.name), error=str(error))
+            logger.warning("%s: skipped for now", error, extra=dead)
+        target.dead_until = self._next_try()
 
     def _next_try(self) -> float:
         return _now() + self._retry_after
+
+
+class Known(NamedTuple):
+    """A target that is one address in numbers."""
+
+    address: Address
+    resolved: Resolved
+    #: Its place among the targets.
+    number: int
 
 
 class _Target:
@@ -191,10 +246,11 @@ class _Service:
 
 
 async def _first_success(
-    several: Iterable[Tried], attempt: Callable[[Tried], Awaitable[Result]]
+    several: Iterable[Tried],
+    attempt: Callable[[Tried], Awaitable[Result]],
+    failure: TargetError | None = None,
 ) -> Result:
     """Return the first result; where there is none, raise the last failure."""
-    failure: TargetError | None = None
     for each in several:
         try:
             return await attempt(each)
@@ -204,6 +260,20 @@ async def _first_success(
             failure = error
     assert failure is not None, "there is no target"
     raise failure
+
+
+def _known(number: int, target: _Target | _Service) -> Known | None:
+    if isinstance(target, _Service):
+        return None
+    found = numeric(target.name)
+    return Known(target.name, found[0], number) if len(found) == 1 else None
+
+
+def _lives(target: _Target | _Service) -> None:
+    if target.dead_until is not None:
+        alive = fields("target up", target=str(target.name))
+        logger.info("%s can be connected to again", target.name, extra=alive)
+        target.dead_until = None
 
 
 def _now() -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 
-from ._addresses import Resolved
 from ._client import Client, OpenTarget
+from ._connecting import TargetError
 from ._limits import Limits
 from ._name_servers import NameServers, needed_for
 from ._proxy_headers import Network
@@ -90,12 +90,32 @@ def to_targets(
 ) -> OpenTarget:
     """Return the function that makes a ``ProxyServer`` a forwarder."""
     chosen = Targets(targets, retry_after, resolver)
-
-    async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
-        prepare = bind_as(client.address) if transparent else _as_it_is
-        return await chosen.dial(client, prepare=prepare), (b"", b"")
-
-    return open_target
+    return _Transparent(chosen) if transparent else _ToTargets(chosen)
 
 
-def _as_it_is(sock: socket.socket, resolved: Resolved) -> None: ...
+class _ToTargets:
+    """Joins every client to a target, as ``OpenTarget`` and as ``Direct``."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self.next_known = targets.next_known
+        self.take = targets.take
+        self.is_there = targets.is_there
+
+    async def __call__(self, client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
+        return await self._targets.dial(client), (b"", b"")
+
+    async def after(
+        self, client: Client, number: int, error: TargetError
+    ) -> tuple[socket.socket, tuple[bytes, bytes]]:
+        return await self._targets.dial(client, after=(number, error)), (b"", b"")
+
+
+class _Transparent:
+    """Joins every client to a target, from the client's own address."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+
+    async def __call__(self, client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
+        return await self._targets.dial(client, prepare=bind_as(client.address)), (b"", b"")

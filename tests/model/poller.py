@@ -44,6 +44,10 @@ class ModelPoller:
         if endpoint.fileno() in self.watched:
             self._quiet.setdefault(endpoint.fileno(), -1)
 
+    def listen(self, descriptor: int) -> None: ...
+
+    def unlisten(self, descriptor: int) -> None: ...
+
     def ready(self) -> list[tuple[int, Readiness]]:
         found = []
         for descriptor, interest in list(self.watched.items()):

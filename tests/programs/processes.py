@@ -341,6 +341,16 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def is_refused(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there. A socket that is just being closed resets whom it had."""
+    try:
+        with contextlib.suppress(ConnectionResetError):
+            socket.create_connection(address, PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def needs(program: str) -> None:
     """Skip where that program isn't installed; in CI that is a failure."""
     if shutil.which(program) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 from freebsd_splice._cli import inspection
 from freebsd_splice._cli.connections import table
 from freebsd_splice._cli.signals import SHOWING
+from freebsd_splice.proxies import Address
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import ALLOW_LOOPBACK, name_of
 from programs.every_backend import BACKENDS
@@ -234,3 +236,30 @@ def test_a_table_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ZeroDivisionError):
         made._log_connections()
     assert not made._dumping.locked()
+
+
+def test_metrics_that_fail_at_once_end_no_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their sockets may be closed before it is said where they can be read."""
+    pytest.importorskip("h11", reason="it parses the scrapers' requests")
+    pytest.importorskip("prometheus_client")
+    caplog.set_level(logging.INFO)
+    made = inspection.Inspection(Namespace(metrics=Address("127.0.0.1", 0), takeover=None))
+    exposition, (listener,) = made._exposition, made._listeners
+    assert exposition is not None
+    port = listener.getsockname()[1]
+    start = exposition.start
+
+    def start_and_fail() -> None:
+        start()
+        assert exposition._thread is not None
+        exposition._thread.join(PATIENCE)
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(exposition, "_serve", fail)
+    monkeypatch.setattr(exposition, "start", start_and_fail)
+    made.start()
+    assert f"metrics: http://127.0.0.1:{port}/metrics" in caplog.text

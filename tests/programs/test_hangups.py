@@ -24,10 +24,10 @@ from freebsd_splice.proxies import (
     _addresses,
     _hangups,
     _resolving,
-    _server,
 )
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._handshake import Handshake
+from freebsd_splice.proxies._loop_relay import LoopRelays
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import ALLOW_LOOPBACK, NAME_THAT_WAITS, name_of, no_accidents
 from programs.processes import PATIENCE, Forwarder, Proxy, Server, receive, reset
@@ -264,9 +264,9 @@ def test_while_descriptors_are_short(
     async def main() -> None:
         server = ProxyServer(open_target, connect_timeout=1000)
         if lacks == "relay":
-            monkeypatch.setattr(_server, "GivenRelay", fail)
+            monkeypatch.setattr(LoopRelays, "begin", fail)
         else:
-            monkeypatch.setattr(server._dialer, "dial", fail)
+            monkeypatch.setattr(server._dialing._dialer, "dial", fail)
         async with client_of(server) as sock:
             while "accepting pauses" not in caplog.text:
                 await asyncio.sleep(0.01)

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from freebsd_splice._relay import GivenRelay
-from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, _server, forwarder
+from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, forwarder
 from freebsd_splice.proxies._connecting import set_buffers
 from freebsd_splice.proxies._limits import Occupancy
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Forwarder, Server, closing_all, exchange, needs_address
-from programs.test_server import OpenedTarget, ask, running
+from programs.test_server import OpenedTarget, ask, running, watch_joining
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -208,12 +207,9 @@ def test_buffers_have_their_size_before_the_connection_for_good(
     as_asked = _sizes_of_a_pair(30_000)
     seen: list[list[int]] = []
 
-    class WatchedRelay(GivenRelay):
-        def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
-            seen.extend(_sizes(sock) for sock in (left, right))
-            super().__init__(left, right, **options)
-
-    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+    watch_joining(
+        monkeypatch, lambda left, right: seen.extend(_sizes(sock) for sock in (left, right))
+    )
     watched = Watched(monkeypatch)
 
     async def main() -> None:

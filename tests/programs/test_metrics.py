@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from programs.processes import (
     Server,
     closing_all,
     exchange,
+    is_refused,
     receive,
     reset,
     until,
@@ -285,6 +287,7 @@ def test_a_worker_that_hangs_holds_up_no_scrape(
     scrape_until(front, "connections_ended_total", 1, reason="eof")
     os.kill(hung, signal.SIGSTOP)
     try:
+        until(lambda: _state_of(hung).startswith("T"))  # until then its threads may answer
         found = scrape(front)
         assert found("workers") == 2
         assert found.sum("worker_answered") == 1
@@ -292,6 +295,13 @@ def test_a_worker_that_hangs_holds_up_no_scrape(
     finally:
         os.kill(hung, signal.SIGCONT)
     until(lambda: scrape(front).sum("worker_answered") == 2)
+
+
+def _state_of(process: int) -> str:
+    told = subprocess.run(
+        ["ps", "-o", "state=", "-p", str(process)], capture_output=True, text=True
+    )
+    return told.stdout.strip()
 
 
 class Short(socket.socket):
@@ -603,11 +613,3 @@ exposition.Exposition._serve = fail
     with front.connect() as client:
         assert exchange(client, b"hello") == b"hello"
     assert front.stop() == 0
-
-
-def is_refused(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    return False

@@ -32,6 +32,7 @@ from programs.processes import (
     Served,
     Server,
     connect_to,
+    is_refused,
     receive,
     until,
     where,
@@ -205,20 +206,12 @@ def test_what_is_new_is_opened_and_what_is_gone_is_closed(
     with connect_to(second) as client:
         assert asked(client) == b"2"
         run.reload(forward(one), times=2)
-        until(lambda: is_refused(second))
+        until(lambda: is_refused(("127.0.0.1", second)))
         assert asked(client) == b"2"
         assert told(first) == b"1"
     assert run.stop() == 0
     assert len(run.find("listening on")) == 2
     no_accidents(run)
-
-
-def is_refused(port: int) -> bool:
-    try:
-        connect_to(port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 @both_ways
@@ -380,6 +373,32 @@ serving._run = run_or_die
 """
 
 
+def test_workers_yet_to_serve_are_kept_while_no_other_does(
+    served: StartServed, server: StartServer, tmp_path: Path
+) -> None:
+    """A reload right after the start: who waits for one of them would wait for the next."""
+    if sys.platform != "linux":
+        pytest.skip("only /proc tells of a program's children")
+    (tmp_path / "silence").touch()
+    one = server(named(b"1"))
+    run = served(forward(one), "--workers", "2", patch=SAYS_NOTHING.format(tmp_path))
+    (port,) = run.ports(1)
+    until(lambda: len(children(run)) == 2)
+    first = children(run)
+    run.reload(forward(one), "INFO reloading$")
+    until(lambda: len(children(run)) == 4)
+    second = children(run) - first
+    run.reload(forward(one), "INFO reloading$", 2)
+    until(lambda: len(children(run)) == 4 and not children(run) & second)
+    assert first < children(run)
+    (tmp_path / "silence").unlink()
+    run.reload(forward(one))
+    until(lambda: len(children(run)) == 2)
+    assert told(port) == b"1"
+    assert run.stop() == 0
+    no_accidents(run)
+
+
 def test_workers_that_never_served_are_not_kept(
     served: StartServed, server: StartServer, tmp_path: Path
 ) -> None:
@@ -389,17 +408,18 @@ def test_workers_that_never_served_are_not_kept(
     one = server(named(b"1"))
     run = served(forward(one), "--workers", "2", patch=SAYS_NOTHING.format(tmp_path))
     (port,) = run.ports(1)
-    assert told(port) == b"1"
+    run.reload(forward(one))  # says that it is over once both of the new ones serve
+    until(lambda: len(children(run)) == 2)
     first = children(run)
     (tmp_path / "silence").touch()
-    run.reload(forward(one), "INFO reloading$")
+    run.reload(forward(one), "INFO reloading$", 2)
     until(lambda: len(children(run)) == 4)
     second = children(run) - first
-    run.reload(forward(one), "INFO reloading$", 2)
+    run.reload(forward(one), "INFO reloading$", 3)
     until(lambda: len(children(run)) == 4 and not children(run) & second)
     assert first < children(run)
     (tmp_path / "silence").unlink()
-    run.reload(forward(one))
+    run.reload(forward(one), times=2)
     until(lambda: len(children(run)) == 2)
     assert told(port) == b"1"
     assert run.stop() == 0

@@ -145,6 +145,8 @@ def test_accepting_waits_where_nobody_is_wanted(
                 wanted=lambda: False,
                 accepted=lambda *_: None,
                 nobody_waits=lambda: None,
+                must_know=lambda: True,
+                worker=None,
             )
             with monkeypatch.context() as patch:
                 if not reports:
@@ -182,6 +184,8 @@ def test_no_room_for_one_more_is_an_answer(reports: bool, monkeypatch: pytest.Mo
                 wanted=lambda: True,
                 accepted=accepted,
                 nobody_waits=lambda: None,
+                must_know=lambda: True,
+                worker=None,
             )
             with monkeypatch.context() as patch:
                 if not reports:

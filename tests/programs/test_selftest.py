@@ -20,6 +20,7 @@ from programs.processes import MAIN, Program
 StartProgram = Callable[..., Program]
 
 
+@pytest.mark.slow
 def test_its_verdict_is_in_plain_words(program: StartProgram) -> None:
     run = program(*MAIN, "selftest", "--transfers", "12", "--seed", "1")
     assert run.end() == 0, run.text

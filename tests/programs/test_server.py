@@ -20,8 +20,10 @@ from freebsd_splice.proxies import (
     Client,
     Limits,
     ListenError,
+    OpenTarget,
     ProxyServer,
     TargetError,
+    _joining,
     _pausing,
     _server,
     forwarder,
@@ -29,9 +31,34 @@ from freebsd_splice.proxies import (
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._connecting import ReservedDescriptors, StarvedError
 from freebsd_splice.proxies._limits import Occupancy
+from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
 from programs.processes import PATIENCE, Server, descriptors_left
 
 OpenedTarget = tuple[socket.socket, tuple[bytes, bytes]]
+
+
+def asking(address: Address) -> OpenTarget:
+    """A proxy for which each client has a task, as it could say where it wants to go."""
+
+    async def open_target(client: Client) -> OpenedTarget:
+        return await client.dial(address), (b"", b"")
+
+    return open_target
+
+
+def watch_joining(
+    monkeypatch: pytest.MonkeyPatch, watch: Callable[[socket.socket, socket.socket], object]
+) -> None:
+    """Have ``watch`` see the client's and the target's socket when a relay of theirs begins."""
+    begin = LoopRelays.begin
+
+    def begin_watched(
+        self: LoopRelays, left: socket.socket, right: socket.socket, over: Callable[[], object]
+    ) -> LoopRelay:
+        watch(left, right)
+        return begin(self, left, right, over)
+
+    monkeypatch.setattr(LoopRelays, "begin", begin_watched)
 
 
 @asynccontextmanager
@@ -89,7 +116,7 @@ def test_what_was_read_is_not_kept_while_the_connection_lives(
             kept.append(bytes(clients[-1].handshake.received))
             super().__init__(left, right, **options)
 
-    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+    monkeypatch.setattr(_joining, "GivenRelay", WatchedRelay)
 
     async def main() -> None:
         async with running(ProxyServer(open_target)) as address:
@@ -133,30 +160,32 @@ def test_the_options_are_set_before_the_relay_begins(
     """F17 is why connections are kept alive."""
     seen: list[list[int]] = []
 
-    class WatchedRelay(GivenRelay):
-        def __init__(self, left: socket.socket, right: socket.socket, **options: object) -> None:
-            seen.append(
-                [
-                    bool(sock.getsockopt(*option))
-                    for sock in (left, right)
-                    for option in (
-                        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
-                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                    )
-                ]
-            )
-            super().__init__(left, right, **options)  # type: ignore[arg-type]
+    def watch(left: socket.socket, right: socket.socket) -> None:
+        seen.append(
+            [
+                bool(sock.getsockopt(*option))
+                for sock in (left, right)
+                for option in (
+                    (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                )
+            ]
+        )
 
-    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+    watch_joining(monkeypatch, watch)
 
     async def main() -> None:
+        target = Address(*echo_server.address)
         for keepalive in (True, False):
-            server = forwarder(Address(*echo_server.address), keepalive=keepalive)
-            async with running(server) as address:
-                assert await ask(address, b"hello") == b"hello"
+            for server in (
+                forwarder(target, keepalive=keepalive),
+                ProxyServer(asking(target), keepalive=keepalive),
+            ):
+                async with running(server) as address:
+                    assert await ask(address, b"hello") == b"hello"
 
     asyncio.run(main())
-    assert seen == [[True, True, True, True], [True, False, True, False]]
+    assert seen == 2 * [[True, True, True, True]] + 2 * [[True, False, True, False]]
 
 
 def test_what_a_listener_would_hand_down_is_taken_back(
@@ -168,18 +197,16 @@ def test_what_a_listener_would_hand_down_is_taken_back(
     """
     seen: list[tuple[int, ...]] = []
 
-    class WatchedRelay(GivenRelay):
-        def __init__(self, left: socket.socket, right: socket.socket, **options: Any) -> None:
-            seen.append(
-                (
-                    *struct.unpack("ii", left.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)),
-                    bool(left.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
-                    bool(left.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)),
-                )
+    def watch(left: socket.socket, right: socket.socket) -> None:
+        seen.append(
+            (
+                *struct.unpack("ii", left.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)),
+                bool(left.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
+                bool(left.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)),
             )
-            super().__init__(left, right, **options)
+        )
 
-    monkeypatch.setattr(_server, "GivenRelay", WatchedRelay)
+    watch_joining(monkeypatch, watch)
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -317,7 +344,7 @@ def test_what_no_waiting_mends_is_no_shortage(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(_server, "ReservedDescriptors", denied)
-    server = forwarder(Address(*echo_server.address))
+    server = ProxyServer(asking(Address(*echo_server.address)))
     server.listen(Address("127.0.0.1", 0))
     with pytest.raises(PermissionError):
         asyncio.run(asyncio.wait_for(server.run(), PATIENCE))
@@ -330,8 +357,8 @@ def test_a_dial_that_fails_otherwise_is_not_made_again(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def main() -> None:
-        server = forwarder(Address(*echo_server.address), connect_timeout=1000)
-        monkeypatch.setattr(server._dialer, "dial", fail)
+        server = ProxyServer(asking(Address(*echo_server.address)), connect_timeout=1000)
+        monkeypatch.setattr(server._dialing._dialer, "dial", fail)
         async with running(server) as address:
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
@@ -417,7 +444,8 @@ def test_a_client_that_cannot_be_served_costs_others_nothing(
     monkeypatch.setattr(owner, fails, failing_once(getattr(owner, fails)))
 
     async def main() -> None:
-        server = forwarder(Address(*echo_server.address), limits=Limits(per_client=1))
+        open_target = asking(Address(*echo_server.address))
+        server = ProxyServer(open_target, limits=Limits(per_client=1))
         async with running(server) as address:
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
@@ -455,7 +483,7 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
 
     async def main() -> None:
         server = ProxyServer(open_target, connect_timeout=0.3)
-        monkeypatch.setattr(server._dialer._resolver, "look_up", look_up)
+        monkeypatch.setattr(server._dialing._dialer._resolver, "look_up", look_up)
         async with running(server) as address:
             reader, writer = await asyncio.open_connection(*address)
             assert await asyncio.wait_for(reader.read(), PATIENCE) == b""

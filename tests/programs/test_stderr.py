@@ -455,6 +455,7 @@ async def dial_badly(*arguments, **options):
     logging.getLogger("freebsd_splice").warning("%d", "no number")
     return await dial(*arguments, **options)
 targets.Targets.dial = dial_badly
+targets.Targets.next_known = lambda self: None  # each client has a task
 """
     front = forwarder(echo_server.address, "--log-format", "json", patch=patch)
     front.expect("listening")

@@ -21,7 +21,17 @@ from freebsd_splice._cli.takeover import Takeover
 from freebsd_splice.proxies import UnixAddress
 from freebsd_splice.proxies._listening import close_listener, listen_on
 from programs.clients import no_accidents
-from programs.processes import PATIENCE, Proxy, Served, Server, connect_to, exchange, until, where
+from programs.processes import (
+    PATIENCE,
+    Proxy,
+    Served,
+    Server,
+    connect_to,
+    exchange,
+    is_refused,
+    until,
+    where,
+)
 
 if sys.version_info < (3, 11):
     pytest.importorskip("tomli")
@@ -195,7 +205,7 @@ def test_what_a_reload_has_brought_is_taken_over(
     first.reload(takeover + forward(echo_server, "[::1]:0", f"unix:{path}"))
     (found,) = first.expect(r"listening on \[::1\]:(\d+)$")
     first.expect("listening on unix:")
-    until(lambda: is_refused(gone))
+    until(lambda: is_refused(("127.0.0.1", gone)))
     listen = f"[::1]:{found[1]}"
     second = served(takeover + forward(echo_server, listen, f"unix:{path}"), *options)
     first.expect(HANDED_OVER)
@@ -207,14 +217,6 @@ def test_what_a_reload_has_brought_is_taken_over(
         assert exchange(client, b"hello") == b"hello"
     assert second.stop() == 0
     no_accidents(first)
-
-
-def is_refused(port: int) -> bool:
-    try:
-        connect_to(port).close()
-    except OSError:
-        return True
-    return False
 
 
 @both_ways

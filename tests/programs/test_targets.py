@@ -258,6 +258,23 @@ def test_where_all_are_dead_the_last_ones_error_is_everybodys(
     assert somebody.ask(targets)[-1] == B
 
 
+def test_who_fails_at_a_dead_target_too_blames_no_other(
+    somebody: Somebody, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Several clients can wait for the same target when it is found dead."""
+    targets = Targets([A, B])
+    somebody.dead = {A}
+    error = TargetError(errno.ETIMEDOUT, f"cannot connect to {A}")
+    for _ in range(3):
+        assert run(targets.dial(somebody, after=(0, error))) == B  # type: ignore[arg-type]
+    assert somebody.tried == [B, B, B]
+    assert caplog.text.count("skipped for now") == 1
+    assert [somebody.ask(targets) for _ in range(2)] == [[B], [B]]
+    somebody.dead = {B}
+    with pytest.raises(TargetError, match=re.escape(str(B))):
+        run(targets.dial(somebody, after=(0, error)))  # type: ignore[arg-type]
+
+
 def test_of_one_target_alone_nobody_says_that_it_is_skipped(
     somebody: Somebody, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,7 +39,9 @@ class FakeRelay:
 
 class FakeClient:
     def __init__(self, relay: FakeRelay | None = None) -> None:
-        self.relay = relay
+        self.is_joined = relay is not None
+        if relay is not None:
+            self.progress = relay.progress
 
 
 def joined(observer: Observer, relay: FakeRelay | None) -> Any:

@@ -147,6 +147,12 @@ class _Passing:
     def quieten(self, endpoint: Endpoint) -> None:
         self._poller.quieten(endpoint)
 
+    def listen(self, descriptor: int) -> None:
+        self._poller.listen(descriptor)
+
+    def unlisten(self, descriptor: int) -> None:
+        self._poller.unlisten(descriptor)
+
     def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         return self._poller.wait(timeout)
 

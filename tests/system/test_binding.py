@@ -122,6 +122,7 @@ def test_setup_without_system_headers_says_so() -> None:
         cross_compile.build_ffi().headers_have_so_splice(compiler)
 
 
+@pytest.mark.slow
 def test_the_check_runs_as_a_program() -> None:
     program = [sys.executable, str(Path(cross_compile.__file__))]
     result = subprocess.run(program, capture_output=True, text=True, timeout=60 * SLOWNESS)

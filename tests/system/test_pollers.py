@@ -122,6 +122,34 @@ def test_readiness_is_reported_as_asked(
     poller.close()
 
 
+@pytest.mark.parametrize("kind", sorted({*kinds(), "kqueue"} - {"poll", "select"}))
+def test_what_is_no_connection_is_listened_to(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A listening socket, and another poller: kqueue(2) refuses EVFILT_WRITE for that one."""
+    poller, other = _make(kind, monkeypatch), make_poller()
+    listener = harness.listening()
+    ours, peer = harness.pair()
+    other.watch(ours, READ)
+    for watched in (listener.fileno(), other.fileno()):
+        poller.listen(watched)
+    assert poller.wait(0) == []
+    harness.keep(socket.create_connection(listener.getsockname()))
+    assert poller.wait(20) == [(listener.fileno(), READ)]
+    peer.write(b"x")
+    harness.until(lambda: len(poller.wait(20)) == 2, "both are reported")
+    listener.accept()[0].close()
+    assert poller.wait(20) == [(other.fileno(), READ)]
+    if isinstance(poller, KqueuePoller):
+        filters = getattr(poller._kqueue, "filters", {})
+        assert (other.fileno(), PollingKqueue.KQ_FILTER_WRITE) not in filters
+    poller.unlisten(other.fileno())
+    assert poller.wait(0) == []
+    other.close()
+    poller.unlisten(listener.fileno())
+    poller.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="error queues are Linux's")
 @pytest.mark.parametrize("kind", kinds())
 def test_what_leads_to_nothing_is_reported_seldom(harness: Harness, kind: str) -> None:

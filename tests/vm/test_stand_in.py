@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -45,8 +46,7 @@ class Runner:
     def __init__(self, image: Path, folder: Path) -> None:
         self.image = image
         self.results = folder / "results"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        self.temporary = Path(tempfile.mkdtemp(prefix="vm-"))  # sockets need a short path
 
     def start(self, *arguments: str | Path, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         given = ("--image", self.image, "--results", self.results, "--accel", "tcg", *arguments)
@@ -94,6 +94,7 @@ def runner(image: Path, tmp_path: Path) -> Iterator[Runner]:
     yield made
     for process in made.machines():  # only where a test has failed
         os.kill(process, signal.SIGKILL)
+    shutil.rmtree(made.temporary)
 
 
 def test_a_command_runs_in_the_guest(runner: Runner) -> None:
