@@ -112,6 +112,8 @@ class Supplies:
         self._closed = True
         while self._pipes:
             self.platform.close_pipe(self._pipes.pop())
+        # Whoever had the worker can be in a cycle, and then lasts until the collector comes.
+        self.scratch = memoryview(b"")
 
 
 class SpliceMover:

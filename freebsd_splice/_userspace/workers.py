@@ -230,6 +230,7 @@ class Worker:
             self._runner.join()
         self._poller.close()
         self._supplies.close()
+        self.message_buffer = self._supplies.scratch
 
     def _queue(self, flow: UserspaceFlow) -> None:
         if not flow.queued:

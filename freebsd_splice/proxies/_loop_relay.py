@@ -98,6 +98,7 @@ class LoopRelays:
     def close(self) -> None:
         """Give up what all relays share: none is left."""
         self.runtime.call_before_close.discard(self._before_close)
+        self.buffer = memoryview(b"")  # the worker's, which lasts no longer
 
     def _belong_to(self, runtime: Runtime) -> None:
         # What a relay becomes needs them, and could lack descriptors or a thread for them later.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stateful import scenarios
-from stateful.registry import FREEBSD, OPENBSD
+from stateful.registry import ENGINE, FREEBSD, OPENBSD
 from stateful.rig import rig
 from stateful.scenarios import Scenario, scenarios_of
 
@@ -30,7 +30,8 @@ def test_on_openbsd(scenario: Scenario) -> None:
 
 def test_every_scenario_that_is_written_is_run() -> None:
     """One that doesn't register itself could fail unnoticed."""
-    run = {f"{made.__module__}.{made.__name__}" for made in (*ON_FREEBSD, *ON_OPENBSD)}
+    tried = (*ON_FREEBSD, *ON_OPENBSD, *scenarios_of(ENGINE))
+    run = {f"{made.__module__}.{made.__name__}" for made in tried}
     assert run == set(_written())
     assert len({name.rpartition(".")[2] for name in run}) == len(run), "two have one name"
 

@@ -9,7 +9,7 @@ pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from stateful.rules import TransferRules
+from stateful.rules import KernelRules
 
 STEPS = 50
 
@@ -25,7 +25,7 @@ STEPS = 50
     ],
 )
 def test_whatever_happens(version: str, steps: int) -> None:
-    made = type("Rules", (TransferRules,), {"version": version})
+    made = type("Rules", (KernelRules,), {"version": version})
     run_state_machine_as_test(
         made,
         settings=settings(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from freebsd_splice._backend import KernelChoice
-from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, Readiness, SocketLike
+from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, SocketLike
 from freebsd_splice._platform.kernel_interface import EndEvents, PollBits, PollSet, capabilities_of
 
 from .kqueue import ModelPollBits, ModelPollSet, as_poll_bits, poll_bits
+from .pipes import ModelPipe
+from .poller import ModelPoller
 from .sockets import ModelSocket
 from .tcp import LISTEN, fail
 from .tcp import Endpoint as TcpEndpoint
@@ -29,8 +32,8 @@ class Calls:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.system = "OpenBSD" if world.version == "openbsd" else "FreeBSD"
-        self.release = {"14.3": (14, 3), "15.1": (15, 1), "openbsd": (7, 8)}[world.version]
+        self.system = "OpenBSD" if world.kernel == "openbsd" else "FreeBSD"
+        self.release = {"14.3": (14, 3), "15.1": (15, 1), "openbsd": (7, 8)}[world.kernel]
         self.capabilities = capabilities_of(self.system, self.release)
 
     def set_splice(
@@ -133,7 +136,7 @@ class ModelPlatform:
         self.calls = Calls(world)
 
     def choose(self) -> KernelChoice:
-        return KernelChoice(self.calls, self.demanded)
+        return KernelChoice(self.calls if self._world.splices_exist else None, self.demanded)
 
     # Sockets
 
@@ -168,8 +171,9 @@ class ModelPlatform:
             self._endpoint(endpoint).non_blocking = False
 
     def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
-        self._world.counts["recv"] += 1
-        data = self._endpoint(endpoint).receive(len(buffer))
+        self._world.begins("recv")
+        asked = self._endpoint(endpoint)
+        data = self._world.never_blocks(asked, partial(asked.receive, len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 
@@ -180,18 +184,23 @@ class ModelPlatform:
         raise NotImplementedError
 
     def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
-        self._world.counts["peek"] += 1
-        return len(self._endpoint(endpoint).receive(1, peek=True))
+        self._world.begins("peek")
+        asked = self._endpoint(endpoint)
+        return len(self._world.never_blocks(asked, partial(asked.receive, 1, peek=True)))
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
-        self._world.counts["send"] += 1
-        return self._endpoint(endpoint).send(bytes(data))
+        self._world.begins("send")
+        asked = self._endpoint(endpoint)
+        taken = self._world.never_blocks(asked, partial(asked.send, bytes(data)))
+        self._world.moves()
+        return taken
 
     def write_through(self, original: SocketLike, data: bytes | bytearray) -> int:
         self._world.counts["write"] += 1
         return self._endpoint(original).send(bytes(data))
 
     def is_connected(self, endpoint: Endpoint) -> bool:
+        self._world.begins("is_connected")
         return self._endpoint(endpoint).connected
 
     def shutdown_write(self, endpoint: Endpoint) -> None:
@@ -206,28 +215,36 @@ class ModelPlatform:
         return len(outgoing.unsent) + outgoing.unacked
 
     def take_error(self, endpoint: Endpoint) -> OSError | None:
-        self._world.counts["SO_ERROR"] += 1
+        self._world.begins("SO_ERROR")
         asked = self._endpoint(endpoint)
         number, asked.error = asked.error, 0
         return fail(number) if number else None
 
     def can_splice(self) -> bool:
-        return False
+        return self._world.pipes.size > 0
 
     def open_pipe(self) -> Pipe:
-        raise NotImplementedError
+        return self._world.pipes.make()
 
     def close_pipe(self, pipe: Pipe) -> None:
-        raise NotImplementedError
+        self._world.pipes.close(cast(ModelPipe, pipe))
 
     def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
-        raise NotImplementedError
+        self._world.begins("splice")
+        asked = self._endpoint(source)
+        call = partial(self._world.pipes.fill, asked, cast(ModelPipe, pipe), count)
+        return self._world.never_blocks(asked, call)
 
     def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
-        raise NotImplementedError
+        self._world.begins("splice")
+        asked = self._endpoint(drain)
+        call = partial(self._world.pipes.pour, cast(ModelPipe, pipe), asked, count)
+        taken = self._world.never_blocks(asked, call)
+        self._world.moves()
+        return taken
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
-        raise NotImplementedError
+        return self._world.pipes.read(cast(ModelPipe, pipe), count)
 
     # Waiting, time and threads
 
@@ -261,60 +278,6 @@ class ModelPlatform:
         found = self._world.endpoint(endpoint.fileno())
         assert found is not None, "a call on a closed descriptor"
         return found
-
-
-class ModelPoller:
-    """``Poller``: level-triggered; ``wait`` returns at once and notes how long it would sleep."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._watched: dict[int, Readiness] = {}
-        self._woken = True  # its loop has not been here yet
-        world.sleepers.append(self)
-        self.sleeps_until: float | None = None
-
-    def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
-        self._world.counts["watch"] += 1
-        self._watched[endpoint.fileno()] = interest
-
-    def forget(self, endpoint: Endpoint) -> None:
-        self._watched.pop(endpoint.fileno(), None)
-
-    def quieten(self, endpoint: Endpoint) -> None: ...
-
-    def listen(self, descriptor: int) -> None: ...
-
-    def unlisten(self, descriptor: int) -> None: ...
-
-    def ready(self) -> list[tuple[int, Readiness]]:
-        found = []
-        for descriptor, interest in list(self._watched.items()):
-            shown = self._world.readiness(descriptor) & (
-                interest | Readiness.HANGUP | Readiness.ERROR
-            )
-            if shown:
-                found.append((descriptor, shown))
-        return found
-
-    def awake(self) -> bool:
-        """Return whether ``wait`` would find a report, a wake-up or the end of its time."""
-        due = self.sleeps_until is not None and self.sleeps_until <= self._world.time
-        return self._woken or due or bool(self.ready())
-
-    def wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
-        self._woken = False
-        self.sleeps_until = None if timeout is None else self._world.time + timeout
-        return self.ready()
-
-    def wake(self) -> None:
-        self._woken = True
-
-    def fileno(self) -> int:
-        return -1
-
-    def close(self) -> None:
-        self._watched.clear()
-        self._world.sleepers.remove(self)
 
 
 class ModelMailbox:
@@ -370,6 +333,10 @@ class ModelLoop:
         self._world = world
         self.step = step
         self.name = name
+        self.sleeps_in: ModelPoller | None = None  # known once it has waited there
+
+    def is_awake(self) -> bool:
+        return self.sleeps_in is None or self.sleeps_in.awake()
 
     def join(self) -> None:
         while self in self._world.loops:

@@ -132,6 +132,7 @@ class SoSplice:
 
     def source_woken(self, source: Endpoint) -> None:
         """Act as sorwakeup does: data, FIN or RST has arrived at ``source``."""
+        source.changes += 1
         if source.splice is not None:
             self._kick(source.splice)
         elif not source.poisoned:
@@ -139,6 +140,7 @@ class SoSplice:
 
     def drain_woken(self, drain: Endpoint) -> None:
         """Act as sowwakeup does: an ACK has arrived, or the connection has ended."""
+        drain.changes += 1
         if drain.drained is not None:
             self._kick(drain.drained)
         else:

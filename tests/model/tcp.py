@@ -31,6 +31,7 @@ class Half:
         self.fin = False  # a FIN follows these bytes
         self.fin_delivered = False
         self.reset = False  # an RST is on the way
+        self.is_the_programs = False  # its sender is the program's end, not a peer
         self.sender: Endpoint
         self.receiver: Endpoint
 
@@ -60,6 +61,8 @@ class Endpoint:
         self.decrypts = False  # KTLS, receiving
         self.non_blocking = False
         self.low_water = min(LOW_WATER, outgoing.size)
+        self.has_notice = False  # in its error queue, such as a time stamp
+        self.changes = 0  # how often its readers or writers were woken
         # SO_SPLICE
         self.splice: ModelledSplice | None = None  # the one that it is the source of
         self.drained: ModelledSplice | None = None  # the one that it is the drain of

@@ -14,12 +14,17 @@ from typing import NamedTuple, TypeVar
 from freebsd_splice._platform.interface import Readiness
 
 from .kqueue import Kqueue
-from .platform import ModelLoop, ModelMailbox, ModelPlatform, ModelPoller
+from .pipes import Pipes
+from .platform import ModelLoop, ModelMailbox, ModelPlatform
+from .poller import ModelPoller
 from .so_splice import IDLE, QUEUED, RUNNING, ModelledSplice, SoSplice
 from .sockets import ModelPeer, ModelSocket
 from .tcp import CLOSED, Endpoint, Half
 
-__all__ = ["ModelPeer", "ModelSocket", "Rule", "World"]
+__all__ = ["USERSPACE", "ModelPeer", "ModelSocket", "Rule", "World"]
+
+#: The version of a world whose kernel has no SO_SPLICE, as Linux: userspace serves.
+USERSPACE = "userspace"
 
 T = TypeVar("T")
 
@@ -38,15 +43,28 @@ class Rule(NamedTuple):
 class World:
     def __init__(self, version: str = "15.1") -> None:
         self.version = version
+        self.splices_exist = version != USERSPACE
+        self.kernel = version if self.splices_exist else "15.1"  # what the rest of it is like
         self.time = 1000.0
         self.automatic = True
         self.counts: Counter[str] = Counter()
+        self.waits = 0  # how often the package's loops have looked for reports
         self.blocking_while_spliced: list[tuple[int, int]] = []
         self.reset_on_close: set[Endpoint] = set()
         #: F24: the endpoints whose lock somebody holds, each with the call that waits for it; and
         #: what that call waits for.
         self.locked: set[tuple[Endpoint, str]] = set()
         self.until_unlocked: Callable[[], object] = lambda: None
+        #: Calls on a blocking socket that would have waited: a thread of the package would hang.
+        self.would_block: list[Endpoint] = []
+        #: What others do before the package's next call to the system.
+        self.interruption: Callable[[], object] | None = None
+        self.pollers_are_full = False  # ENOSPC
+        #: Whether a close with bytes unread sends a reset, as Linux does.
+        self.resets_unread = False
+        self.pipes = Pipes()
+        #: When bytes went into a drain, or its peer acknowledged some.
+        self.moved_at: list[float] = []
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
@@ -55,13 +73,14 @@ class World:
         self._descriptors: dict[int, Endpoint] = {}
         self._numbers = itertools.count(10)
         self._kqueues: list[Kqueue] = []
-        self.so_splice = SoSplice(version, self._kqueues, lambda: self.time)
+        self.so_splice = SoSplice(self.kernel, self._kqueues, lambda: self.time)
         #: The case's threads; the clock waits for all of them.
         self.actors: set[threading.Thread] = {threading.current_thread()}
         self._waiting: set[threading.Thread] = set()
         self._turn = threading.Lock()
         self._given: set[int] = set()
         self._rounds = 0  # since the clock last moved
+        self._running: ModelLoop | None = None
         self.platform = ModelPlatform(self)
         self.calls = self.platform.calls
 
@@ -73,7 +92,7 @@ class World:
         there, back = Half(send_buffer), Half(send_buffer)
         near = Endpoint(back, there, receive_buffer)
         far = Endpoint(there, back, receive_buffer)
-        near.non_blocking = True
+        near.non_blocking = back.is_the_programs = True
         self.halves += [there, back]
         return ModelSocket(self, self.open(near)), ModelPeer(self, far)
 
@@ -121,6 +140,37 @@ class World:
     def count(self, name: str) -> None:
         self.counts[name] += 1
 
+    def begins(self, name: str) -> None:
+        """Count a call of the package to the system, and let others act before it is made."""
+        self.counts[name] += 1
+        interruption, self.interruption = self.interruption, None
+        if interruption is not None:
+            interruption()
+
+    def never_blocks(self, endpoint: Endpoint, call: Callable[[], T]) -> T:
+        """Make a call of the package, which never waits."""
+        try:
+            return call()
+        except BlockingIOError:
+            if not endpoint.non_blocking:
+                self.would_block.append(endpoint)
+            raise
+
+    def moves(self) -> None:
+        """Note that bytes move now."""
+        if not self.moved_at or self.moved_at[-1] != self.time:
+            self.moved_at.append(self.time)
+
+    def changes(self, descriptor: int) -> int:
+        """Return how often the socket has become readable or writable."""
+        endpoint = self._descriptors.get(descriptor)
+        return endpoint.changes if endpoint is not None else 0
+
+    def sleeps(self, poller: ModelPoller) -> None:
+        """Note that the loop that is running now sleeps in that poller."""
+        if self._running is not None:
+            self._running.sleeps_in = poller
+
     def may_hang(self, endpoint: Endpoint, call: str) -> None:
         if (endpoint, call) in self.locked:
             self.until_unlocked()
@@ -134,6 +184,7 @@ class World:
             (Readiness.READ if endpoint.readable else Readiness.NONE)
             | (Readiness.WRITE if endpoint.writable else Readiness.NONE)
             | (Readiness.HANGUP if endpoint.dead or self._both_over(endpoint) else Readiness.NONE)
+            | (Readiness.ERROR if endpoint.has_notice else Readiness.NONE)
         )
 
     def _both_over(self, endpoint: Endpoint) -> bool:
@@ -166,7 +217,7 @@ class World:
             return
         endpoint.closed = True
         if not endpoint.dead:
-            if reset:
+            if reset or (self.resets_unread and endpoint.received):
                 endpoint.outgoing.reset = True
                 endpoint.die(0)
             else:
@@ -226,6 +277,8 @@ class World:
         if not half.unacked:
             return False
         half.unacked = 0
+        if half.is_the_programs:
+            self.moves()
         self.so_splice.drain_woken(half.sender)
         return True
 
@@ -266,8 +319,12 @@ class World:
         self.so_splice.expire()
 
     def turn(self, loop: ModelLoop) -> None:
-        if not loop.step():
-            self.loops.remove(loop)
+        before, self._running = self._running, loop
+        try:
+            if not loop.step():
+                self.loops.remove(loop)
+        finally:
+            self._running = before
 
     def enabled(self) -> list[Rule]:
         """Return the rules that could happen now, besides the package's loops and the clock."""
@@ -307,7 +364,7 @@ class World:
         awake = self.package_is_awake()
         if awake:
             for loop in list(self.loops):
-                if loop in self.loops:
+                if loop in self.loops and loop.is_awake():
                     self.turn(loop)
         return bool(rules) or awake
 
@@ -377,3 +434,6 @@ class World:
         """Check, after all flows have ended, that the package has left nothing."""
         assert not self.so_splice.live, "a splice is still alive"
         assert all(not kqueue.filters for kqueue in self._kqueues), "a filter is left armed"
+        if not self.splices_exist:
+            assert not any(poller.watched for poller in self.sleepers), "a socket is left watched"
+            assert not any(pipe.held for pipe in self.pipes.open), "bytes are left in a pipe"

@@ -99,6 +99,25 @@ def test_live_connections_go_on_and_new_ones_get_what_is_new(
     no_accidents(run)
 
 
+def test_what_served_before_leaves_no_buffers(served: StartServed, echo_server: Server) -> None:
+    """Its worker's megabyte does not wait for the collector, which may come hours later."""
+    if sys.platform != "linux":
+        pytest.skip("only /proc says how much memory a program has")
+    run = served(forward(echo_server), patch="import gc; gc.disable()")
+    run.ports(1)
+    sizes = []
+    for times in range(1, 11):
+        run.reload(forward(echo_server), times=times)
+        sizes.append(resident(run))
+    assert sizes[-1] - sizes[3] < 3 << 20, sizes  # of six reloads, each with a worker of its own
+
+
+def resident(run: Proxy) -> int:
+    """The bytes of memory that it has now."""
+    pages = Path(f"/proc/{run.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_transfer_goes_on_over_each_backend(
     backend: str, served: StartServed, server: StartServer, monkeypatch: pytest.MonkeyPatch

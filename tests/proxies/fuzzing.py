@@ -1,54 +1,128 @@
-"""Bytes that reach every branch of a parser, by atheris, which follows the coverage."""
+"""Bytes that reach every branch of a parser, by atheris, which follows the coverage.
+
+Each parser has a small corpus, ``corpus/NAME.txt``, with a line of hexadecimal digits for each
+input; the fuzzer begins with these. ``python -m proxies.fuzzing NAME SECONDS`` (in tests/) fuzzes,
+and writes the fewest inputs that reach all that was reached into that file.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+CORPUS = Path(__file__).with_name("corpus")
+
+
+class Parser(NamedTuple):
+    #: The module in this folder and the function there that checks what must hold of any bytes.
+    module: str
+    function: str
+    #: Whose branches are to be reached, named without the package.
+    branches: list[str]
+    #: The most bytes of an input.
+    longest: int
+
+    @property
+    def check(self) -> Callable[[bytes], None]:
+        found: Callable[[bytes], None] = getattr(
+            importlib.import_module(f"proxies.{self.module}"), self.function
+        )
+        return found
+
+
+PARSERS = {
+    "client_hello": Parser("test_client_hello", "check_any_bytes", ["proxies._client_hello"], 700),
+    "socks5": Parser("any_bytes", "check_socks5", ["proxies._socks5_messages"], 300),
+    "connect": Parser("any_bytes", "check_connect", ["proxies.connect", "proxies._addresses"], 400),
+    "written": Parser(
+        "any_bytes",
+        "check_what_is_written",
+        [
+            f"proxies.{name}"
+            for name in (
+                "_addresses",
+                "_passwords",
+                "_proxy_headers",
+                "_routes",
+                "_rules",
+                "_services",
+            )
+        ],
+        400,
+    ),
+    "proxy_protocol": Parser(
+        "test_proxy_protocol", "check_any_bytes", ["proxies._proxy_protocol"], 400
+    ),
+    "configuration": Parser("test_configuration_random", "check_any_bytes", ["_cli"], 400),
+}
 
 _FUZZER = """
 import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["freebsd_splice.{module}"]):
-    from proxies.{test} import check_any_bytes
+with atheris.instrument_imports(include={include}):
+    from proxies.{module} import {function}
 
-atheris.Setup(sys.argv, check_any_bytes)
+atheris.Setup(sys.argv, {function})
 atheris.Fuzz()
 """
 
 
-def fuzz(
-    module: str, test: str, seeds: Iterable[bytes], directory: Path, *, seconds: int, longest: int
-) -> None:
-    """Run ``check_any_bytes`` of a test's module on bytes that begin as one of the seeds.
+def inputs(name: str) -> Iterator[bytes]:
+    """The inputs of a parser's corpus."""
+    for line in (CORPUS / f"{name}.txt").read_text("ascii").splitlines():
+        yield bytes.fromhex(line)
 
-    They reach the branches of ``module``, named without the package. ``longest`` is how many bytes
-    there are at most. Where there is no atheris for this Python and system, the test is skipped.
-    """
-    site, corpus, program = directory / "site", directory / "corpus", directory / "fuzzer.py"
-    fetch = ["-m", "pip", "install", "--only-binary", ":all:", "--target", str(site), "atheris"]
-    fetched = _run(*fetch, cwd=directory)
+
+def fetch(directory: Path) -> None:
+    """Install atheris there; where there is none for this Python and system, skip the test."""
+    options = ["--only-binary", ":all:", "--target", str(directory / "site"), "atheris"]
+    fetched = _run("-m", "pip", "install", *options, cwd=directory)
     if "No matching distribution" in fetched.stdout:
         pytest.skip("there is no atheris for this Python and system")
     assert fetched.returncode == 0, fetched.stdout
-    program.write_text(_FUZZER.format(module=module, test=test))
-    corpus.mkdir()
-    for number, data in enumerate(seeds):
-        (corpus / str(number)).write_bytes(data)
-    paths = (site, *Path(__file__).resolve().parents[1:3])
-    fuzzed = _run(
-        *(str(program), f"-max_total_time={seconds}", f"-max_len={longest}", str(corpus)),
-        cwd=directory,  # where it leaves the bytes that fail
+
+
+def fuzz(name: str, directory: Path, *, seconds: float) -> None:
+    """Fuzz a parser for so long, with atheris from where ``fetch`` has put it.
+
+    What the fuzzer has found is in ``NAME/corpus`` there afterwards.
+    """
+    own, corpus = directory / name, directory / name / "corpus"
+    corpus.mkdir(parents=True)
+    _write(inputs(name), corpus)
+    fuzzed = _fuzzer(name, directory, f"-max_total_time={int(seconds)}", str(corpus))
+    assert fuzzed.returncode == 0, fuzzed.stdout
+    assert "Done" in fuzzed.stdout, (own, fuzzed.stdout)
+
+
+def _fuzzer(name: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    parser, own = PARSERS[name], directory / name
+    include = [f"freebsd_splice.{branch}" for branch in parser.branches]
+    program = own / "fuzzer.py"
+    program.write_text(
+        _FUZZER.format(include=include, module=parser.module, function=parser.function)
+    )
+    paths = (directory / "site", *Path(__file__).resolve().parents[1:3])
+    return _run(
+        *(str(program), f"-max_len={parser.longest}", *options),
+        cwd=own,  # where it leaves the bytes that fail
         environment={"PYTHONPATH": os.pathsep.join(map(str, paths))},
     )
-    assert fuzzed.returncode == 0, fuzzed.stdout
-    assert "Done" in fuzzed.stdout, fuzzed.stdout
+
+
+def _write(found: Iterable[bytes], directory: Path) -> None:
+    for number, data in enumerate(found):
+        (directory / str(number)).write_bytes(data)
 
 
 def _run(
@@ -63,3 +137,22 @@ def _run(
         text=True,
         errors="replace",
     )
+
+
+def _main(name: str, seconds: str) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        fetch(directory)
+        fuzz(name, directory, seconds=float(seconds))
+        fewest = directory / name / "fewest"
+        fewest.mkdir()
+        merged = _fuzzer(name, directory, "-merge=1", str(fewest), str(fewest.with_name("corpus")))
+        assert merged.returncode == 0, merged.stdout
+        found = sorted(
+            (path.read_bytes() for path in fewest.iterdir()), key=lambda data: (len(data), data)
+        )
+        (CORPUS / f"{name}.txt").write_text("".join(f"{data.hex()}\n" for data in found))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -7,7 +7,6 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +19,6 @@ from hypothesis import strategies as st
 
 from freebsd_splice.proxies import _client_hello
 from freebsd_splice.proxies._client_hello import ClientHello, HelloReader, MalformedError
-from proxies.fuzzing import fuzz
 
 SERVER_NAME, PADDING, PROTOCOLS, ENCRYPTED_CLIENT_HELLO = 0, 21, 16, 0xFE0D
 LARGEST_FRAGMENT = 2**14
@@ -430,11 +428,3 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
     check_any_bytes(data)
     check_any_bytes(record(message(data)))
     check_any_bytes(record(message(hello(data))))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)  # the fuzzer is fetched
-def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
-    bodies = (record(message(body)) for body, _ in REFUSED_INSIDE)
-    seeds = [*REAL, *bodies, *(data for data, _ in REFUSED_EARLY)]
-    fuzz("proxies._client_hello", "test_client_hello", seeds, tmp_path, seconds=20, longest=700)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from freebsd_splice._cli.configuration import parse
 from freebsd_splice._cli.keys import keys_of
-from proxies.fuzzing import fuzz
 from proxies.test_configuration import FORWARD, KINDS
 
 SEEDS = [
@@ -54,10 +52,3 @@ def test_a_file_that_was_tampered_with_has_an_outcome(
     data: bytes, place: int, gone: int, put: bytes
 ) -> None:
     check_any_bytes(data[:place] + put + data[place + gone :])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
-    """For a minute."""
-    fuzz("_cli", "test_configuration_random", SEEDS, tmp_path, seconds=60, longest=400)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,6 @@ from freebsd_splice.proxies._proxy_protocol import (
     read_header,
     show_endpoint,
 )
-from proxies.fuzzing import fuzz
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 FOUR: Endpoint = ("192.0.2.7", 40000)
@@ -422,13 +420,3 @@ def test_any_bytes_have_an_outcome(data: bytes) -> None:
     check_any_bytes(SIGNATURE + data)
     check_any_bytes(binary(data))
     check_any_bytes(binary(PACKED_FOUR + data))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_bytes_that_reach_every_branch_have_an_outcome(tmp_path: Path) -> None:
-    """For ten minutes."""
-    seeds = [*SEEDS, *(data for data, _ in (*LINES_REFUSED, *BINARY_REFUSED))]
-    fuzz(
-        "proxies._proxy_protocol", "test_proxy_protocol", seeds, tmp_path, seconds=600, longest=400
-    )

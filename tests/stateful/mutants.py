@@ -1,4 +1,7 @@
-"""Mutants, each of which takes out one counter-measure."""
+"""Mutants, each of which takes out one counter-measure: of ``KernelFlow``'s here.
+
+Those of the engine's are in ``engine_mutants.py``.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,10 @@ _registry = Registry[Mutant]()
 mutant = _registry.register
 mutants_of = _registry.of
 
-#: The mutants that a short run of the state machine notices too.
-MET_BY_CHANCE: list[Mutant] = []
-
-
-def met_by_chance(mutant: Mutant) -> Mutant:
-    MET_BY_CHANCE.append(mutant)
-    return mutant
+#: The mutants that a short run of the state machine notices too: ``@met_by_chance(FREEBSD)``.
+_chances = Registry[Mutant]()
+met_by_chance = _chances.register
+met_by_chance_of = _chances.of
 
 
 @mutant(FREEBSD)
@@ -70,7 +70,7 @@ def _checked(splice: Callable[[KernelFlow], None]) -> Callable[[KernelFlow], Non
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def believing_events() -> Patches:
     """F19: a flow that is woken takes the splice for over, without an unsplice call."""
     settle = KernelFlow._settle
@@ -126,14 +126,14 @@ def no_look_at_the_count() -> Patches:
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def no_tail() -> Patches:
     """F13: an EOF with bytes left behind is passed on at once."""
     return [(KernelFlow, "_move_remainder", lambda self: self._finish(Reason.EOF))]
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def the_kernels_idle_time() -> Patches:
     """F11, F19: flows ask for sp_idle, which FreeBSD counts from the call on."""
     original = Calls.set_splice
@@ -145,21 +145,21 @@ def the_kernels_idle_time() -> Patches:
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def no_look_at_the_drains_state() -> Patches:
     """F21: a drain that was shut down or is connecting destroys the waiting bytes."""
     return [(flow, "drain_failure", lambda calls, drain: None)]
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def no_drain_first() -> Patches:
     """F16: a drain that died with a batch is reported like any other end."""
     return [(endings, "drain_failure", lambda calls, drain: None)]
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def blocking_sockets() -> Patches:
     """F24: a blocking call on a spliced socket halts other splices."""
     duplicate = ModelPlatform.duplicate
@@ -173,7 +173,7 @@ def blocking_sockets() -> Patches:
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def no_end_when_the_limit_runs_out() -> Patches:
     """The kernel is asked for 0 more bytes, which means without limit."""
     met = endings.next_step
@@ -205,7 +205,7 @@ def resplicing_whatever_ended_it() -> Patches:
 
 
 @mutant(FREEBSD)
-@met_by_chance
+@met_by_chance(FREEBSD)
 def giving_up_what_was_ended_in_error() -> Patches:
     """F19: a live splice that was ended because of a stale event is not set again."""
     return [(endings, "RESPLICE", endings.finish(Reason.UNSPLICED))]

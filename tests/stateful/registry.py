@@ -8,19 +8,22 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FREEBSD, OPENBSD = "FreeBSD", "OpenBSD"
+KERNELS = (FREEBSD, OPENBSD)
+#: The userspace engine, over sockets of a kernel without SO_SPLICE.
+ENGINE = "engine"
 
 
 class Registry(Generic[T]):
-    """Functions, by the kernels they are about."""
+    """Functions, by the kernels they are about, or the engine."""
 
     def __init__(self) -> None:
-        self._made: dict[str, list[T]] = {FREEBSD: [], OPENBSD: []}
+        self._made: dict[str, list[T]] = {system: [] for system in (*KERNELS, ENGINE)}
 
     def register(self, *systems: str) -> Callable[[T], T]:
-        """Return a decorator for functions about these systems' kernels; by default about both."""
+        """Return a decorator for functions about these; by default about both kernels."""
 
         def registered(made: T) -> T:
-            for system in systems or self._made:
+            for system in systems or KERNELS:
                 self._made[system].append(made)
             return made
 

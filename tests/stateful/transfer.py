@@ -8,8 +8,9 @@ from contextlib import suppress
 from freebsd_splice import Outcome, Reason, Relay, Splice, _runtime
 from freebsd_splice._relay import GivenRelay
 from freebsd_splice._userspace import flow as userspace_flow
+from freebsd_splice._userspace import movers, workers
 from model.local_worker import LoopsWorker
-from model.world import ModelPeer, ModelSocket, World
+from model.world import USERSPACE, ModelPeer, ModelSocket, World
 
 #: Bytes in which no two short pieces are alike.
 PATTERN = b"".join(number.to_bytes(3, "big") for number in range(100_000))
@@ -20,8 +21,16 @@ CALLS_AN_EVENT = 40
 #: events at least every second.
 REPORTED_WITHIN = 2.5
 
+#: A count that stands still shows it at a look, which comes at every fifth of the idle time; and a
+#: time limit is late by at most this.
+MAY_BE_LATE = 0.1, 0.25
+
 #: What shows that a proxy's connection lasts.
 USUAL = userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES
+#: What is much in a modelled world.
+MUCH = 600
+#: The bytes that a mover copies at once, at most and at least.
+USUAL_COPIES = movers._SCRATCH_BYTES, movers._SMALL_BYTES
 
 KERNEL_CALLS = (
     "set",
@@ -35,6 +44,7 @@ KERNEL_CALLS = (
     "push",
     "unread",
 )
+ENGINE_CALLS = ("recv", "send", "peek", "splice", "SO_ERROR", "is_connected", "watch")
 
 
 class Direction:
@@ -49,7 +59,9 @@ class Direction:
         initial: bytes = b"",
         limit: int | None = None,
         is_given_up: bool = False,
+        backend: str = "kernel",
     ) -> None:
+        self.backend = backend
         self.is_given_up = is_given_up
         self.sender, self.receiver = sender, receiver
         self.source, self.drain = source, drain
@@ -91,7 +103,7 @@ class Direction:
             possible.add(Reason.UNSPLICED)
         assert outcome.reason in possible, (outcome, possible)
         assert self.limit is None or outcome.bytes <= self.limit, "a limit is overrun"
-        assert outcome.backend == "kernel" or self.is_given_up, outcome
+        assert outcome.backend == self.backend or self.is_given_up, outcome
         if outcome.reason is Reason.EOF and not self.source_shut:
             assert outcome.bytes == len(self.stream), "EOF before the last byte"
         assert (outcome.error is None) == (
@@ -116,6 +128,7 @@ class Transfer:
     """The world, the splice or relay in it, and the user's actions."""
 
     def __init__(self, version: str) -> None:
+        self.is_userspace = version == USERSPACE
         self.world = World(version)
         self.world.automatic = False
         self.runtime = _runtime.Runtime(self.world.platform, choose=self.world.platform.choose)
@@ -123,32 +136,47 @@ class Transfer:
         self.over: Splice | Relay | None = None
         self.directions: list[Direction] = []
         self.asked: set[Reason] = set()
+        self.possible: set[Reason] = set()  # an end for these may come, or may not
         self.events = 0
         self.drain_was_dead = False  # before the last step
+        self.idle_timeout: float | None = None
+        self.timeout: float | None = None
+        self.began_at = 0.0
+        if self.is_userspace:
+            # What a modelled buffer holds is then much, and more than is copied at once.
+            self._set_much(MUCH)
+            movers._SCRATCH_BYTES, movers._SMALL_BYTES = 3_000, 700
 
     def set_up(
         self, relay: bool, limit: int | None, initial: bytes, buffers: int, *, given_up: bool
     ) -> None:
         left, client = self.world.pair(buffers, buffers)
         right, server = self.world.pair(buffers, buffers)
+        backend = "userspace" if self.is_userspace else "kernel"
+        no_limit = None if relay else limit
         self.directions = [
-            Direction(client, left, right, server, initial, None if relay else limit, given_up)
+            Direction(client, left, right, server, initial, no_limit, given_up, backend)
         ]
         if relay:
-            self.directions.append(Direction(server, right, left, client, is_given_up=given_up))
+            self.directions.append(
+                Direction(server, right, left, client, is_given_up=given_up, backend=backend)
+            )
 
-    def begin(self, idle_timeout: float | None) -> None:
+    def begin(self, idle_timeout: float | None, timeout: float | None = None) -> None:
         direction = self.directions[0]
+        self.began_at, self.idle_timeout = self.world.time, idle_timeout
         if direction.is_given_up:
             self._begin_given_up(direction, idle_timeout)
             return
         for end in (direction.source, direction.drain):
             end.setblocking(True)  # F24: the package must make them non-blocking
+        self.timeout = timeout
         if len(self.directions) == 2:
             self.over = Relay(
                 direction.source,
                 direction.drain,
                 idle_timeout=idle_timeout,
+                timeout=timeout,
                 initial=(direction.initial, b""),
             )
         else:
@@ -157,10 +185,13 @@ class Transfer:
                 direction.drain,
                 max_bytes=direction.limit,
                 idle_timeout=idle_timeout,
+                timeout=timeout,
                 initial=direction.initial,
             )
         if idle_timeout is not None:
             self.asked.add(Reason.IDLE)
+        if timeout is not None:
+            self.asked.add(Reason.TIMEOUT)
 
     def _begin_given_up(self, direction: Direction, idle_timeout: float | None) -> None:
         """As a proxy does: userspace begins, and soon the kernel goes on."""
@@ -169,7 +200,9 @@ class Transfer:
             self.world.deliver(each.sender.outgoing)
         worker = LoopsWorker(self.world.platform)
         self.world.start(worker.step, "the loop")
-        userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES = 1, 1_000
+        if not self.is_userspace:  # there is no kernel to go on
+            userspace_flow.MANY_MESSAGES = 1
+        self._set_much(MUCH)
         with worker.its_thread():
             self.over = GivenRelay(
                 direction.source,  # type: ignore[arg-type]
@@ -180,6 +213,11 @@ class Transfer:
             )
         if idle_timeout is not None:
             self.asked.add(Reason.IDLE)
+
+    @staticmethod
+    def _set_much(count: int) -> None:
+        userspace_flow.MUCH_BYTES = count
+        setattr(workers, "MUCH_BYTES", count)  # noqa: B010 - the module doesn't export it
 
     @property
     def done(self) -> bool:
@@ -222,7 +260,9 @@ class Transfer:
     def check(self) -> None:
         """Check the world after each step."""
         assert not self.world.blocking_while_spliced, "F24: a blocking socket is spliced"
-        calls = sum(self.world.counts[name] for name in KERNEL_CALLS)
+        assert not self.world.would_block, "a blocking call would have waited"
+        names = ENGINE_CALLS if self.is_userspace else KERNEL_CALLS
+        calls = sum(self.world.counts[name] for name in names)
         assert calls <= CALLS_AN_EVENT * (self.events + 4), "too many calls for what has happened"
         if self.done and isinstance(self.over, Splice) and self.drain_was_dead:
             self.drain_was_dead = False  # once is enough
@@ -243,13 +283,35 @@ class Transfer:
         assert self.done, "no end was reported"
         self._settle()
         outcomes = self._outcomes()
-        asked = set(self.asked)
+        asked = self.asked | self.possible
         if len(outcomes) == 2 and any(direction.reason is not Reason.EOF for direction in outcomes):
             asked |= {Reason.CANCELLED}
         for direction, outcome in zip(self.directions, outcomes, strict=True):
             direction.outcome_is_true(outcome, asked)
             direction.bytes_are_true(outcome)
+            if self.is_userspace:
+                self._is_in_time(outcome)
+        self._modes_are_back()
         self.world.check_quiet()
+
+    def _is_in_time(self, outcome: Outcome) -> None:
+        """Check that no time limit has ended it early."""
+        ended_at = self.began_at + outcome.seconds
+        if outcome.reason is Reason.TIMEOUT:
+            assert self.timeout is not None
+            assert outcome.seconds >= self.timeout - 1e-6, "TIMEOUT is early"
+        if outcome.reason is Reason.IDLE:
+            assert self.idle_timeout is not None
+            begun = max(self.began_at, ended_at - self.idle_timeout + 1e-6)
+            moved = [at for at in self.world.moved_at if begun < at < ended_at]
+            assert outcome.seconds >= self.idle_timeout - 1e-6, "IDLE is early"
+            assert not moved, "IDLE in spite of traffic"
+
+    def _modes_are_back(self) -> None:
+        """Check that the sockets are blocking again: they were before."""
+        for direction in self.directions:
+            if not direction.is_given_up and direction.source.fileno() >= 0:
+                assert not direction.source_end.non_blocking, "a socket is left non-blocking"
 
     def _settle(self) -> None:
         """Deliver and read everything, and wait as long as an end may take to be reported."""
@@ -262,10 +324,17 @@ class Transfer:
 
     def _is_live(self) -> None:
         """Check, for a transfer that has not ended, that it had no reason to."""
-        assert not self.asked - {Reason.IDLE}, f"{self.asked} and no end"
+        limits = {Reason.IDLE, Reason.TIMEOUT}
+        assert not self.asked - limits, f"{self.asked} and no end"
+        if self.is_userspace:
+            self._is_not_late()
         for direction in self.directions:
             if direction.drain_shut and len(self.directions) == 2:
                 continue  # that direction has ended, and the other one can still be served
+            if self.is_userspace and direction.drain_shut and not direction.drain_end.was_reset:
+                # poll(2) doesn't show it, so it is noticed with the next byte.
+                assert direction.got == direction.stream, "a drain that was shut is not reported"
+                continue
             assert not direction.drain_is_dead(), "the drain's death is not reported"
             if direction.unspliced:  # an unsplice may look like an EOF by the time of the look
                 assert direction.source_end.incoming.fin_delivered, "an unsplice is not reported"
@@ -278,6 +347,15 @@ class Transfer:
                 "a limit is not reported"
             )
 
+    def _is_not_late(self) -> None:
+        """Check that no time limit has been missed, for a transfer that has not ended."""
+        least, share = MAY_BE_LATE
+        moved = max([self.began_at, *self.world.moved_at])
+        for limit, since in ((self.timeout, self.began_at), (self.idle_timeout, moved)):
+            if limit is not None:
+                late = self.world.time - since - limit
+                assert late <= max(least, share * limit) + 1e-6, "a time limit is missed"
+
     def _outcomes(self) -> list[Outcome]:
         assert self.over is not None
         if isinstance(self.over, Relay):
@@ -286,7 +364,9 @@ class Transfer:
         return [self.over.wait()]
 
     def tear_down(self) -> None:
-        userspace_flow.MANY_MESSAGES, userspace_flow.MUCH_BYTES = USUAL
+        userspace_flow.MANY_MESSAGES, much = USUAL
+        self._set_much(much)
+        movers._SCRATCH_BYTES, movers._SMALL_BYTES = USUAL_COPIES
         _runtime.install(self._before)
         self.world.automatic = True
         self.runtime.close()

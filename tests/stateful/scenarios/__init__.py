@@ -1,4 +1,4 @@
-"""Scenarios: each shows one thing that a flow in the kernel must get right.
+"""Scenarios: each shows one thing that a flow in the kernel, or in the engine, must get right.
 
 Each file is about one subject, and every public function in it is a scenario.
 """
@@ -15,7 +15,8 @@ from ..rig import Rig
 Scenario = Callable[[Rig], None]
 
 _registry = Registry[Scenario]()
-#: ``@scenario()``, or ``@scenario(FREEBSD)`` if it doesn't apply to the other kernel.
+#: ``@scenario()``, or ``@scenario(FREEBSD)`` if it doesn't apply to the other kernel;
+#: ``@scenario(ENGINE)`` where userspace moves the bytes.
 scenario = _registry.register
 scenarios_of = _registry.of
 
