@@ -17,8 +17,9 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 from dns.rdtypes.IN.SRV import SRV
 
+from .._errors import SHORTAGES
 from ._addresses import Address
-from ._connecting import SHORTAGES, PlainError
+from ._connecting import PlainError
 from ._resolving import check_descriptors
 from ._services import Member
 

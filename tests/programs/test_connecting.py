@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from freebsd_splice._errors import SHORTAGES
 from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
 from freebsd_splice.proxies._connecting import (
-    SHORTAGES,
     Dialer,
     ReservedDescriptors,
     set_buffers,
