@@ -129,7 +129,11 @@ class LoopWorker:
         if self._workers:
             self._workers[-1]._step_back()
         self._workers.append(self)
-        self._step_forward()
+        try:
+            self._step_forward()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the worker."""

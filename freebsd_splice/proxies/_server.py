@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from .._core.time_limits import check_seconds
-from .._errors import why
+from .._errors import SHORTAGES, why
 from .._relay import LINGER
 from .._runtime import current
 from .._userspace.workers import LocalWorker
@@ -26,9 +26,9 @@ from ._accepting import OF_ONE_CLIENT, Accepting
 from ._addresses import Address, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
-    SHORTAGES,
     ReservedDescriptors,
     as_usual,
+    reason_of,
     set_buffers,
     tune,
 )
@@ -173,9 +173,16 @@ class ProxyServer:
                 EADDRINUSE, EACCES, ...).
         """
         opened = listen_on(address, backlog, buffers=self._buffer_size, mode=mode)
-        say_listening(opened)
-        self.use(opened)
-        return [listener.getsockname() for listener in opened]
+        try:
+            say_listening(opened)
+            addresses = [listener.getsockname() for listener in opened]
+            self.use(opened)
+        except OSError as error:
+            for listener in opened:
+                close_listener(listener)
+            reason = f"cannot listen on {address}: {reason_of(error)}"
+            raise ListenError(error.errno, reason) from error
+        return addresses
 
     def use(self, listeners: Iterable[socket.socket]) -> None:
         """Accept clients from these sockets as well, which listen already.
@@ -185,13 +192,14 @@ class ProxyServer:
         Args:
             listeners: listening TCP sockets, or Unix sockets for streams.
         """
-        for listener in listeners:
+        given = list(listeners)
+        for listener in given:
             listener.setblocking(False)
             if ACCEPTED_ARE_TUNED:
                 tune(listener, self._keepalive)
             as_usual(listener)
-            self._listeners.append(listener)
-            self._untuned.add(listener)
+        self._listeners += given
+        self._untuned.update(given)
 
     async def run(self) -> None:
         """Serve until ``stop`` is called, then until the last connection has ended.
@@ -200,10 +208,16 @@ class ProxyServer:
 
         Raises:
             ListenError: a listening socket listens no more.
+            OSError: at once: no descriptors for what all connections share (EMFILE, ENFILE).
+            RuntimeError: at once: no threads for it.
         """
-        current().start_workers()
         loop = asyncio.get_running_loop()
-        self._open_worker()
+        try:
+            current().start_workers()
+            self._open_worker()
+        except BaseException:
+            self._close()
+            raise
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
             task.add_done_callback(lambda _: self._stopped.wake())
@@ -220,7 +234,7 @@ class ProxyServer:
             for listener in self._listeners:
                 close_listener(listener)
             await self._finish()
-            self._close_worker()
+            self._close()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
@@ -247,7 +261,9 @@ class ProxyServer:
                 is_over=self._is_over,
             )
 
-    def _close_worker(self) -> None:
+    def _close(self) -> None:
+        for listener in self._listeners:
+            close_listener(listener)
         if self._taskless is not None:
             self._taskless.close()
         if self._loop_worker is not None:
@@ -329,6 +345,8 @@ class ProxyServer:
             name = show(address)
             self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
+        except OSError as error:
+            logger.warning("%s: cannot be served: %s", show(address), reason_of(error))
         except Exception:
             logger.exception("an accepted client cannot be served")
         if place is not None:
