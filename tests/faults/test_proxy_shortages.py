@@ -1,0 +1,203 @@
+"""A shortage at each call of a proxy's server: it costs one client at most, and the log says why.
+
+``ProxyServer`` is what all proxies share: it listens, accepts, reads the handshake, looks names up,
+dials, joins and closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
+
+import pytest
+
+from conformance.harness import DEADLINE
+from freebsd_splice.proxies import Address, Client, Limits, ListenError, ProxyServer, _pausing
+from support.platforms import UserspacePlatform
+
+from .injection import (
+    NO_BUFFER,
+    NO_DESCRIPTOR,
+    NO_FILE,
+    NO_MEMORY,
+    NO_THREAD,
+    Call,
+    Injection,
+    Shortage,
+)
+from .stage import DATA, Stage, stage
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its loop has no readiness")
+
+SHORTAGES = [NO_DESCRIPTOR, NO_FILE, NO_MEMORY, NO_BUFFER, NO_THREAD]
+
+#: The second is more than a message: worker threads move it.
+SAID = b"hello", DATA[:70_000], b"hello again"
+
+
+@pytest.fixture(autouse=True)
+def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.02)
+
+
+class Proxy:
+    """A server that reads what its client says first, and dials a name."""
+
+    def __init__(self, target: int) -> None:
+        self._target = Address("localhost", target)
+        self.server = ProxyServer(
+            self._open_target,
+            connect_timeout=DEADLINE,
+            idle_timeout=600,
+            limits=Limits(handshake_timeout=DEADLINE),
+        )
+
+    async def _open_target(self, client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
+        await client.handshake.read(lambda piece: piece)
+        target = await client.dial(self._target)
+        return target, (bytes(client.handshake.received), b"")
+
+
+@asynccontextmanager
+async def an_echo() -> AsyncIterator[int]:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def ask(address: tuple[str, int], data: bytes) -> bytes:
+    """Return what comes back, as far as it comes."""
+    reader, writer = await asyncio.open_connection(*address)
+    answer = b""
+    with contextlib.suppress(OSError):
+        writer.write(data)
+        while len(answer) < len(data) and (piece := await reader.read(1 << 16)):
+            answer += piece
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return answer
+
+
+async def serve_three_clients(on: Stage) -> None:
+    async with an_echo() as target:
+        server = Proxy(target).server
+        try:
+            (address,) = server.listen(Address("127.0.0.1", 0))
+        except ListenError as error:
+            on.injection.check_text(error, "127.0.0.1:0")
+            return
+        running = asyncio.ensure_future(server.run())
+        answers = [await answered(ask(address, data), running) for data in SAID]
+        if running.done():
+            assert set(answers) == {None}  # it has said at once that it can't serve
+            failure = running.exception()
+            assert failure is not None
+            on.check(failure)
+            return
+        server.stop()
+        server.stop()
+        await asyncio.wait_for(running, DEADLINE)
+    missing = 0
+    for said, answer in zip(SAID, answers, strict=True):
+        assert answer is not None
+        assert said[: len(answer)] == answer
+        missing += answer != said
+    assert missing <= bool(on.injection.failed)
+    shortage = on.injection.shortage.make()
+    reason = str(getattr(shortage, "strerror", shortage))
+    assert not missing or any(reason in each.getMessage() for each in on.records)
+
+
+async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Future[None]) -> bytes | None:
+    """Return the answer; None where the server has ended before."""
+    task = asyncio.ensure_future(asking)
+    await asyncio.wait([running, task], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        assert task.done(), "the client has got neither an answer nor an end"
+        return task.result()
+    task.cancel()
+    await asyncio.wait([task])
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
+def test_a_shortage_at_each_call_costs_one_client_at_most(
+    shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    injection = Injection(shortage)
+    injection.install(monkeypatch)
+
+    def once(injecting: AbstractContextManager[object]) -> None:
+        with stage(injection, injecting, UserspacePlatform()) as on:
+            asyncio.run(serve_three_clients(on))
+
+    assert injection.play_each(once)
+
+
+@pytest.mark.parametrize(
+    ("shortage", "also"),
+    [
+        (NO_DESCRIPTOR, "raise ulimit -n (systemd: LimitNOFILE)"),
+        (NO_FILE, "raise kern.maxfiles (Linux: fs.file-max)"),
+        (NO_MEMORY, ""),
+        (NO_BUFFER, ""),
+    ],
+    ids=lambda each: getattr(each, "name", ""),
+)
+def test_clients_wait_for_as_long_as_a_shortage_lasts(
+    shortage: Shortage, also: str, userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepting pauses, one line says so, and all of them are served afterwards."""
+    injection = Injection(shortage)
+    injection.install(monkeypatch)
+    lasts = True
+
+    def fails(call: Call) -> bool:
+        # What a client needs that waits: its own descriptor, and those that are reserved for it.
+        return lasts and call.name in ("socket.accept", "os.open")
+
+    async def main(on: Stage) -> None:
+        nonlocal lasts
+        async with an_echo() as target:
+            server = Proxy(target).server
+            (address,) = server.listen(Address("127.0.0.1", 0))
+            running = asyncio.ensure_future(server.run())
+            asking = [asyncio.ensure_future(ask(address, b"hello")) for _ in range(5)]
+            while injection.failed < 5:
+                await asyncio.sleep(0.001)
+            assert not any(each.done() for each in asking)
+            lasts = False
+            answers = await asyncio.wait_for(asyncio.gather(*asking), DEADLINE)
+            assert answers == [b"hello"] * 5
+            server.stop()
+            server.stop()
+            await asyncio.wait_for(running, DEADLINE)
+
+    injecting = injection.failing_while(fails)
+    with stage(injection, injecting, UserspacePlatform()) as on:
+        asyncio.run(main(on))
+        said = [each.getMessage() for each in on.records if "accepting" in each.getMessage()]
+    strerror = getattr(shortage.make(), "strerror", "")
+    advice = f"; {also}" if also else ""
+    assert said == [
+        f"accepting pauses at 0 connections: {strerror}{advice}",
+        "accepting has resumed",
+    ]
