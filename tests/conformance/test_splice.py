@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice import InvalidArgument, Reason, Splice
 
 from .backends import Served, counterpart, not_on
@@ -180,6 +181,13 @@ def test_initial_bytes_larger_than_the_drains_buffer_arrive(harness: Harness) ->
     splice.cancel()
 
 
+@cell(
+    "the peer resets",
+    "Splice",
+    "moving",
+    sees="`Reason.SOURCE_ERROR` with a `ConnectionResetError`",
+    counted="all that was moved before the reset",
+)
 @counterpart("OpenBSD: resets")
 def test_a_reset_of_the_sources_peer_is_a_source_error(harness: Harness, served: Served) -> None:
     """F18"""
