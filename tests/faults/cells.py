@@ -58,8 +58,8 @@ PHASES = ("dialling", "handshake", "initial", "moving", "half-closed", "closing"
 #: Columns of backends that a test can be played on, as the page calls them.
 BACKENDS = ("os.splice", "copy", *MODELS, "kernel")
 
-#: Fixtures that have somebody else served by the same process, and check that nothing happened.
-NEIGHBOURS = {"neighbour", "neighbours"}
+#: The fixture that has somebody else served by the same process, and checks that they are unharmed.
+BYSTANDER = "bystander"
 
 
 class Cell(NamedTuple):
@@ -88,7 +88,7 @@ def cell(
         phase: one of PHASES, or "{name}".
         sees: what the caller sees, in a sentence: the exception, the outcome, the line of the log.
         counted: which bytes are accounted for, where there are any.
-        others: the test itself has somebody else served meanwhile (a fixture of NEIGHBOURS says so
+        others: the test itself has somebody else served meanwhile (the fixture of that name says so
             without this).
     """
     assert fault in FAULTS, fault
@@ -105,7 +105,7 @@ def cells_of(item: pytest.Function) -> list[Cell]:
     found = []
     for mark in item.iter_markers("fault_cell"):
         made = mark.args[0]
-        others = made.others or bool(NEIGHBOURS & set(item.fixturenames))
+        others = made.others or BYSTANDER in item.fixturenames
         layer, phase = made.layer.format(**parameters), made.phase.format(**parameters)
         found.append(made._replace(layer=layer, phase=phase, others=others))
         assert found[-1].place, f"{item.nodeid}: {layer}, {phase}"
