@@ -244,12 +244,12 @@ def test_a_drain_that_closes_takes_no_more(harness: Harness, bystander: Bystande
         pytest.param("moving", marks=cell(
             "the peer stops reading for ever", "Relay", "moving",
             sees="`Reason.IDLE` after `idle_timeout`, and both sides are reset",
-            counted="what the drain took; the remainder is still at the source",
+            counted="what the drain took; what is in hand comes back as `Outcome.unsent`",
         )),
         pytest.param("half-closed", marks=cell(
             "the peer stops reading for ever", "Relay", "half-closed",
             sees="`Reason.IDLE` after `idle_timeout`, and both sides are reset",
-            counted="what the drain took; the remainder is still at the source",
+            counted="what the drain took; what is in hand comes back as `Outcome.unsent`",
         )),
     ],
 )  # fmt: skip
