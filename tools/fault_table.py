@@ -135,28 +135,40 @@ def write_notes(old: list[Note], new: list[Note], rows: Iterable[Row]) -> None:
 
 def tables(rows: list[Row], notes: list[Note]) -> str:
     """A table for each layer."""
-    from faults.cells import LAYERS
+    from faults.cells import LAYERS, faults_at
 
     parts = [f"{len(rows)} cells.\n"]
     for layer, title in LAYERS.items():
         chosen = [row for row in rows if row.cell.layer == layer]
         if chosen:
-            chosen.sort(key=lambda row: (row.cell.place, row.test))
             parts.append(f"\n## {title}\n\n| the fault, when | what is seen | others | held on |\n")
-            parts.append("|---|---|---|---|\n" + "".join(_line(row, notes) for row in chosen))
+            parts.append("|---|---|---|---|\n" + "".join(_lines(chosen, notes)))
+        missing = [fault for fault in faults_at(layer) if not _has(fault, chosen)]
+        if missing:
+            parts.append(f"\nNot played here: {', '.join(missing)}.\n")
     return "".join(parts)
 
 
-def _line(row: Row, notes: list[Note]) -> str:
-    cell = row.cell
-    file, _, name = row.test.partition("::")
-    when = "" if cell.phase == "any" else f", {cell.phase}"
-    counted = f" *Bytes:* {cell.counted}." if cell.counted else ""
-    others = "unharmed" if cell.others else ""
-    key = (row.test, cell.fault, cell.layer, cell.phase)
-    held = _held([note for note in notes if note[1:5] == key])
-    title = f'[{cell.fault}{when}](../{file} "{name}")'
-    return f"| {title} | {cell.sees}.{counted} | {others} | {held} |\n"
+def _has(fault: str, rows: list[Row]) -> bool:
+    return any(row.cell.fault == fault for row in rows)
+
+
+def _lines(rows: list[Row], notes: list[Note]) -> list[str]:
+    """One for all phases in which a test sees the same."""
+    phases: dict[tuple[str, ...], list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row.cell.place, row.test)):
+        cell = row.cell
+        counted = f" *Bytes:* {cell.counted}." if cell.counted else ""
+        key = (row.test, cell.fault, cell.layer, cell.phase)
+        held = _held([note for note in notes if note[1:5] == key])
+        columns = (f"{cell.sees}.{counted}", "unharmed" if cell.others else "", held)
+        phases.setdefault((cell.fault, row.test, *columns), []).append(cell.phase)
+    lines = []
+    for (fault, test, *rest), found in phases.items():
+        file, _, name = test.partition("::")
+        when = "" if found == ["any"] else f": {', '.join(found)}"
+        lines.append(f'| [{fault}](../{file} "{name}"){when} | {" | ".join(rest)} |\n')
+    return lines
 
 
 def _held(notes: list[Note]) -> str:

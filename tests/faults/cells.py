@@ -55,6 +55,14 @@ LAYERS = {
 
 PHASES = ("dialling", "handshake", "initial", "moving", "half-closed", "closing", "any")
 
+_OF_PEERS = FAULTS[: FAULTS.index("no descriptor")]
+_OF_PROXIES = (
+    "the name server is dead or slow",
+    "the log cannot be written",
+    "a worker is killed",
+    "the first process is killed",
+)
+
 #: Columns of backends that a test can be played on, as the page calls them.
 BACKENDS = ("os.splice", "copy", *MODELS, "kernel")
 
@@ -97,6 +105,17 @@ def cell(
     assert sees
     assert not sees.endswith("."), sees
     return pytest.mark.fault_cell(Cell(fault, layer, phase, sees, counted, others))
+
+
+def faults_at(layer: str) -> tuple[str, ...]:
+    """Those that can be at a layer: what all proxies share has a table of its own."""
+    if layer in ("thin", "Splice", "Relay", "aio"):
+        return tuple(fault for fault in FAULTS if fault not in _OF_PROXIES)
+    if layer == "processes":
+        return tuple(
+            fault for fault in FAULTS[len(_OF_PEERS) :] if fault not in ("fork", "suspend")
+        )
+    return _OF_PEERS
 
 
 def cells_of(item: pytest.Function) -> list[Cell]:

@@ -319,7 +319,7 @@ def test_the_size_of_a_hello_is_an_option(server: StartServer, sni: StartSni) ->
 @cell(
     "the peer resets",
     "sni",
-    "initial",
+    "dialling",
     sees="the next target serves the client; the one that refused is skipped for a while",
 )
 def test_a_dead_target_is_skipped(

@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from programs.processes import (
     PATIENCE,
     Forwarder,
     Program,
-    Proxy,
     Server,
     exchange,
     receive,
@@ -47,20 +46,6 @@ def _go_on(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
     except ProcessLookupError:
         pass  # it has ended
-
-
-@pytest.fixture
-def front(
-    proxy: Callable[..., Proxy], echo_server: Server, tmp_path: Path
-) -> Iterator[Callable[..., Front]]:
-    """Starts a proxy with a bystander, whom it serves until the end of the test."""
-    with ExitStack() as started:
-
-        def start(command: str, target: tuple[str, int], *options: str) -> Front:
-            made = Front(command, proxy, echo_server, target, tmp_path, *options)
-            return started.enter_context(closing(made))
-
-        yield start
 
 
 GOES_ON = "everybody waits, and is served on; who connects meanwhile waits in the system's queue"
