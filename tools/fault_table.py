@@ -108,9 +108,11 @@ def collect() -> _Tests:
 
 
 def play(chosen: list[str]) -> _Tests:
-    """Play them, one after the other."""
+    """Play them, one after the other; of a run that was interrupted nothing is noted."""
     tests = _Tests()
-    _pytest(tests, ["-q", "-rfEx", *(chosen or map(str, files()))])
+    status = _pytest(tests, ["-q", "-rfEx", *(chosen or map(str, files()))])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SystemExit(status)
     return tests
 
 

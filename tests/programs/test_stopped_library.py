@@ -44,6 +44,8 @@ GOES_ON = "bytes that came while it was stopped count as traffic: `idle_timeout`
 @cell("SIGSTOP and SIGCONT", "Splice", "moving", sees=GOES_ON, counted="all")
 @cell("SIGSTOP and SIGCONT", "Relay", "moving", sees=GOES_ON, counted="all")
 @cell("SIGSTOP and SIGCONT", "aio", "moving", sees=GOES_ON, counted="all")
+@cell("suspend", "Splice", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
+@cell("suspend", "Relay", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
 @cell("suspend", "aio", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
 def test_what_came_while_it_was_stopped_is_traffic(program: Callable[..., Program]) -> None:
     running = program("-c", PROGRAM)

@@ -29,7 +29,7 @@ def test_signals_interrupt_no_call(harness: Harness) -> None:
     drain, receiver = harness.pair()
     seen: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     try:
         freebsd_splice.splice(source, drain)
         for count in range(1, 101):
