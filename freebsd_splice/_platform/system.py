@@ -65,13 +65,15 @@ class SystemPlatform:
             try:
                 was_blocking, duplicate = _duplicate_descriptor(original)
             except OSError as error:
-                raise short_of(error, f"no duplicate of {original!r}") from error
+                raise short_of(error, f"no duplicate of {original!r}") from None
         try:
             _check_stream(duplicate)
             duplicate.setblocking(False)
-        except OSError as error:
+        except BaseException as error:
             duplicate.close()
-            raise short_of(error, f"no duplicate of {original!r}") from error
+            if isinstance(error, OSError):
+                raise short_of(error, f"no duplicate of {original!r}") from None
+            raise
         self._opened.add(cast(_Closable, duplicate))
         return duplicate, was_blocking
 
@@ -201,7 +203,7 @@ class SystemPlatform:
         try:
             poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
         except OSError as error:
-            raise short_of(error, "no descriptors to wait for sockets with") from error
+            raise short_of(error, "no descriptors to wait for sockets with") from None
         self._opened.add(cast(_Closable, poller))
         return poller
 
@@ -215,7 +217,7 @@ class SystemPlatform:
         try:
             notice = _SystemNotice()
         except OSError as error:
-            raise short_of(error, "no descriptors to report an end with") from error
+            raise short_of(error, "no descriptors to report an end with") from None
         self._opened.add(notice)
         return notice
 

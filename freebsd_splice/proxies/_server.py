@@ -48,7 +48,7 @@ from ._listening import (
     own_name,
     say_listening,
 )
-from ._log import logger
+from ._log import fields, logger
 from ._loop_relay import LoopRelay
 from ._observing import Observer
 from ._pausing import Changes, Shortage
@@ -216,7 +216,9 @@ class ProxyServer:
             current().start_workers()
             self._open_worker()
         except BaseException:
-            self._close()
+            for listener in self._listeners:
+                close_listener(listener)
+            self._close_worker()
             raise
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
@@ -234,7 +236,7 @@ class ProxyServer:
             for listener in self._listeners:
                 close_listener(listener)
             await self._finish()
-            self._close()
+            self._close_worker()
         for end in ends:
             if isinstance(end, Exception):
                 raise end
@@ -261,9 +263,7 @@ class ProxyServer:
                 is_over=self._is_over,
             )
 
-    def _close(self) -> None:
-        for listener in self._listeners:
-            close_listener(listener)
+    def _close_worker(self) -> None:
         if self._taskless is not None:
             self._taskless.close()
         if self._loop_worker is not None:
@@ -346,7 +346,9 @@ class ProxyServer:
             self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
         except OSError as error:
-            logger.warning("%s: cannot be served: %s", show(address), reason_of(error))
+            name, reason = show(address), reason_of(error)
+            failed = fields("failed", client=name, error=reason)
+            logger.warning("%s: cannot be served: %s", name, reason, extra=failed)
         except Exception:
             logger.exception("an accepted client cannot be served")
         if place is not None:

@@ -59,7 +59,7 @@ def _error(number: int) -> Callable[[], BaseException]:
 #: By the manual pages: which calls say EMFILE or ENFILE, which need memory, which a buffer.
 _MAKE_DESCRIPTORS = {
     *("socket.socket", "socket.accept", "socket.dup", "socket.socketpair"),
-    *("os.dup", "os.pipe", "os.open", "os.listdir", "select.epoll"),
+    *("os.dup", "os.pipe", "os.open", "os.listdir", "select.epoll", "select.kqueue"),
 }
 _NEED_BUFFERS = {
     *("socket.socket", "socket.accept", "socket.socketpair", "socket.connect", "socket.connect_ex"),
@@ -205,7 +205,7 @@ class Injection:
         patch.setattr(
             threading.Thread, "start", _wrapped(self, "Thread.start", threading.Thread.start)
         )
-        for kind in ("epoll", "poll"):
+        for kind in ("epoll", "kqueue", "poll"):
             if hasattr(select, kind):
                 patch.setattr(select, kind, _wrapped_poller(self, kind, getattr(select, kind)))
         for of_loop in (selectors.DefaultSelector,):

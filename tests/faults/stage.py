@@ -93,8 +93,8 @@ class Reading:
 
     def _read(self) -> None:
         try:
-            while piece := self._peer.read(1):
-                self.data += piece + self._peer._connection.recv(1 << 16)
+            while piece := self._peer._connection.recv(1 << 16):
+                self.data += piece
         except ConnectionError:
             self.was_reset = True
 

@@ -19,6 +19,7 @@ from model.kqueue import Kqueue
 from model.platform import Calls, ModelPlatform, ModelPoller
 from support.platforms import runtime
 
+from .cells import cell
 from .injection import NO_BUFFER, NO_DESCRIPTOR, NO_MEMORY, NO_THREAD, Injection, Shortage
 
 AHEAD, DATA = b"said before", bytes(range(256)) * 160
@@ -39,13 +40,26 @@ POINTS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("ways", ["one way", "both ways"])
+SEES = {
+    NO_DESCRIPTOR: "EMFILE is raised",
+    NO_MEMORY: "userspace serves, or ENOMEM is raised, or is the outcome's error",
+    NO_BUFFER: "userspace serves, or ENOBUFS is the outcome's error",
+    NO_THREAD: "RuntimeError is raised",
+}
+
+
+def case(shortage: Shortage, layer: str) -> Any:
+    counted = "each is at its reader, in `unsent`, or still at its source"
+    marks = cell(shortage.name, layer, "any", sees=SEES[shortage], counted=counted)
+    return pytest.param(shortage, layer, id=f"{layer}, {shortage.name}", marks=marks)
+
+
 @pytest.mark.parametrize(
-    "shortage", [NO_DESCRIPTOR, NO_MEMORY, NO_BUFFER, NO_THREAD], ids=lambda each: each.name
+    ("shortage", "layer"), [case(each, layer) for each in SEES for layer in ("Splice", "Relay")]
 )
 @pytest.mark.parametrize("kernel", MODELS)
 def test_a_shortage_at_each_call_costs_no_byte(
-    kernel: str, shortage: Shortage, ways: str, monkeypatch: pytest.MonkeyPatch
+    kernel: str, shortage: Shortage, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     injection = Injection(shortage)
     # The model's clock stands still while a call waits for a thread:
@@ -60,7 +74,7 @@ def test_a_shortage_at_each_call_costs_no_byte(
         harness = ModelHarness(kernel.split()[1])
         try:
             with runtime(harness.world.platform), injecting:
-                play(injection, harness, both=ways == "both ways")
+                play(injection, harness, both=layer == "Relay")
             harness.world.check_quiet()
         finally:
             sys.setswitchinterval(before)

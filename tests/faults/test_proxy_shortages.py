@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from conformance.harness import DEADLINE
 from freebsd_splice.proxies import Address, Client, Limits, ListenError, ProxyServer, _pausing
 from support.platforms import UserspacePlatform
 
+from .cells import cell
 from .injection import (
     NO_BUFFER,
     NO_DESCRIPTOR,
@@ -31,9 +33,18 @@ from .injection import (
 )
 from .stage import DATA, Stage, stage
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its loop has no readiness")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="which call can lack what is by Linux's manual pages"
+)
 
-SHORTAGES = [NO_DESCRIPTOR, NO_FILE, NO_MEMORY, NO_BUFFER, NO_THREAD]
+def of_all_proxies(shortage: Shortage, sees: str) -> Any:
+    marks = cell(shortage.name, "processes", "any", sees=sees, others=True)
+    return pytest.param(shortage, id=shortage.name, marks=marks)
+
+
+WAITS = "accepting pauses while it lasts, and the log says so once, with what to raise"
+COSTS = "one client is closed at most; the log names it and the system's words"
+AT_START = "a server that can't begin says so at once; a look-up is tried again"
 
 #: The second is more than a message: worker threads move it.
 SAID = b"hello", DATA[:70_000], b"hello again"
@@ -138,7 +149,16 @@ async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Fu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        of_all_proxies(NO_DESCRIPTOR, WAITS),
+        pytest.param(NO_FILE, id=NO_FILE.name),
+        of_all_proxies(NO_MEMORY, COSTS),
+        of_all_proxies(NO_BUFFER, COSTS),
+        of_all_proxies(NO_THREAD, AT_START),
+    ],
+)
 def test_a_shortage_at_each_call_costs_one_client_at_most(
     shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

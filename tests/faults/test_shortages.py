@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,12 @@ from freebsd_splice._platform.pollers import kinds
 from freebsd_splice._thin import emulation
 from support.platforms import RecordingPlatform, UserspacePlatform
 
+from .cells import cell
 from .injection import NO_BUFFER, NO_DESCRIPTOR, NO_FILE, NO_MEMORY, NO_THREAD, Injection, Shortage
 from .stage import AHEAD, DATA, Reading, Sending, Stage, rest_of, stage
 
 pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="its sockets are no descriptors, and its loop has no readiness"
+    sys.platform != "linux", reason="which call can lack what is by Linux's manual pages"
 )
 
 Scenario = Callable[[Stage], None]
@@ -243,19 +245,67 @@ def _is_spliced() -> bool:
     return copier is not None and not all(each.over for each in list(copier._by_source.values()))
 
 
-OPERATIONS: list[Scenario] = [a_splice, a_relay, a_relay_that_closes]
+#: What is seen of each shortage.
+SEES = {
+    NO_DESCRIPTOR: "EMFILE, with what it was for and what to raise; without a pipe, a copy serves",
+    NO_MEMORY: "ENOMEM, raised before any byte has moved, or the outcome's error",
+    NO_BUFFER: "ENOBUFS, raised before any byte has moved, or the outcome's error",
+    NO_THREAD: "RuntimeError, with the thread and what to raise; where others can serve, nothing",
+}
+COUNTED = "each is at its reader, in `unsent`, or still at its source"
 
 
-def named(scenario: Scenario) -> str:
-    return scenario.__name__.replace("_", " ")
+def cases(layer: str, *scenarios: Scenario, others: bool = False) -> list[Any]:
+    """Return each scenario with each shortage, and its cell of the fault table."""
+    return [
+        pytest.param(
+            scenario,
+            shortage,
+            id=f"{scenario.__name__.replace('_', ' ')}, {shortage.name}",
+            marks=cell(
+                shortage.name, layer, "any", sees=SEES[shortage], counted=COUNTED, others=others
+            ),
+        )
+        for scenario in scenarios
+        for shortage in SHORTAGES
+    ]
 
 
-@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
-@pytest.mark.parametrize("scenario", OPERATIONS, ids=named)
+@pytest.mark.parametrize(
+    ("scenario", "shortage"),
+    [*cases("Splice", a_splice), *cases("Relay", a_relay, a_relay_that_closes)],
+)
 def test_a_shortage_at_each_call_costs_no_byte(
-    scenario: Scenario, shortage: Shortage, monkeypatch: pytest.MonkeyPatch
+    scenario: Scenario, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play(scenario, shortage, monkeypatch, mover=WAYS[0][1], readiness=WAYS[0][2])
+    _, mover, readiness = WAYS[0]
+    play(scenario, shortage, monkeypatch, mover=mover, readiness=readiness)
+
+
+@pytest.mark.parametrize(("scenario", "shortage"), cases("thin", the_thin_functions))
+def test_the_emulation_loses_nothing_and_its_calls_say_why(
+    scenario: Scenario, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(scenario, shortage, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scenario", "shortage"), cases("aio", an_aio_relay, an_aio_transfer))
+def test_on_a_loop_as_well(
+    scenario: Scenario, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(scenario, shortage, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scenario", "shortage"),
+    [*cases("Splice", a_splice, others=True), *cases("Relay", a_relay, others=True)],
+)
+def test_another_relay_does_not_notice(
+    scenario: Scenario, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(scenario, shortage, monkeypatch, witness=True)
 
 
 @pytest.mark.slow
@@ -271,36 +321,11 @@ def test_whatever_waits_and_moves(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", OPERATIONS, ids=named)
+@pytest.mark.parametrize("scenario", [a_splice, a_relay], ids=lambda each: each.__name__)
 def test_the_whole_system_can_be_short_of_files_as_well(
     scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(scenario, NO_FILE, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
-@pytest.mark.parametrize("scenario", OPERATIONS, ids=named)
-def test_another_relay_does_not_notice(
-    scenario: Scenario, shortage: Shortage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(scenario, shortage, monkeypatch, witness=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
-@pytest.mark.parametrize("scenario", [an_aio_relay, an_aio_transfer], ids=named)
-def test_on_a_loop_as_well(
-    scenario: Scenario, shortage: Shortage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(scenario, shortage, monkeypatch)
-
-
-@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda each: each.name)
-def test_the_emulation_loses_nothing_and_its_calls_say_why(
-    shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(the_thin_functions, shortage, monkeypatch)
 
 
 @pytest.mark.parametrize("readiness", kinds())
