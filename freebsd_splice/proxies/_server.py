@@ -214,7 +214,7 @@ class ProxyServer:
         loop = asyncio.get_running_loop()
         try:
             current().start_workers()
-            self._open_worker()
+            await self._open_worker_at_last()
         except BaseException:
             for listener in self._listeners:
                 close_listener(listener)
@@ -241,13 +241,23 @@ class ProxyServer:
             if isinstance(end, Exception):
                 raise end
 
+    async def _open_worker_at_last(self) -> None:
+        """Open it once there are descriptors: at a reload, the connections may have them all."""
+        while not (self._stops or self._retired):
+            try:
+                self._open_worker()
+                return
+            except OSError as error:
+                await self._shortage.wait_after(error)
+
     def _open_worker(self) -> None:
         """Have the loop's own thread move bytes, where that is possible."""
         runtime = current()
-        self._worker = self._joining.worker = worker = runtime.local_worker()
+        worker = runtime.local_worker()
         if worker is None:
             return
-        self._loop_worker = LoopWorker(worker)
+        self._loop_worker = LoopWorker(worker)  # closes it where this fails
+        self._worker = self._joining.worker = worker
         if runtime.copies_first():
             self._taskless = self._joining.taskless = Taskless(
                 runtime,

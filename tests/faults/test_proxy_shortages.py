@@ -221,3 +221,31 @@ def test_clients_wait_for_as_long_as_a_shortage_lasts(
         f"accepting pauses at 0 connections: {strerror}{advice}",
         "accepting has resumed",
     ]
+
+
+def test_a_server_that_lacks_descriptors_begins_a_little_later(
+    userspace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a reload, where live connections may have them all: it must not end the program."""
+    injection = Injection(NO_DESCRIPTOR)
+    injection.install(monkeypatch)
+
+    async def main() -> None:
+        async with an_echo() as target:
+            server = Proxy(target).server
+            (address,) = server.listen(Address("127.0.0.1", 0))
+            running = asyncio.ensure_future(server.run())
+            assert await asyncio.wait_for(ask(address, b"hello"), DEADLINE) == b"hello"
+            server.stop()
+            server.stop()
+            await asyncio.wait_for(running, DEADLINE)
+
+    def fails(call: Call) -> bool:
+        return injection.failed < 3 and "_open_worker" in str(call)
+
+    with stage(injection, injection.failing_while(fails), UserspacePlatform()) as on:
+        asyncio.run(main())
+        said = [each.getMessage() for each in on.records if "accepting" in each.getMessage()]
+    assert injection.failed == 3
+    assert said[0].startswith("accepting pauses at 0 connections: Too many open files")
+    assert said[1:] == ["accepting has resumed"]
