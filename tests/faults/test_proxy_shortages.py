@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 
 from conformance.harness import DEADLINE
-from freebsd_splice.proxies import Address, Client, Limits, ListenError, ProxyServer, _pausing
+from freebsd_splice.proxies import (
+    Address,
+    Client,
+    Limits,
+    ListenError,
+    ProxyServer,
+    _event_loop,
+    _pausing,
+    forwarder,
+)
 from support.platforms import UserspacePlatform
 
 from .cells import cell
@@ -55,22 +64,18 @@ def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.02)
 
 
-class Proxy:
-    """A server that reads what its client says first, and dials a name."""
+def a_server(target: int, *, direct: bool) -> ProxyServer:
+    """Return one that dials an address at once, or one that reads first and dials a name."""
+    if direct:
+        return forwarder(Address("127.0.0.1", target), connect_timeout=DEADLINE, idle_timeout=600)
 
-    def __init__(self, target: int) -> None:
-        self._target = Address("localhost", target)
-        self.server = ProxyServer(
-            self._open_target,
-            connect_timeout=DEADLINE,
-            idle_timeout=600,
-            limits=Limits(handshake_timeout=DEADLINE),
-        )
-
-    async def _open_target(self, client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
+    async def open_target(client: Client) -> tuple[socket.socket, tuple[bytes, bytes]]:
         await client.handshake.read(lambda piece: piece)
-        target = await client.dial(self._target)
-        return target, (bytes(client.handshake.received), b"")
+        dialled = await client.dial(Address("localhost", target))
+        return dialled, (bytes(client.handshake.received), b"")
+
+    limits = Limits(handshake_timeout=DEADLINE)
+    return ProxyServer(open_target, connect_timeout=DEADLINE, idle_timeout=600, limits=limits)
 
 
 @asynccontextmanager
@@ -104,9 +109,9 @@ async def ask(address: tuple[str, int], data: bytes) -> bytes:
     return answer
 
 
-async def serve_three_clients(on: Stage) -> None:
+async def serve_three_clients(on: Stage, *, direct: bool) -> None:
     async with an_echo() as target:
-        server = Proxy(target).server
+        server = a_server(target, direct=direct)
         try:
             (address,) = server.listen(Address("127.0.0.1", 0))
         except ListenError as error:
@@ -159,15 +164,17 @@ async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Fu
         of_all_proxies(NO_THREAD, AT_START),
     ],
 )
+@pytest.mark.parametrize("direct", [False, True], ids=["asked", "direct"])
 def test_a_shortage_at_each_call_costs_one_client_at_most(
-    shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
+    direct: bool, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     injection = Injection(shortage)
     injection.install(monkeypatch)
 
     def once(injecting: AbstractContextManager[object]) -> None:
         with stage(injection, injecting, UserspacePlatform()) as on:
-            asyncio.run(serve_three_clients(on))
+            run = _event_loop.run if direct else asyncio.run  # that of the programs, and any
+            run(serve_three_clients(on, direct=direct))
 
     assert injection.play_each(once)
 
@@ -197,7 +204,7 @@ def test_clients_wait_for_as_long_as_a_shortage_lasts(
     async def main(on: Stage) -> None:
         nonlocal lasts
         async with an_echo() as target:
-            server = Proxy(target).server
+            server = a_server(target, direct=False)
             (address,) = server.listen(Address("127.0.0.1", 0))
             running = asyncio.ensure_future(server.run())
             asking = [asyncio.ensure_future(ask(address, b"hello")) for _ in range(5)]
@@ -232,7 +239,7 @@ def test_a_server_that_lacks_descriptors_begins_a_little_later(
 
     async def main() -> None:
         async with an_echo() as target:
-            server = Proxy(target).server
+            server = a_server(target, direct=False)
             (address,) = server.listen(Address("127.0.0.1", 0))
             running = asyncio.ensure_future(server.run())
             assert await asyncio.wait_for(ask(address, b"hello"), DEADLINE) == b"hello"
