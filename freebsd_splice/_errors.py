@@ -5,10 +5,29 @@ Their messages name what failed and what to do about it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
-__all__ = ["BackendUnavailable", "InvalidArgument", "refusal", "why"]
+__all__ = [
+    "SHORTAGES",
+    "BackendUnavailable",
+    "InvalidArgument",
+    "ThreadRefusedError",
+    "advice_for",
+    "refusal",
+    "short_of",
+    "why",
+]
+
+#: Errnos of the process or the system having run out of something that others may give back.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+#: The process has too many open files, or the whole system has.
+_ADVICE = {
+    errno.EMFILE: "raise ulimit -n (systemd: LimitNOFILE)",
+    errno.ENFILE: "raise kern.maxfiles (Linux: fs.file-max)",
+}
 
 
 class InvalidArgument(OSError, ValueError):
@@ -28,9 +47,30 @@ class BackendUnavailable(OSError):
     """
 
 
+class ThreadRefusedError(RuntimeError):
+    """The system can't start another thread; the text says which one, and what to do about it."""
+
+
 def refusal(number: int, advice: str) -> OSError:
     """Return the OSError subclass that belongs to this errno: the system's text and the advice."""
     return OSError(number, f"{os.strerror(number)}: {advice}")
+
+
+def short_of(error: OSError, what: str) -> OSError:
+    """Return the error of a call, with a text that names ``what`` it was for and what to do.
+
+    An error other than a shortage is returned as it is.
+    """
+    if error.errno not in SHORTAGES:
+        return error
+    return OSError(error.errno, f"{os.strerror(error.errno)}: {what}{advice_for(error)}")
+
+
+def advice_for(error: OSError) -> str:
+    """Return what to do about a shortage of descriptors, to be added to the error's text."""
+    is_of_name_servers = isinstance(error, socket.gaierror)  # with numbers of their own
+    advice = None if is_of_name_servers else _ADVICE.get(error.errno or 0)
+    return "" if advice is None else f"; {advice}"
 
 
 def why(error: OSError) -> str:

@@ -106,7 +106,8 @@ class Runtime:
         return not self.is_kernel_demanded() and self._engine.copies_first()
 
     def start_workers(self) -> None:
-        """Start the engine's workers now; later they would take descriptors of accepted clients."""
+        """Start the workers and the watcher now; later they would take descriptors of clients."""
+        self.timers.begin()
         for _ in range(os.cpu_count() or 1):
             self.flows(1)
 

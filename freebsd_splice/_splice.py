@@ -125,7 +125,8 @@ class Splice(Operation[Outcome]):
     Raises:
         OSError: EBUSY: the source is the source of a splice already, or the drain is the drain of
             one; EBADF: a socket is closed; EINVAL: one is listening; EPROTONOSUPPORT: one is not a
-            stream socket; EMFILE: too many descriptors are open.
+            stream socket; EMFILE, ENFILE, ENOBUFS, ENOMEM: descriptors or memory are short, and the
+            text says for what.
         InvalidArgument: (an OSError with EINVAL and a ValueError) ``max_bytes`` is negative, or
             larger than 2**63 - 1.
         BackendUnavailable: (an OSError, ENOPROTOOPT or EPROTONOSUPPORT) the kernel was demanded
@@ -133,8 +134,8 @@ class Splice(Operation[Outcome]):
         ValueError: ``timeout`` or ``idle_timeout`` is not a positive number of seconds.
         TypeError: a socket is a bare descriptor, or speaks TLS in this process. On Windows: it is
             not a ``socket.socket``.
-        RuntimeError: ``shutdown()`` runs at the same time, or gevent has replaced parts of the
-            standard library that the package needs.
+        RuntimeError: no thread can be started; ``shutdown()`` runs at the same time; or gevent has
+            replaced parts of the standard library that the package needs.
 
     Where it raises, no socket has been touched. A failure of one of the connections raises nothing:
     it is the outcome's ``reason`` and ``error``.

@@ -14,6 +14,7 @@ import pytest
 import freebsd_splice
 from conformance.backends import BACKENDS, Served, reason_against, serving
 from conformance.harness import Harness
+from faults.bystanders import Bystander, RelayBystander, ThinBystander
 from freebsd_splice._thin import emulation
 from model.harness import ModelHarness
 from support.leaks import has_children, open_descriptors
@@ -93,6 +94,18 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip(reason)
     with serving(request.param, monkeypatch) as made:
         yield made
+
+
+@pytest.fixture
+def bystander(request: pytest.FixtureRequest, harness: Harness) -> Iterator[Bystander]:
+    """Somebody else who is served by the same process, and isn't harmed by what happens."""
+    if "thin" in request.fixturenames:
+        made: Bystander = ThinBystander(harness, request.getfixturevalue("thin"))
+    else:
+        made = RelayBystander(harness)
+    made.served()
+    yield made
+    made.end()
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ PARTS = {
         "docs/benchmarks",
         "docs/cost_of_a_connection",
         "docs/conformance",
+        "docs/reliability",
         "docs/threat_model",
         "docs/packaging",
     ],

@@ -11,9 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from .._errors import why
+from .._errors import SHORTAGES, why
 from .._platform.threads import start as start_thread
-from ..proxies._connecting import SHORTAGES
 from ..proxies._listening import close_listener
 from ..proxies._log import fields, logger
 from ..proxies._pausing import RETRY_AFTER

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .._errors import ThreadRefusedError, advice_for
 from ..proxies import OpenTarget
-from ..proxies._connecting import advice_for
 from ..proxies._mistakes import mistakes_of
 from ..proxies._services import Target
 from .options import CannotStartError, MistakesError, UsageError
@@ -101,9 +101,11 @@ def reasons_of(error: Exception) -> Sequence[str]:
     return [complaint(error) if isinstance(error, OSError) else str(error)]
 
 
-def complaint(error: OSError | ValueError) -> str:
+def complaint(error: OSError | ValueError | ThreadRefusedError) -> str:
     """Return the error in one line, with the name of the file that it is about, if any."""
     reason = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
     advice = advice_for(error) if isinstance(error, OSError) else ""
+    if reason.endswith(advice):  # the error says it itself
+        advice = ""
     return reason + advice if file is None else f"{file}: {reason}{advice}"

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from .._backend import backend
+from .._errors import ThreadRefusedError
 from .._runtime import current, shutdown
-from ..proxies import Address, ListenError, OpenTarget, ProxyServer
+from ..proxies import Address, OpenTarget, ProxyServer
 from ..proxies._addresses import UnixAddress, parse_listen, show
 from ..proxies._event_loop import run
 from ..proxies._listening import listen_on, say_listening
@@ -110,7 +111,8 @@ def serve(read: Read) -> int:
     if plan.options.workers == 1:
         try:
             _serve_here(in_force, inspection, takeover)
-        except ListenError as error:  # a listening socket that listens no more
+        except (OSError, ThreadRefusedError) as error:
+            # A listening socket listens no more, or something was short at the start.
             raise CannotStartError(complaint(error)) from error
         finally:
             takeover.close()

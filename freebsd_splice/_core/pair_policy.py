@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from .._errors import SHORTAGES
 from .flow import Reason
 
 #: Reasons that hold for both directions alike.
@@ -19,7 +20,7 @@ OF_THE_PAIR = (Reason.CLOSED, Reason.TIMEOUT, Reason.IDLE)
 _FAULTS = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR, Reason.UNSPLICED)
 
 #: With these errors a socket can't be a drain but lives: reading from it doesn't fail.
-_REFUSALS = (errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO)
+_REFUSALS = {errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOTCONN, errno.EIO, *SHORTAGES}
 
 #: Seconds between the first and the second look at whether a side has delivered what it has taken,
 #: and the most between two looks: each pause is twice the one before.

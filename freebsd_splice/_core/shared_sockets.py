@@ -168,7 +168,11 @@ class Sockets:
                 if not left_behind:
                     if (source and connection.is_source) or (drain and connection.is_drain):
                         raise _busy(original, connection.is_source and source)
-                    self._use(shared, source, drain, on_closed)
+                    try:
+                        self._use(shared, source, drain, on_closed)
+                    except BaseException:
+                        self._give_back_unused(shared)
+                        raise
                     return shared
             # All objects that stood for this socket were closed since the last sweep, and this is
             # a new one: the old objects' flows are ended now.
@@ -214,6 +218,7 @@ class Sockets:
     def _use(
         self, shared: SharedSocket, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> None:
+        # First what can fail: no descriptor or thread for the watcher.
         if self._sweep is None:
             self._sweep = self._timers.after(SWEEP_SECONDS, self._look_for_closed)
         self._shared[shared.descriptor] = shared
@@ -270,16 +275,32 @@ class Sockets:
         a live one (F23: that resets its count).
         """
         endpoint, owes_blocking = self._platform.duplicate(original)
-        identity = self._platform.identity(endpoint)
-        known = self._connections.get(identity)
-        # The identity can be that of a new connection with the same addresses, if the first died.
-        if known is not None and self._platform.identity(known.endpoint) == identity:
+        try:
+            identity = self._platform.identity(endpoint)
+            known = self._connections.get(identity)
+            # The identity can be that of a new connection with the same addresses, if the first
+            # died.
+            is_known = known is not None and self._platform.identity(known.endpoint) == identity
+        except BaseException:
+            if owes_blocking:
+                self._platform.restore_blocking(original, endpoint)
+            self._platform.close(endpoint)
+            raise
+        if known is not None and is_known:
             self._platform.close(endpoint)
             return known
         made = _Connection(self._platform, endpoint, owes_blocking, identity)
         if identity is not None:
             self._connections[identity] = made
         return made
+
+    def _give_back_unused(self, shared: SharedSocket) -> None:
+        """Undo ``_find``, where what came after it has failed."""
+        connection = shared.connection
+        if not connection.users:
+            connection.objects.append(shared)
+            self._forget(connection)
+            self._platform.close(connection.endpoint)
 
     def _forget(self, connection: _Connection) -> None:
         """Forget a socket whose last flow has ended, and give it its blocking mode back."""

@@ -15,6 +15,12 @@ from .timers import Timer, Timers
 _LOOK_SHARE = 1 / 5
 _LOOK_SECONDS = 0.05
 
+#: A process that was stopped, or a machine that was suspended, finds the idle time over when it
+#: goes on, with bytes waiting that nobody could move. A look that comes so late decides nothing yet:
+#: the one after it does, so many seconds later.
+_LATE_SECONDS = 0.05
+_GRACE_SECONDS = 1.0
+
 
 class TimeLimits:
     """Calls ``expire`` when a time limit has passed, and never early.
@@ -95,7 +101,8 @@ def _ignore(reason: Reason) -> None: ...
 class IdleClock:
     """Tells whether a count has stood still for ``idle_timeout`` seconds, and when to look next.
 
-    It is never early: a change counts as made at the moment when it is seen.
+    It is never early: a change counts as made at the moment when it is seen. Nor does it go by a
+    look that came late, as after SIGSTOP and SIGCONT: who moves bytes has a turn before the next.
     """
 
     def __init__(self, idle_timeout: float, count: object, now: float) -> None:
@@ -103,16 +110,26 @@ class IdleClock:
         self._step = max(idle_timeout * _LOOK_SHARE, _LOOK_SECONDS)
         self._count = count
         self._changed = now
+        self._due = now
+        self._has_doubted = False
 
     def has_passed(self, count: object, now: float) -> bool:
         """Return whether the idle time has passed; ``count`` is the count at ``now``."""
         if count != self._count:
-            self._count, self._changed = count, now
-        return now >= self._changed + self._idle_timeout
+            self._count, self._changed, self._has_doubted = count, now, False
+        if now < self._changed + self._idle_timeout:
+            return False
+        if self._has_doubted or now < self._due + _LATE_SECONDS:
+            return True
+        self._has_doubted = True  # once: on a busy machine every look may be late
+        self._changed = now + min(self._step, _GRACE_SECONDS) - self._idle_timeout
+        return False
 
     def seconds_to_next_look(self, now: float) -> float:
         """Return how long to wait until the next look."""
-        return max(0.0, min(self._step, self._changed + self._idle_timeout - now))
+        seconds = max(0.0, min(self._step, self._changed + self._idle_timeout - now))
+        self._due = now + seconds
+        return seconds
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

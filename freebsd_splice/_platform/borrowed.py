@@ -26,7 +26,11 @@ if sys.platform != "win32":
             # long an address the object can read: AF_UNIX has the longest ones.
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as blank:
                 self._blank = os.dup(blank.fileno())
-                self.socket = blank.dup()
+                try:
+                    self.socket = blank.dup()
+                except BaseException:
+                    os.close(self._blank)
+                    raise
             self.socket.settimeout(None)
 
         def take(self, descriptor: int) -> None:

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 
+from .._errors import short_of
 from . import raw_splice
 from .end_events import KqueueEndEvents, SystemPollSet
 from .kernel_interface import Capabilities, capabilities_of
@@ -95,7 +96,10 @@ if sys.platform != "win32":
 
         def end_events(self) -> KqueueEndEvents:
             """Make a kqueue(2)."""
-            return KqueueEndEvents()
+            try:
+                return KqueueEndEvents()
+            except OSError as error:
+                raise short_of(error, "no kqueue for the ends of splices") from None
 
         def poll_set(self) -> SystemPollSet:
             """Make a set for poll(2)."""

@@ -13,8 +13,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from .._errors import SHORTAGES
 from .backoff import Backoff
 from .interface import Endpoint, Readiness
+from .shortages import in_spite_of_shortages
 
 _Call = Callable[[float | None], list[tuple[int, Readiness]]]
 _select: Any = select  # its names differ between systems, and a type checker knows that
@@ -39,10 +41,10 @@ class BasePoller(ABC):
 
     def __init__(self) -> None:
         self._woken, self._waker = socket.socketpair()
-        self._woken.setblocking(False)
-        self._waker.setblocking(False)
-        self._wake_descriptor = self._woken.fileno()
         try:
+            self._woken.setblocking(False)
+            self._waker.setblocking(False)
+            self._wake_descriptor = self._woken.fileno()
             self._open(self._wake_descriptor)
         except BaseException:
             self._woken.close()
@@ -55,13 +57,14 @@ class BasePoller(ABC):
         if woken in ready:
             ready.remove(woken)
             with suppress(BlockingIOError):
-                while len(self._woken.recv(4096)) == 4096:
+                while len(in_spite_of_shortages(partial(self._woken.recv, 4096))) == 4096:
                     pass
         return ready
 
     def wake(self) -> None:
         with suppress(BlockingIOError):  # the pair is full of wake-ups, and one more adds nothing
-            self._waker.send(b"\0")
+            # A wake-up that is lost for want of memory would never be made up for.
+            in_spite_of_shortages(partial(self._waker.send, b"\0"))
 
     def fileno(self) -> int:
         return -1
@@ -102,9 +105,13 @@ class EpollPoller(BasePoller):
     """epoll(7), on Linux."""
 
     def _open(self, wake_descriptor: int) -> None:
-        self._epoll = _select.epoll()
-        self._epoll.register(wake_descriptor, _EPOLL_MASK[READ])
         self._masks: dict[int, int] = {}
+        self._epoll = _select.epoll()
+        try:
+            self._epoll.register(wake_descriptor, _EPOLL_MASK[READ])
+        except BaseException:
+            self._epoll.close()
+            raise
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
         descriptor = endpoint.fileno()
@@ -182,10 +189,15 @@ class KqueuePoller(BasePoller):
     _OUT_OF_REACH = 0x7FFFFFFF
 
     def _open(self, wake_descriptor: int) -> None:
-        self._kqueue = self.module.kqueue()
         self._interest: dict[int, Readiness] = {}
         kq = self.module
-        self._kqueue.control([kq.kevent(wake_descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)], 0, 0)
+        self._kqueue = kq.kqueue()
+        try:
+            woken = kq.kevent(wake_descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)
+            self._kqueue.control([woken], 0, 0)
+        except BaseException:
+            self._kqueue.close()
+            raise
 
     def watch(self, endpoint: Endpoint, interest: Readiness) -> None:
         kq, descriptor = self.module, endpoint.fileno()
@@ -294,7 +306,7 @@ class _RepeatingPoller(BasePoller):
             left_out = self._backoff.left_out()
             timeout = self._backoff.bounded(timeout)
             call = self._call(left_out)
-        return call(timeout)
+        return in_spite_of_shortages(partial(call, timeout))
 
     @abstractmethod
     def _call(self, left_out: set[int]) -> _Call: ...
@@ -354,7 +366,9 @@ class SelectPoller(_RepeatingPoller):
         try:
             # Windows reports a connection that failed in the third set alone.
             readable, writable, failed = select.select(readers, writers, writers, timeout)
-        except OSError:
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
             return []  # one of them was forgotten and closed meanwhile: the next call leaves it out
         ready = dict.fromkeys(readable, READ)
         for descriptor in writable + failed:

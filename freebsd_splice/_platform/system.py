@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
+from .._errors import SHORTAGES, short_of
 from .callers_options import is_survived, lower_read_mark, peek_offset, restore_read_mark, unread
 from .interface import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, SocketLike
 from .pollers import BasePoller, kinds, make_poller
@@ -61,13 +62,18 @@ class SystemPlatform:
             was_blocking = original.getblocking()
             duplicate = original.dup()
         else:
-            was_blocking, duplicate = _duplicate_descriptor(original)
+            try:
+                was_blocking, duplicate = _duplicate_descriptor(original)
+            except OSError as error:
+                raise short_of(error, f"no duplicate of {original!r}") from None
         try:
             _check_stream(duplicate)
-        except BaseException:
+            duplicate.setblocking(False)
+        except BaseException as error:
             duplicate.close()
+            if isinstance(error, OSError):
+                raise short_of(error, f"no duplicate of {original!r}") from None
             raise
-        duplicate.setblocking(False)
         self._opened.add(cast(_Closable, duplicate))
         return duplicate, was_blocking
 
@@ -131,8 +137,8 @@ class SystemPlatform:
     def is_connected(self, endpoint: Endpoint) -> bool:
         try:
             _socket(endpoint).getpeername()
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno in SHORTAGES  # which say nothing about the connection
         return True
 
     def send(self, endpoint: Endpoint, data: memoryview) -> int:
@@ -154,7 +160,7 @@ class SystemPlatform:
         try:
             number = _socket(endpoint).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except OSError as error:  # FreeBSD raises this for a connection that is gone (F21)
-            return error
+            return None if error.errno in SHORTAGES else error
         if not number or is_survived(_socket(endpoint), number):
             return None
         return OSError(number, os.strerror(number))
@@ -194,7 +200,10 @@ class SystemPlatform:
 
     def poller(self, *, few: bool = False) -> Poller:
         # A kqueue is watched by poll(2) rather than by another kqueue, which is simpler.
-        poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
+        try:
+            poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
+        except OSError as error:
+            raise short_of(error, "no descriptors to wait for sockets with") from None
         self._opened.add(cast(_Closable, poller))
         return poller
 
@@ -205,7 +214,10 @@ class SystemPlatform:
         return threading.Event()
 
     def notice(self) -> Notice:
-        notice = _SystemNotice()
+        try:
+            notice = _SystemNotice()
+        except OSError as error:
+            raise short_of(error, "no descriptors to report an end with") from None
         self._opened.add(notice)
         return notice
 
@@ -243,19 +255,26 @@ class _SystemPipe(_Closable):
     def __init__(self) -> None:
         self.exit, self.entrance = os.pipe()
         self.size = 1 << 16
-        if sys.platform == "linux":
-            import fcntl
+        try:
+            if sys.platform == "linux":
+                self._make_ready()
+        except BaseException:
+            self.close()
+            raise
 
-            os.set_blocking(self.exit, False)
-            os.set_blocking(self.entrance, False)
-            # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
-            set_size, get_size = (
-                getattr(fcntl, "F_SETPIPE_SZ", 1031),
-                getattr(fcntl, "F_GETPIPE_SZ", 1032),
-            )
-            with suppress(OSError):
-                fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
-            self.size = fcntl.fcntl(self.entrance, get_size)
+    def _make_ready(self) -> None:
+        import fcntl
+
+        os.set_blocking(self.exit, False)
+        os.set_blocking(self.entrance, False)
+        # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
+        set_size, get_size = (
+            getattr(fcntl, "F_SETPIPE_SZ", 1031),
+            getattr(fcntl, "F_GETPIPE_SZ", 1032),
+        )
+        with suppress(OSError):
+            fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
+        self.size = fcntl.fcntl(self.entrance, get_size)
 
     def close(self) -> None:
         os.close(self.exit)
@@ -267,7 +286,11 @@ class _SystemNotice(_Closable):
 
     def __init__(self) -> None:
         self._near, self._far = socket.socketpair()
-        self._near.setblocking(False)
+        try:
+            self._near.setblocking(False)
+        except BaseException:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         return self._near.fileno()

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from .._errors import ThreadRefusedError
+
 #: The signals that a thread blocks; none on Windows, where threads have no signal mask.
 SignalMask = Iterable[int]
 
@@ -26,8 +28,10 @@ def start(run: Callable[[], object], name: str, *, daemon: bool = True) -> threa
         daemon: False: at its exit the interpreter waits for the thread.
 
     Raises:
-        RuntimeError: the system can't start another thread. Whenever this function raises, ``run``
-            is never called.
+        ThreadRefusedError: the system can't start another thread.
+        RuntimeError: the interpreter is about to exit.
+
+    Whenever this function raises, ``run`` is never called.
     """
     decided = threading.Lock()
     decided.acquire()
@@ -45,6 +49,10 @@ def start(run: Callable[[], object], name: str, *, daemon: bool = True) -> threa
         with _masked(_BLOCK, _ALL):
             thread.start()
         wanted = True
+    except RuntimeError as error:
+        if str(error) != _REFUSED:
+            raise
+        raise ThreadRefusedError(f"{error}: {name}; {_ADVICE}") from error
     finally:
         # A signal's handler can raise in this thread at any point; the caller would then not know
         # of the new thread, so it must not call ``run``.
@@ -84,6 +92,10 @@ def check_unpatched() -> None:
             f"unpatched: call monkey.patch_all({without})"
         )
 
+
+#: What CPython says where the system refuses a thread, and what to do about it.
+_REFUSED = "can't start new thread"
+_ADVICE = "raise ulimit -u (systemd: TasksMax; FreeBSD: kern.threads.max_threads_per_proc)"
 
 #: Modules that must be the standard library's own.
 _NOT_TO_PATCH = ("threading", "select", "queue")

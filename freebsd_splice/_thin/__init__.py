@@ -93,8 +93,8 @@ def splice(
         BackendUnavailable: (an OSError) ``FREEBSD_SPLICE_BACKEND=kernel`` is set, and the kernel
             can't be used.
         ValueError: ``FREEBSD_SPLICE_BACKEND`` has an unknown value.
-        RuntimeError: the emulation can't start its thread, because gevent has patched
-            ``threading``, ``select`` or ``queue``.
+        RuntimeError: the emulation can't start its thread, because the system refuses it or gevent
+            has patched ``threading``, ``select`` or ``queue``.
 
     Source: setsockopt(2) of FreeBSD and OpenBSD; docs/so_splice.md describes each fact (F).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from .._errors import why
+from .._errors import advice_for, why
 from .._platform.borrowed import Borrowed
 
 __all__ = ["call_error", "describe"]
@@ -21,8 +21,8 @@ def call_error(call: str, error: OSError, **sockets: int) -> OSError:
     """
     number = error.errno or errno.EIO
     text = error.strerror or why(error)
-    if text == os.strerror(number) and number in _ADVICE:
-        text = f"{text}: {_ADVICE[number]}"
+    if text == os.strerror(number):
+        text += f": {_ADVICE[number]}" if number in _ADVICE else advice_for(error)
     arguments = ", ".join(f"{name}=<{describe(value)}>" for name, value in sockets.items())
     return OSError(number, f"{call}({arguments}): {text}")
 

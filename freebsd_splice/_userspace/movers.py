@@ -12,6 +12,7 @@ import os
 from typing import Protocol
 
 from .._backend import COPY, OS_SPLICE
+from .._errors import SHORTAGES
 from .._platform.interface import Endpoint, Pipe, Platform
 
 #: The largest and the smallest number of bytes copied at once. It shrinks for a slow drain, as the
@@ -22,9 +23,7 @@ _SMALL_BYTES = 1 << 16
 _SPARE_PIPES = 16
 
 #: Errors of os.splice which mean that it cannot serve these sockets, although a copy can.
-_REFUSALS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
-#: Errors which mean that no pipe is available now.
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_REFUSALS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOMEM})
 
 
 class MoverRefusedError(Exception):
@@ -137,7 +136,7 @@ class SpliceMover:
             try:
                 self._pipe = self._supplies.take()
             except OSError as error:
-                if error.errno in _SHORTAGES:
+                if error.errno in SHORTAGES:
                     raise MoverRefusedError("no pipe") from error
                 raise
         if self._platform.peek(source, told=told) == 0:

@@ -12,9 +12,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from .._backend import COPY
 from .._platform.interface import Endpoint, Platform, Poller, Readiness, Runner
+from .._platform.shortages import in_spite_of_shortages
 from .flow import MUCH_BYTES, UserspaceFlow
 from .movers import Mover, Supplies
 
@@ -213,11 +215,11 @@ class Worker:
             source = self._watched.get(flow.source.fileno())
             if source is not None and source.reader is flow:
                 source.reader = None
-                self._apply(source)
+                in_spite_of_shortages(partial(self._apply, source))
             drain = self._watched.get(flow.drain.fileno())
             if drain is not None and flow in (drain.guard, drain.writer):
                 drain.guard = drain.writer = None
-                self._apply(drain)
+                in_spite_of_shortages(partial(self._apply, drain))
 
     @property
     def is_closed(self) -> bool:
@@ -315,7 +317,7 @@ class LocalWorker(Worker):
 
     def change(self, endpoint: Endpoint, interest: Readiness) -> None:
         """Have another interest in a socket that ``tell`` was called for."""
-        self._poller.watch(endpoint, interest)
+        in_spite_of_shortages(partial(self._poller.watch, endpoint, interest))
 
     def tell_no_more(self, endpoint: Endpoint) -> None:
         """Undo ``tell``, before the socket is closed or a flow has it."""

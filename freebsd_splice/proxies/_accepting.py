@@ -78,22 +78,24 @@ class Accepting:
 
     async def _wait(self) -> None:
         descriptor = self._listener.fileno()
-        if self._worker is not None:
-            self._worker.listen(descriptor, self._accept)
-            try:
-                await asyncio.wait([self._over])
-            finally:
-                self._worker.unlisten(descriptor)
-            return
         try:
-            self._loop.add_reader(descriptor, self._accept)
+            if self._worker is not None:
+                self._worker.listen(descriptor, self._accept)
+            else:
+                self._loop.add_reader(descriptor, self._accept)
         except NotImplementedError:  # Windows' usual loop tells of no readiness
             await self._one_by_one()
+            return
+        except OSError as error:  # no memory to watch it with
+            self._over.set_result(error)
             return
         try:
             await asyncio.wait([self._over])
         finally:
-            self._loop.remove_reader(descriptor)
+            if self._worker is not None:
+                self._worker.unlisten(descriptor)
+            else:
+                self._loop.remove_reader(descriptor)
 
     def _accept(self) -> None:
         if self._over.done() or self._goes_on or not self._wanted():

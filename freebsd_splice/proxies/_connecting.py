@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from .._errors import why
+from .._errors import SHORTAGES, advice_for, why
 from .._platform.reset import no_linger, reset_on_close
 from ._addresses import Address, Resolved, SocketAddress, UnixAddress
 from ._attempts import first_connected, interleaved
@@ -33,16 +33,6 @@ TOO_LATE = "no answer in time, see --connect-timeout"
 #: nothing about the target.
 NO_WAY_FROM_HERE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
-#: Errnos of the process or the system having run out of something that others may give back.
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-#: The process has too many open files, or the whole system has.
-_ADVICE = {
-    errno.EMFILE: "raise ulimit -n (systemd: LimitNOFILE)",
-    errno.ENFILE: "raise kern.maxfiles (Linux: fs.file-max)",
-}
-
-
 #: Windows' usual loop; elsewhere there is none.
 _PROACTOR: Any = getattr(asyncio, "ProactorEventLoop", ())
 
@@ -60,13 +50,6 @@ class PlainError(OSError):
 def reason_of(error: OSError) -> str:
     """Return the sentence of an error of ours, or the system's words and what to do about it."""
     return str(error) if isinstance(error, PlainError) else f"{why(error)}{advice_for(error)}"
-
-
-def advice_for(error: OSError) -> str:
-    """Return what to do about a shortage of descriptors, to be added to the error's text."""
-    is_of_name_servers = isinstance(error, socket.gaierror)  # with numbers of their own
-    advice = None if is_of_name_servers else _ADVICE.get(error.errno or 0)
-    return "" if advice is None else f"; {advice}"
 
 
 class TargetError(PlainError):
@@ -378,8 +361,8 @@ async def _until_writable(sock: socket.socket, seconds: float) -> None:
     timer = loop.call_later(max(0.0, seconds), _fail, writable)
     # The number: asyncio looks up an object by its text, for which the system is asked twice.
     descriptor = sock.fileno()
-    loop.add_writer(descriptor, _set, writable)
     try:
+        loop.add_writer(descriptor, _set, writable)
         await writable
     finally:
         timer.cancel()

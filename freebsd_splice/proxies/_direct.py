@@ -15,13 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, runtime_checkable
 
+from .._errors import SHORTAGES
 from .._platform.interface import Readiness
 from .._platform.reset import reset_on_close
 from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
 from ._client import Client, OpenTarget
 from ._connecting import (
-    SHORTAGES,
     TOO_LATE,
     UNDER_WAY,
     ReservedDescriptors,

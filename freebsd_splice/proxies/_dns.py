@@ -6,7 +6,6 @@ All calls block until there is an answer: they are for threads.
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Sequence
 
 import dns.exception
@@ -17,8 +16,9 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 from dns.rdtypes.IN.SRV import SRV
 
+from .._errors import SHORTAGES
 from ._addresses import Address
-from ._connecting import SHORTAGES, PlainError
+from ._connecting import PlainError
 from ._resolving import check_descriptors
 from ._services import Member
 
@@ -94,7 +94,7 @@ class Questions:
         except (dns.exception.DNSException, OSError) as error:
             check_descriptors()
             raise _error(error) from error
-        return list(answer), max(0.0, answer.expiration - time.time())
+        return list(answer), float(answer.chaining_result.minimum_ttl)
 
 
 def _member(record: SRV) -> Member:

@@ -126,10 +126,14 @@ class LoopWorker:
         self._worker = worker
         self._loop = loop = asyncio.get_running_loop()
         self._workers: list[LoopWorker] = loop.workers if isinstance(loop, ProxyLoop) else []
-        if self._workers:
-            self._workers[-1]._step_back()
         self._workers.append(self)
-        self._step_forward()
+        try:
+            if len(self._workers) > 1:
+                self._workers[-2]._step_back()
+            self._step_forward()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the worker."""

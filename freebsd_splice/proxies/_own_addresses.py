@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import sys
 
-from ._connecting import SHORTAGES
+from .._errors import SHORTAGES
 
 #: Linux's settings that let a socket be bound to an address which the machine doesn't have.
 _NONLOCAL_BIND = "/proc/sys/net/ipv{}/ip_nonlocal_bind"

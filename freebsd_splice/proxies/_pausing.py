@@ -6,7 +6,8 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from ._connecting import SHORTAGES, reason_of
+from .._errors import SHORTAGES
+from ._connecting import reason_of
 from ._log import fields, logger
 
 #: Seconds after which a shortage is looked at again although no connection of ours has ended.

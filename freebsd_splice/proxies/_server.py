@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from .._core.time_limits import check_seconds
-from .._errors import why
+from .._errors import SHORTAGES, why
 from .._relay import LINGER
 from .._runtime import current
 from .._userspace.workers import LocalWorker
@@ -26,9 +26,9 @@ from ._accepting import OF_ONE_CLIENT, Accepting
 from ._addresses import Address, SocketAddress, show
 from ._client import Client, OpenTarget
 from ._connecting import (
-    SHORTAGES,
     ReservedDescriptors,
     as_usual,
+    reason_of,
     set_buffers,
     tune,
 )
@@ -48,7 +48,7 @@ from ._listening import (
     own_name,
     say_listening,
 )
-from ._log import logger
+from ._log import fields, logger
 from ._loop_relay import LoopRelay
 from ._observing import Observer
 from ._pausing import Changes, Shortage
@@ -173,9 +173,16 @@ class ProxyServer:
                 EADDRINUSE, EACCES, ...).
         """
         opened = listen_on(address, backlog, buffers=self._buffer_size, mode=mode)
-        say_listening(opened)
-        self.use(opened)
-        return [listener.getsockname() for listener in opened]
+        try:
+            say_listening(opened)
+            addresses = [listener.getsockname() for listener in opened]
+            self.use(opened)
+        except OSError as error:
+            for listener in opened:
+                close_listener(listener)
+            reason = f"cannot listen on {address}: {reason_of(error)}"
+            raise ListenError(error.errno, reason) from error
+        return addresses
 
     def use(self, listeners: Iterable[socket.socket]) -> None:
         """Accept clients from these sockets as well, which listen already.
@@ -185,13 +192,14 @@ class ProxyServer:
         Args:
             listeners: listening TCP sockets, or Unix sockets for streams.
         """
-        for listener in listeners:
+        given = list(listeners)
+        for listener in given:
             listener.setblocking(False)
             if ACCEPTED_ARE_TUNED:
                 tune(listener, self._keepalive)
             as_usual(listener)
-            self._listeners.append(listener)
-            self._untuned.add(listener)
+        self._listeners += given
+        self._untuned.update(given)
 
     async def run(self) -> None:
         """Serve until ``stop`` is called, then until the last connection has ended.
@@ -200,10 +208,18 @@ class ProxyServer:
 
         Raises:
             ListenError: a listening socket listens no more.
+            OSError: at once: no descriptors for what all connections share (EMFILE, ENFILE).
+            RuntimeError: at once: no threads for it.
         """
-        current().start_workers()
         loop = asyncio.get_running_loop()
-        self._open_worker()
+        try:
+            current().start_workers()
+            await self._open_worker_at_last()
+        except BaseException:
+            for listener in self._listeners:
+                close_listener(listener)
+            self._close_worker()
+            raise
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
             task.add_done_callback(lambda _: self._stopped.wake())
@@ -225,13 +241,23 @@ class ProxyServer:
             if isinstance(end, Exception):
                 raise end
 
+    async def _open_worker_at_last(self) -> None:
+        """Open it once there are descriptors: at a reload, the connections may have them all."""
+        while not (self._stops or self._retired):
+            try:
+                self._open_worker()
+                return
+            except OSError as error:
+                await self._shortage.wait_after(error)
+
     def _open_worker(self) -> None:
         """Have the loop's own thread move bytes, where that is possible."""
         runtime = current()
-        self._worker = self._joining.worker = worker = runtime.local_worker()
+        worker = runtime.local_worker()
         if worker is None:
             return
-        self._loop_worker = LoopWorker(worker)
+        self._loop_worker = LoopWorker(worker)  # closes it where this fails
+        self._worker = self._joining.worker = worker
         if runtime.copies_first():
             self._taskless = self._joining.taskless = Taskless(
                 runtime,
@@ -329,6 +355,10 @@ class ProxyServer:
             name = show(address)
             self.observer.refused(None, None)
             report_refusal(name, {"client": name}, self._limits.per_client)
+        except OSError as error:
+            name, reason = show(address), reason_of(error)
+            failed = fields("failed", client=name, error=reason)
+            logger.warning("%s: cannot be served: %s", name, reason, extra=failed)
         except Exception:
             logger.exception("an accepted client cannot be served")
         if place is not None:

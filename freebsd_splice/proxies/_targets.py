@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
+from .._errors import SHORTAGES
 from ._addresses import Address, Resolved
 from ._client import Client
 from ._connecting import (
     NO_WAY_FROM_HERE,
-    SHORTAGES,
     LookUp,
     Prepare,
     StarvedError,

@@ -17,6 +17,7 @@ pytest.importorskip("trustme", reason="the certificates are trustme's")
 
 import trustme
 
+from faults.cells import cell
 from freebsd_splice import BackendUnavailable, Outcome, Reason, aio
 from freebsd_splice.aio import _sockets
 from freebsd_splice.aio._sides import SocketSide, StreamSide
@@ -154,6 +155,12 @@ async def _while_reading(far: Stream, call: Awaitable[Outcome], expected: bytes)
 
 
 @every_loop
+@cell(
+    "the peer stops reading for ever",
+    "aio",
+    "moving",
+    sees="of a TLS stream: the source is read no more; cancelling ends it",
+)
 def test_a_peer_that_does_not_read_holds_the_copying_up(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         source, client = await net.socket()
@@ -511,6 +518,12 @@ def test_nothing_is_missing_so_tls_is_told_its_end(
 
 
 @every_loop
+@cell(
+    "the peer resets",
+    "aio",
+    "half-closed",
+    sees="of a TLS stream, amid its answer: `Reason.SOURCE_ERROR`, and the other side is reset",
+)
 def test_a_reset_is_passed_on_as_a_reset(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         right, server = await net.socket()

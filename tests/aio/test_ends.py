@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice import BackendUnavailable, Outcome, Reason, Relay, RelayOutcome, Splice, aio
 from freebsd_splice._core import time_limits
 from freebsd_splice.aio import _flushing, _sides, _time_limits
@@ -169,6 +170,13 @@ def test_what_has_cut_nothing_short_has_no_outcome() -> None:
 
 @every_net
 @pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
+@cell(
+    "the peer stands still",
+    "aio",
+    "moving",
+    sees="`Reason.IDLE` or `Reason.TIMEOUT` after the caller's time limit; both sides can be used",
+    counted="all that was moved",
+)
 def test_the_splices_own_time_limits(name: str, limit: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.stream()
@@ -185,6 +193,13 @@ def test_the_splices_own_time_limits(name: str, limit: str) -> None:
 
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
+@cell(
+    "the peer stops reading for ever",
+    "aio",
+    "initial",
+    sees="`Reason.IDLE` or `Reason.TIMEOUT` after the caller's time limit",
+    counted="nothing was taken: `initial` is `Outcome.unsent`",
+)
 def test_a_writer_that_is_never_rid_of_what_it_holds(name: str, limit: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.stream()
@@ -379,6 +394,12 @@ def test_cancelled_while_the_writer_is_flushed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
+@cell(
+    "the peer resets",
+    "aio",
+    "initial",
+    sees="of a drain whose writer still holds bytes: ConnectionError is raised",
+)
 def test_a_writer_whose_connection_is_lost(name: str, caplog: pytest.LogCaptureFixture) -> None:
     async def case(net: Net) -> None:
         source, _ = await net.stream()
@@ -446,6 +467,13 @@ def test_the_kernel_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
+@cell(
+    "the peer resets",
+    "aio",
+    "moving",
+    sees="an outcome with `Reason.SOURCE_ERROR`; no exception",
+    counted="all that was moved",
+)
 def test_a_peers_reset_is_an_outcome(name: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.stream()
@@ -489,6 +517,12 @@ class _SignalledSelector(selectors.DefaultSelector):
         return super().select(timeout)
 
 
+@cell(
+    "a signal",
+    "aio",
+    "any",
+    sees="a handler that cancels a relay wakes the loop, and the outcome is there",
+)
 def test_an_end_by_a_signals_handler_wakes_the_loop() -> None:
     selector = _SignalledSelector()
     loop = asyncio.SelectorEventLoop(selector)

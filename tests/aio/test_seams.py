@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice import Reason, aio
 
 from .nets import LOOPS, MODELS, Net, Stream, buffered, play
@@ -190,6 +191,13 @@ def test_a_transfer_that_comes_to_an_end_too_soon_says_so(name: str) -> None:
 
 
 @every_net
+@cell(
+    "the peer closes",
+    "aio",
+    "half-closed",
+    sees="EOF is passed on, the other direction goes on; `Reason.EOF`",
+    counted="all, either way",
+)
 def test_a_relay_of_streams(name: str) -> None:
     async def case(net: Net) -> None:
         left, client = await net.stream()
@@ -232,6 +240,13 @@ def test_a_relay_that_closes(name: str) -> None:
 
 
 @every_net
+@cell(
+    "the peer closes",
+    "aio",
+    "initial",
+    sees="`Reason.EOF`, after what the reader had buffered",
+    counted="all of it",
+)
 def test_eof_that_the_reader_has_seen_already(name: str) -> None:
     async def case(net: Net) -> None:
         source, client = await net.stream()

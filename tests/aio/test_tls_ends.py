@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("trustme", reason="the certificates are trustme's")
 
+from faults.cells import cell
 from freebsd_splice import Outcome, Reason, RelayOutcome, aio
 from freebsd_splice._platform.send_queue import unacknowledged
 from freebsd_splice.aio import _copying, _time_limits
@@ -239,6 +240,12 @@ def test_a_tls_server_that_waits_for_an_eof(
 
 
 @every_loop
+@cell(
+    "the peer resets",
+    "aio",
+    "half-closed",
+    sees="`Reason.DRAIN_ERROR` although nobody reads from it or writes to it",
+)
 def test_a_client_that_half_closes_and_goes(name: str, contexts: Contexts) -> None:
     """Nobody reads from it any more, and there is no answer yet to be written to it."""
 
@@ -462,6 +469,13 @@ def test_what_was_counted_comes_before_the_end_of_a_cut_answer(
 
 
 @every_loop
+@cell(
+    "the peer stands still",
+    "aio",
+    "closing",
+    sees="of a TLS stream: the outcome `linger` seconds later",
+    counted="what may not have arrived is `Outcome.undelivered`",
+)
 def test_a_peer_that_stands_still_is_not_waited_for(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         relaying, _ = await _cut(net, near, far, linger=SHORT)
@@ -474,6 +488,12 @@ def test_a_peer_that_stands_still_is_not_waited_for(name: str, contexts: Context
 
 
 @every_loop
+@cell(
+    "the peer resets",
+    "aio",
+    "closing",
+    sees="of a TLS stream: the outcome, at once",
+)
 def test_a_peer_that_goes_is_not_waited_for(name: str, contexts: Contexts) -> None:
     async def case(net: RealNet, near: Stream, far: Stream) -> None:
         relaying, _ = await _cut(net, near, far)

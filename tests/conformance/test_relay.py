@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice import Reason, Relay
 
 from .backends import Served, not_on
@@ -318,6 +319,14 @@ def test_an_answer_in_the_send_buffer_survives_a_reset_behind_it(harness: Harnes
 
 
 @pytest.mark.parametrize("upwards", [False, True])
+@cell(
+    "the peer resets",
+    "Relay",
+    "closing",
+    sees="that of the other side: the reader gets all that was counted, then a reset",
+    counted="all that was counted has arrived: `Outcome.undelivered` is 0",
+)
+@pytest.mark.usefixtures("bystander")
 def test_what_was_counted_arrives_before_the_reset_behind_it(
     harness: Harness, upwards: bool
 ) -> None:

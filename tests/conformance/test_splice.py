@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice import InvalidArgument, Reason, Splice
 
 from .backends import Served, counterpart, not_on
@@ -37,6 +38,14 @@ def test_what_was_waiting_before_is_moved(harness: Harness) -> None:
         assert receiver.read(5) == b"early"
 
 
+@cell(
+    "the peer closes",
+    "Splice",
+    "moving",
+    sees="`Reason.EOF`, which is not passed on",
+    counted="all that was moved",
+)
+@pytest.mark.usefixtures("bystander")
 def test_eof_ends_it_and_is_not_passed_on(harness: Harness, served: Served) -> None:
     """F12"""
     source, sender = harness.pair()
@@ -180,6 +189,13 @@ def test_initial_bytes_larger_than_the_drains_buffer_arrive(harness: Harness) ->
     splice.cancel()
 
 
+@cell(
+    "the peer resets",
+    "Splice",
+    "moving",
+    sees="`Reason.SOURCE_ERROR` with a `ConnectionResetError`",
+    counted="all that was moved before the reset",
+)
 @counterpart("OpenBSD: resets")
 def test_a_reset_of_the_sources_peer_is_a_source_error(harness: Harness, served: Served) -> None:
     """F18"""
@@ -196,6 +212,13 @@ def test_a_reset_of_the_sources_peer_is_a_source_error(harness: Harness, served:
 
 
 @counterpart("OpenBSD: resets")
+@cell(
+    "the peer resets",
+    "Splice",
+    "moving",
+    sees="of the drain's: `Reason.DRAIN_ERROR`, also while nothing moves",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_reset_of_the_drains_peer_ends_an_idle_splice(harness: Harness) -> None:
     """F16"""
     source, sender = harness.pair()
@@ -211,6 +234,14 @@ def test_a_reset_of_the_drains_peer_ends_an_idle_splice(harness: Harness) -> Non
     assert harness.waiting(source, 5) == b"later"
 
 
+@cell(
+    "the peer resets",
+    "Splice",
+    "half-closed",
+    sees="of the drain's: `Reason.DRAIN_ERROR`",
+    counted="what the drain did not take is `Outcome.unsent` or still at the source",
+)
+@pytest.mark.usefixtures("bystander")
 def test_bytes_that_a_dead_drain_did_not_take_come_back(harness: Harness) -> None:
     """F16, F32"""
     source, sender = harness.pair()
@@ -229,6 +260,13 @@ def test_bytes_that_a_dead_drain_did_not_take_come_back(harness: Harness) -> Non
     assert outcome.unsent + left == data[outcome.bytes :]
 
 
+@cell(
+    "the peer closes",
+    "Splice",
+    "half-closed",
+    sees="of the drain's: nothing until bytes are answered by a reset; then `Reason.DRAIN_ERROR`",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_fin_of_the_drains_peer_does_nothing_until_a_send(harness: Harness) -> None:
     """F17"""
     source, sender = harness.pair()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from conformance.harness import Harness, Peer
+from faults.cells import cell
 
 from .backends import not_on
 from .thin import Thin
@@ -117,6 +118,14 @@ def test_idle_that_has_not_passed_ends_nothing(thin: Thin, harness: Harness) -> 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("data", [b"", b"ten bytes!"])
+@cell(
+    "the peer closes",
+    "thin",
+    "moving",
+    sees="the splice is over, and EOF is not passed on: the drain can be used",
+    counted="`spliced_bytes` has all that was moved",
+)
+@pytest.mark.usefixtures("bystander")
 def test_fin_from_the_sources_peer_ends_and_is_not_passed_on(
     thin: Thin, harness: Harness, when: str, data: bytes
 ) -> None:
@@ -167,6 +176,14 @@ def test_fin_behind_a_full_drain_leaves_nothing_behind_unseen(thin: Thin, harnes
 
 
 @pytest.mark.parametrize("data", [b"", b"ten bytes!"])
+@cell(
+    "the peer resets",
+    "thin",
+    "moving",
+    sees="the splice is over: `unsplice` says ENOTCONN, reading the source ECONNRESET",
+    counted="`spliced_bytes` has all that was moved",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_reset_from_the_sources_peer_ends(thin: Thin, harness: Harness, data: bytes) -> None:
     """F18: the source has the error."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
@@ -216,6 +233,14 @@ def test_the_drains_peer_closing_changes_nothing_by_itself(thin: Thin, harness: 
     assert errors(harness, source, drain) == (0, 0)
 
 
+@cell(
+    "the peer closes",
+    "thin",
+    "half-closed",
+    sees="of the drain's: nothing until bytes are answered by a reset; then the splice is over",
+    counted="what was moved before the reset; the remainder is still at the source",
+)
+@pytest.mark.usefixtures("bystander")
 def test_data_after_the_drains_peer_has_closed_ends(thin: Thin, harness: Harness) -> None:
     """F17: the first push counts, what comes later stays."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
@@ -235,6 +260,13 @@ def test_data_after_the_drains_peer_has_closed_ends(thin: Thin, harness: Harness
     assert drain_error in RESET_AFTER_FIN
 
 
+@cell(
+    "the peer resets",
+    "thin",
+    "moving",
+    sees="of the drain's: the splice is over; the drain has ECONNRESET, the source no error",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_reset_from_the_drains_peer_ends_even_an_idle_splice(
     thin: Thin, harness: Harness
 ) -> None:
@@ -249,6 +281,14 @@ def test_a_reset_from_the_drains_peer_ends_even_an_idle_splice(
     assert errors(harness, source, drain) == (0, errno.ECONNRESET)
 
 
+@cell(
+    "the peer resets",
+    "thin",
+    "half-closed",
+    sees="the splice is over; the drain has the error",
+    counted="what came later is still at the source",
+)
+@pytest.mark.usefixtures("bystander")
 def test_data_after_a_reset_from_the_drains_peer_stays(thin: Thin, harness: Harness) -> None:
     """F16: and doesn't take the drain's error away."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
@@ -313,6 +353,14 @@ def test_shutting_the_source_down_for_reading_ends(thin: Thin, harness: Harness)
     assert errors(harness, source, drain) == (0, 0)
 
 
+@cell(
+    "the peer stops reading for ever",
+    "thin",
+    "moving",
+    sees="nothing until `unsplice`, at any time",
+    counted="what the drain took, which its peer can read; the remainder is still at the source",
+)
+@pytest.mark.usefixtures("bystander")
 def test_bytes_behind_a_full_drain_stay_when_ended_by_hand(thin: Thin, harness: Harness) -> None:
     """F35: what was sent is what was counted, the rest is at the source."""
     source, client = harness.pair(small_buffers=True)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from conformance.harness import DEADLINE, LOOPBACK, Harness, silent_listener
+from faults.cells import cell
 from freebsd_splice import InvalidArgument, splice, spliced_bytes, unsplice
 from freebsd_splice._platform import raw_splice
 
@@ -268,6 +269,14 @@ def test_a_drain_whose_peer_has_sent_fin_is_a_good_drain(thin: Thin, harness: Ha
     assert server.read(6) == b"answer"
 
 
+@cell(
+    "the peer resets",
+    "thin",
+    "initial",
+    sees="of the drain's: `splice` raises OSError, and the drain keeps its error",
+    counted="what waits at the source stays there",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_reset_drain_is_refused_and_its_error_kept(thin: Thin, harness: Harness) -> None:
     """F21: and what waits at the source."""
     (source, client), (drain, server) = harness.pair(), harness.pair()
@@ -280,6 +289,13 @@ def test_a_reset_drain_is_refused_and_its_error_kept(thin: Thin, harness: Harnes
     assert harness.error(drain) == errno.ECONNRESET
 
 
+@cell(
+    "the peer resets",
+    "thin",
+    "initial",
+    sees="`splice` raises OSError, and nothing was spliced",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_reset_source_is_refused(thin: Thin, harness: Harness) -> None:
     (source, client), (drain, _) = harness.pair(), harness.pair()
     client.reset()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from conformance.harness import Harness, Peer
+from faults.cells import cell
 from support.slowness import SLOWNESS
 
 from .backends import not_on
@@ -182,6 +183,14 @@ def test_a_splice_in_each_direction_carries_a_conversation(thin: Thin, harness: 
 
 
 @FORKS
+@cell(
+    "fork",
+    "thin",
+    "moving",
+    sees="the splice goes on, whatever the child closes",
+    counted="all",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_splice_of_the_parents_goes_on_beside_a_forked_child(
     thin: Thin, harness: Harness
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from conformance.backends import Served
 from conformance.harness import Harness
+from faults.cells import cell
 from freebsd_splice import Relay, Splice
 from freebsd_splice._core.flow import Flow
 from freebsd_splice._runtime import Runtime, current
@@ -36,6 +37,12 @@ def interrupt(patch: pytest.MonkeyPatch, number: int, when: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [0, 1])
+@cell(
+    "a signal",
+    "Relay",
+    "initial",
+    sees="KeyboardInterrupt out of the constructor: nothing is left of the relay",
+)
 def test_an_interrupted_relay_is_not_waited_for(
     served: Served, harness: Harness, monkeypatch: pytest.MonkeyPatch, number: int, when: str
 ) -> None:
@@ -48,6 +55,12 @@ def test_an_interrupted_relay_is_not_waited_for(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@cell(
+    "a signal",
+    "Splice",
+    "initial",
+    sees="KeyboardInterrupt out of the constructor: nothing is left of the splice",
+)
 def test_an_interrupted_splice_is_not_waited_for(
     served: Served, harness: Harness, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:

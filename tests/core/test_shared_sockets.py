@@ -12,6 +12,7 @@ import time
 import pytest
 
 from conformance.harness import DEADLINE, Harness
+from faults.cells import cell
 from freebsd_splice import Reason, Relay, Splice
 from freebsd_splice._platform.interface import Endpoint, SocketLike
 from support.platforms import RecordingPlatform, SteppedPlatform, runtime
@@ -310,6 +311,13 @@ def test_a_forked_child_has_no_flows_and_the_parents_go_on(harness: Harness) -> 
 
 
 @posix
+@cell(
+    "fork",
+    "Splice",
+    "closing",
+    sees="the child's copies keep no connection open",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_forked_child_keeps_no_connection_open(harness: Harness) -> None:
     """Its copies of our duplicates would keep a FIN from being sent."""
     source, _sender = harness.pair()
@@ -334,6 +342,13 @@ def test_a_forked_child_keeps_no_connection_open(harness: Harness) -> None:
 
 
 @posix
+@cell(
+    "fork",
+    "Splice",
+    "any",
+    sees="the child can splice anew",
+)
+@pytest.mark.usefixtures("bystander")
 def test_a_forked_child_can_splice_on_its_own(harness: Harness) -> None:
     source, sender = harness.pair()
     drain, receiver = harness.pair()

@@ -10,7 +10,7 @@ import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import Reason, Splice
-from freebsd_splice._core.time_limits import TimeLimits
+from freebsd_splice._core.time_limits import IdleClock, TimeLimits
 from freebsd_splice._core.timers import Timers
 from support.platforms import SteppedPlatform, runtime
 
@@ -45,6 +45,26 @@ def test_idle_is_never_early_and_late_by_a_quarter_at_most(idle: float, seed: in
     assert reason is Reason.IDLE
     assert idle - 1e-6 <= when - last <= idle + max(0.1, 0.25 * idle)
     timers.close()
+
+
+@pytest.mark.parametrize("idle", [0.2, 10.0, 3600.0])
+def test_a_look_that_comes_late_ends_nothing(idle: float) -> None:
+    """After SIGCONT it comes before anybody could move what had arrived meanwhile."""
+    clock = IdleClock(idle, 0, 1000.0)
+    clock.seconds_to_next_look(1000.0)
+    goes_on = 1000.0 + 3 * idle
+    assert not clock.has_passed(0, goes_on)
+    turn = clock.seconds_to_next_look(goes_on)
+    assert 0.04 < turn <= 1.0
+    assert not clock.has_passed(1, goes_on + turn)
+
+
+def test_looks_that_are_always_late_end_it_all_the_same() -> None:
+    clock = IdleClock(10.0, 0, 1000.0)
+    clock.seconds_to_next_look(1000.0)
+    assert not clock.has_passed(0, 1030.0)
+    clock.seconds_to_next_look(1030.0)
+    assert clock.has_passed(0, 1060.0)
 
 
 @pytest.mark.parametrize("timeout", [0.01, 1.0, 100.0])

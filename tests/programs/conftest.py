@@ -6,11 +6,15 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from conformance.harness import silent_listener
 from programs.processes import Forwarder, Program, Proxy, Served, Server, echo
+
+if TYPE_CHECKING:
+    from programs.fronts import Front
 
 
 @pytest.fixture
@@ -57,6 +61,22 @@ def server(opened: ExitStack) -> Callable[..., Server]:
 @pytest.fixture
 def echo_server(server: Callable[..., Server]) -> Server:
     return server(echo)
+
+
+@pytest.fixture
+def front(
+    proxy: Callable[..., Proxy], echo_server: Server, tmp_path: Path
+) -> Iterator[Callable[..., Front]]:
+    """Starts a proxy with a bystander, whom it serves until the end of the test."""
+    from programs.fronts import Front  # which has to do with test modules
+
+    with ExitStack() as started:
+
+        def start(command: str, target: tuple[str, int], *options: str) -> Front:
+            made = Front(command, proxy, echo_server, target, tmp_path, *options)
+            return started.enter_context(closing(made))
+
+        yield start
 
 
 @pytest.fixture

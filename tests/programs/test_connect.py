@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import (
     ALLOW_LOOPBACK,
@@ -434,6 +435,13 @@ def test_bytes_behind_the_request_reach_the_target_first(
 
 
 @pytest.mark.parametrize("start", [b"", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost"])
+@cell(
+    "the peer stands still",
+    "connect",
+    "handshake",
+    sees="it is closed after `--handshake-timeout`, which the log says",
+    others=True,
+)
 def test_a_slow_client_is_cut_and_another_served_meanwhile(
     start: bytes, echo_server: Server, connect: StartProxy
 ) -> None:
@@ -448,6 +456,12 @@ def test_a_slow_client_is_cut_and_another_served_meanwhile(
     front.expect(f"{name}: client did not complete the handshake in 0.5 s .--handshake-timeout.$")
 
 
+@cell(
+    "the peer stops reading for ever",
+    "connect",
+    "handshake",
+    sees="one that is refused and does not read that: it is closed all the same",
+)
 def test_one_that_never_reads_its_refusal_is_closed(connect: StartProxy) -> None:
     front = connect()
     with nothing_kept(front), front.connect() as client:
@@ -504,6 +518,20 @@ def test_the_time_that_the_target_takes_is_not_the_clients(
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("start", [b"", b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost"])
+@cell(
+    "the peer resets",
+    "connect",
+    "handshake",
+    sees="`the handshake failed: Connection reset by peer` in the log; nothing is dialled",
+    others=True,
+)
+@cell(
+    "the peer closes",
+    "connect",
+    "handshake",
+    sees="`client closed the connection during the handshake` in the log; nothing is dialled",
+    others=True,
+)
 def test_a_client_that_leaves_before_its_request_is_whole(
     start: bytes, how: str, echo_server: Server, connect: StartProxy
 ) -> None:
@@ -524,6 +552,20 @@ def test_a_client_that_leaves_before_its_request_is_whole(
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("found", [True, False])
+@cell(
+    "the peer closes",
+    "connect",
+    "dialling",
+    sees="it may want an answer, and is joined to its target",
+    others=True,
+)
+@cell(
+    "the peer resets",
+    "connect",
+    "dialling",
+    sees="of the client: the log says it",
+    others=True,
+)
 def test_a_client_that_leaves_while_its_target_is_dialled(
     found: bool,
     how: str,

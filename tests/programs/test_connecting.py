@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from faults.cells import cell
+from freebsd_splice._errors import SHORTAGES
 from freebsd_splice.proxies import Address, ListenError, TargetError, _listening, _resolving
 from freebsd_splice.proxies._addresses import Resolved, look_up
 from freebsd_splice.proxies._connecting import (
-    SHORTAGES,
     Dialer,
     ReservedDescriptors,
     set_buffers,
@@ -257,6 +258,13 @@ def test_a_name_unknown_for_lack_of_descriptors_is_a_shortage(
     asyncio.run(dial())
 
 
+@cell(
+    "the name server is dead or slow",
+    "processes",
+    "any",
+    sees="one client's look-ups leave threads to the others'",
+    others=True,
+)
 def test_one_client_leaves_threads_to_the_others(
     slow_names: SlowNames, echo_server: Server
 ) -> None:
@@ -316,6 +324,12 @@ def test_without_a_thread_everybody_hears_and_nothing_is_left(
     assert {error.errno for error in others} == {errno.ENOMEM}
 
 
+@cell(
+    "the name server is dead or slow",
+    "processes",
+    "dialling",
+    sees="EHOSTUNREACH after the connect timeout; the look-up's thread is not waited for",
+)
 def test_a_silent_name_server_is_given_up_after_the_timeout(
     slow_names: SlowNames,
 ) -> None:

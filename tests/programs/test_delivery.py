@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice._platform.send_queue import unacknowledged
 from programs.processes import PATIENCE, Forwarder, Server, receive, reset, until
 
@@ -23,6 +24,13 @@ _SMALL = 8_192
 
 
 @pytest.mark.parametrize("size", [16_000, 400_000])
+@cell(
+    "the peer resets",
+    "forward",
+    "closing",
+    sees="of the target: the client gets all that was counted, then the reset",
+    counted="all that was counted arrives",
+)
 def test_an_answer_arrives_whole_before_the_reset_behind_it(
     size: int, server: Callable[..., Server], forwarder: StartForwarder
 ) -> None:
@@ -49,6 +57,13 @@ def test_an_answer_arrives_whole_before_the_reset_behind_it(
     assert front.expect(f"9 bytes up, {size} bytes down, (source|drain) error")
 
 
+@cell(
+    "the peer resets",
+    "forward",
+    "closing",
+    sees="of the client: the target gets all that was counted, then the reset",
+    counted="all that was counted arrives",
+)
 def test_an_upload_arrives_whole_before_the_reset_behind_it(
     server: Callable[..., Server], forwarder: StartForwarder
 ) -> None:

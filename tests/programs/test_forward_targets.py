@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from faults.cells import cell
 from programs.processes import Forwarder, Server, exchange, receive
 
 StartForwarder = Callable[..., Forwarder]
@@ -23,6 +24,12 @@ socket.getaddrinfo = getaddrinfo
 """
 
 
+@cell(
+    "the peer resets",
+    "forward",
+    "dialling",
+    sees="of the only target: `cannot connect to … (Connection refused)` in the log",
+)
 def test_a_target_that_refuses_costs_only_that_client(
     refusing: socket.socket, forwarder: StartForwarder
 ) -> None:
@@ -40,6 +47,12 @@ def test_a_target_that_refuses_costs_only_that_client(
         assert receive(client, 5) == b"hello"
 
 
+@cell(
+    "the name server is dead or slow",
+    "forward",
+    "dialling",
+    sees="the client is closed; `cannot look up …` in the log",
+)
 def test_a_name_that_cannot_be_looked_up_costs_only_that_client(
     forwarder: StartForwarder,
 ) -> None:
@@ -73,6 +86,12 @@ def test_when_none_of_them_answers_the_log_says_what_each_did(
     assert front.expect(rf"cannot connect to several\.example:{port} \({each}\)$")
 
 
+@cell(
+    "the peer vanishes",
+    "forward",
+    "dialling",
+    sees="the client is closed; `no answer in time, see --connect-timeout` in the log",
+)
 def test_a_silent_target_is_given_up_after_the_connect_timeout(
     silent: socket.socket, forwarder: StartForwarder
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice.proxies import (
     Address,
     Client,
@@ -65,6 +66,12 @@ def expect_hangup(front: Proxy, name: str, stage: str) -> None:
     front.expect(f"WARNING {name}: client closed the connection {stage}$")
 
 
+@cell(
+    "the peer resets",
+    "forward",
+    "dialling",
+    sees="of the client: `client closed the connection while connecting to …` in the log, at once",
+)
 def test_while_the_target_does_not_answer(
     silent: socket.socket, forwarder: Callable[..., Forwarder]
 ) -> None:
@@ -81,6 +88,13 @@ def test_while_the_target_does_not_answer(
     no_accidents(front)
 
 
+@cell(
+    "the name server is dead or slow",
+    "connect",
+    "dialling",
+    sees="a client that leaves meanwhile is let go at once, whenever the name server answers",
+    others=True,
+)
 def test_while_the_name_is_looked_up(
     echo_server: Server, proxy: Callable[..., Proxy], later: socket.socket
 ) -> None:

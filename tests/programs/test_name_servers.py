@@ -19,6 +19,7 @@ import dns.message
 import dns.rcode
 import dns.resolver
 
+from faults.cells import cell
 from freebsd_splice.proxies import Address, NameServers, Service
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._name_servers import parse_server
@@ -371,6 +372,12 @@ def test_a_ttl_is_kept(names: NameServer, server: StartServer, forwarder: StartF
     assert set(names.asked.values()) == {1}
 
 
+@cell(
+    "the name server is dead or slow",
+    "forward",
+    "any",
+    sees="the answer from before is used on, for a while",
+)
 def test_an_old_answer_is_used_while_no_newer_one_comes(
     names: NameServer, server: StartServer, forwarder: StartForwarder
 ) -> None:
@@ -399,6 +406,12 @@ def test_a_service_without_members_costs_only_that_client(
     no_accidents(front)
 
 
+@cell(
+    "the name server is dead or slow",
+    "forward",
+    "dialling",
+    sees="those of `--resolver`: the client is closed after `--connect-timeout`; the log says it",
+)
 def test_name_servers_that_are_silent_cost_the_connect_timeout(
     names: NameServer, forwarder: StartForwarder
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import hmac
 import logging
@@ -502,6 +503,22 @@ def test_hashes_are_computed_one_at_a_time_beside_the_loop(
     assert threading.current_thread() not in scrypt.threads
     # OpenSSL is taken down at the interpreter's exit, which therefore waits for a hash under way.
     assert not any(thread.daemon for thread in scrypt.threads)
+
+
+def test_without_a_thread_no_password_is_verified(
+    read: Callable[..., Passwords], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passwords = read(entry("user", "secret"))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="can't start new thread: passwords") as raised:
+            verify(passwords, "user", "secret")
+    assert raised.value.errno == errno.ENOMEM
+    assert verify(passwords, "user", "secret")
 
 
 def test_a_pair_verified_many_times_at_once_is_hashed_once(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, _transparent, forwarder
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._handshake import Handshake
@@ -442,6 +443,12 @@ def test_without_a_whole_header_there_is_no_connection(
 
 @pytest.mark.parametrize("data", [b"", HEADER[:-1]])
 @pytest.mark.parametrize("how", ["FIN", "RST"])
+@cell(
+    "the peer closes",
+    "forward",
+    "handshake",
+    sees="amid a PROXY header: the log says it, and nothing is dialled",
+)
 def test_a_sender_that_leaves_before_its_header_is_complete(
     data: bytes, how: str, echo_server: Server, forwarder: StartForwarder
 ) -> None:

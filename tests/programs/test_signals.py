@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice._cli.signals import WITHOUT_EFFECT
 from programs.processes import Forwarder, Server, exchange
 
@@ -27,6 +28,12 @@ OWN_GROUP = "import os; os.setpgid(0, 0)"
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("start", [BLOCKED, IGNORED], ids=["blocked", "ignored"])
+@cell(
+    "a signal",
+    "processes",
+    "any",
+    sees="SIGTERM and SIGINT stop it, also where it was started with them blocked or ignored",
+)
 def test_it_can_be_stopped_however_it_was_started(
     start: str,
     number: signal.Signals,
@@ -45,6 +52,14 @@ def test_it_can_be_stopped_however_it_was_started(
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", WITHOUT_EFFECT, ids=lambda number: number.name)
 @pytest.mark.parametrize("start", ["", BLOCKED], ids=["as usual", "blocked"])
+@cell(
+    "a signal",
+    "processes",
+    "moving",
+    sees="SIGHUP and its like: `SIGHUP does nothing` in the log, and all go on",
+    counted="all",
+    others=True,
+)
 def test_what_others_reload_by_ends_no_connection(
     start: str,
     number: signal.Signals,

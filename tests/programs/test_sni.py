@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.cells import cell
 from programs.clients import (
     Certificates,
     arrive,
@@ -265,6 +266,13 @@ def test_what_is_not_tls_is_refused_and_logged(server: StartServer, sni: StartSn
     assert not reached
 
 
+@cell(
+    "the peer stands still",
+    "sni",
+    "handshake",
+    sees="it is closed after `--handshake-timeout`, which the log says",
+    others=True,
+)
 def test_a_slow_client_is_cut_and_another_served_meanwhile(
     certificates: Certificates, server: StartServer, sni: StartSni
 ) -> None:
@@ -308,6 +316,12 @@ def test_the_size_of_a_hello_is_an_option(server: StartServer, sni: StartSni) ->
         assert receive(client, 6) == b"got it"
 
 
+@cell(
+    "the peer resets",
+    "sni",
+    "dialling",
+    sees="the next target serves the client; the one that refused is skipped for a while",
+)
 def test_a_dead_target_is_skipped(
     certificates: Certificates, server: StartServer, refusing: socket.socket, sni: StartSni
 ) -> None:
@@ -376,6 +390,18 @@ def test_a_client_that_half_closes_gets_its_answer(
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
+@cell(
+    "the peer resets",
+    "sni",
+    "handshake",
+    sees="`the handshake failed: Connection reset by peer` in the log; nothing is dialled",
+)
+@cell(
+    "the peer closes",
+    "sni",
+    "handshake",
+    sees="`client closed the connection during the handshake` in the log; nothing is dialled",
+)
 def test_a_client_that_leaves_costs_nobody_anything(
     how: str, certificates: Certificates, server: StartServer, sni: StartSni
 ) -> None:

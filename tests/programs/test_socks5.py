@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice.proxies._passwords import make_entry
 from programs.clients import (
     ALLOW_LOOPBACK,
@@ -284,6 +285,13 @@ def test_requests_that_are_not_served(socks5: StartProxy) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"\x05", HELLO, HELLO + b"\x05\x01\x00\x03\x20"])
+@cell(
+    "the peer stands still",
+    "socks5",
+    "handshake",
+    sees="it is closed after `--handshake-timeout`, which the log says",
+    others=True,
+)
 def test_a_slow_client_is_cut_and_another_served_meanwhile(
     start: bytes, echo_server: Server, socks5: StartProxy
 ) -> None:
@@ -335,6 +343,20 @@ def test_the_time_that_the_target_takes_is_not_the_clients(
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
+@cell(
+    "the peer resets",
+    "socks5",
+    "handshake",
+    sees="`the handshake failed: Connection reset by peer` in the log; nothing is dialled",
+    others=True,
+)
+@cell(
+    "the peer closes",
+    "socks5",
+    "handshake",
+    sees="`client closed the connection during the handshake` in the log; nothing is dialled",
+    others=True,
+)
 def test_a_client_that_leaves_before_its_request_is_whole(
     how: str, echo_server: Server, socks5: StartProxy
 ) -> None:
@@ -358,6 +380,20 @@ def test_a_client_that_leaves_before_its_request_is_whole(
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("found", [True, False])
+@cell(
+    "the peer closes",
+    "socks5",
+    "dialling",
+    sees="it may want an answer, and is joined to its target",
+    others=True,
+)
+@cell(
+    "the peer resets",
+    "socks5",
+    "dialling",
+    sees="of the client: the log says it",
+    others=True,
+)
 def test_a_client_that_leaves_while_its_target_is_dialled(
     found: bool,
     how: str,

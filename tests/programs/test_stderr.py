@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.cells import cell
 from programs.processes import (
     PATIENCE,
     Forwarder,
@@ -152,6 +153,13 @@ def unread() -> Iterator[Callable[..., Unread]]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@cell(
+    "the log cannot be written",
+    "processes",
+    "moving",
+    sees="the reader stands still: all are served; what has no room is dropped and counted",
+    others=True,
+)
 def test_all_are_served_and_it_can_be_stopped(
     workers: str, echo_server: Server, unread: Callable[..., Unread]
 ) -> None:
@@ -204,6 +212,14 @@ def test_a_worker_writes_its_own_lines_and_none_twice(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("how", ["closed", "disk full", "reader gone"])
+@cell(
+    "the log cannot be written",
+    "processes",
+    "any",
+    sees="disk full, reader gone, or no standard error: all are served, and it can be stopped",
+    counted="lines that could not be written are lost",
+    others=True,
+)
 def test_a_log_that_cannot_be_written_stops_nothing(
     how: str, workers: str, echo_server: Server, opened: ExitStack
 ) -> None:

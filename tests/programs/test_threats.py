@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice.proxies._addresses import Address, look_up
 from freebsd_splice.proxies._rules import Rules, parse_rule
 from programs.clients import read_head, read_to_eof
@@ -152,6 +153,12 @@ CLOSES_ON_EXEC = 0o2000000
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says it of another process")
 @pytest.mark.parametrize("workers", ["1", "2"])
+@cell(
+    "exec",
+    "processes",
+    "moving",
+    sees="nothing; another program is given no descriptor",
+)
 def test_no_descriptor_would_pass_to_another_program(
     workers: str, echo_server: Server, forwarder: StartForwarder
 ) -> None:

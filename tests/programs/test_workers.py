@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from faults.cells import cell
 from freebsd_splice._cli import connect_socks5, serving, signals, workers
 from freebsd_splice.proxies import Address, Passwords
 from freebsd_splice.proxies._listening import listen_on
@@ -206,6 +207,13 @@ def test_a_signal_to_a_worker_alone_is_none(echo_server: Server, forwarder: Star
     assert not front.find("SIG|has died|connections live$")
 
 
+@cell(
+    "a worker is killed",
+    "processes",
+    "dialling",
+    sees="clients in its queue wait for the next worker: none is refused",
+    others=True,
+)
 def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -225,6 +233,12 @@ def test_a_worker_that_dies_is_replaced_and_no_client_is_refused(
     assert len(front.find("listening on")) == 1
 
 
+@cell(
+    "a worker is killed",
+    "processes",
+    "any",
+    sees="where all are dead, clients wait until another one has started",
+)
 def test_with_every_worker_dead_clients_wait(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -334,6 +348,12 @@ def test_what_a_worker_dies_of_is_in_the_log(
     front.expect("has died: status 1", 2)
 
 
+@cell(
+    "no memory",
+    "processes",
+    "any",
+    sees="fork fails: the log says it, and it is tried again",
+)
 def test_a_worker_that_cannot_be_started_is_tried_again(
     echo_server: Server, forwarder: StartForwarder
 ) -> None:
@@ -353,6 +373,14 @@ def test_others_children_are_none_of_its_business(
     assert not front.find("has died|Traceback")
 
 
+@cell(
+    "the first process is killed",
+    "processes",
+    "moving",
+    sees="its workers accept nobody more, let live connections go on for `--grace`, and end",
+    counted="all",
+    others=True,
+)
 def test_workers_end_with_their_parent(
     echo_server: Server, forwarder: StartForwarder, opened: ExitStack
 ) -> None:
@@ -369,6 +397,14 @@ def test_workers_end_with_their_parent(
     until(lambda: not any(map(_exists, workers_of(front))))
 
 
+@cell(
+    "the first process is killed",
+    "processes",
+    "closing",
+    sees="a stop that is under way goes on: nobody is cut",
+    counted="all",
+    others=True,
+)
 def test_their_parents_end_cuts_nothing_while_they_are_stopping(
     echo_server: Server, forwarder: StartForwarder, opened: ExitStack
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
 from dataclasses import asdict
@@ -9,6 +11,7 @@ from dataclasses import asdict
 import pytest
 
 from freebsd_splice._platform import raw_splice
+from freebsd_splice._platform.end_events import KqueueEndEvents
 from freebsd_splice._platform.kernel_interface import capabilities_of
 
 if sys.platform == "win32":
@@ -57,3 +60,15 @@ def test_a_push_leaves_the_callers_option_as_it_was(
     SystemKernelCalls().push(7)
     assert cleared
     assert value == [before]
+
+
+def test_a_kqueue_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoKqueue:
+        @staticmethod
+        def kqueue() -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(KqueueEndEvents, "module", NoKqueue)
+    with pytest.raises(OSError, match="no kqueue for the ends of splices; raise ulimit -n") as raised:
+        SystemKernelCalls().end_events()
+    assert raised.value.errno == errno.EMFILE

@@ -14,6 +14,7 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE
+from freebsd_splice._errors import ThreadRefusedError
 from freebsd_splice._platform import threads
 
 PACKAGE = Path(freebsd_splice.__file__).parent
@@ -119,6 +120,20 @@ def test_where_the_start_is_interrupted_nothing_runs(monkeypatch: pytest.MonkeyP
     started[0].join(DEADLINE)
     assert not called
     assert threads.signal_mask() == before
+
+
+def test_a_refused_thread_is_named_with_what_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "can't start new thread"
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ThreadRefusedError, match=rf"^{said}: a name; raise ulimit -u"):
+        threads.start(lambda: None, "a name")
+    said = "can't create new thread at interpreter shutdown"  # no limit would help
+    with pytest.raises(RuntimeError, match=rf"^{said}$"):
+        threads.start(lambda: None, "a name")
 
 
 def test_no_thread_is_started_in_another_way() -> None:

@@ -861,6 +861,28 @@ def test_a_shutdown_does_not_wait_for_a_splice_never_made(harness: Harness) -> N
         assert not platform.closing.is_alive()
 
 
+def test_a_drain_that_was_short_ends_both_directions(harness: Harness) -> None:
+    """It lives, so nothing else would end the other one: both peers would wait for ever."""
+
+    class Short(RecordingPlatform):
+        def send(self, endpoint: Endpoint, data: memoryview) -> int:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    with runtime(Short(), COPY):
+        left, near = harness.pair()
+        right, far = harness.pair()
+        relay = Relay(left, right, close=True)
+        near.write(b"hello")
+        outcome = relay.wait(DEADLINE)
+        assert outcome.reason is Reason.DRAIN_ERROR
+        assert outcome.error is not None
+        assert outcome.error.errno == errno.ENOBUFS
+        assert outcome.left_to_right.unsent == b"hello"
+        for peer in (near, far):
+            with pytest.raises(ConnectionResetError):
+                peer.read_to_end()
+
+
 def test_a_thread_that_did_not_start_is_started_next_time(harness: Harness) -> None:
     class Short(RecordingPlatform):
         def __init__(self) -> None:

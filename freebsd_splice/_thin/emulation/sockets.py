@@ -11,7 +11,7 @@ import sys
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
-from ..._errors import refusal
+from ..._errors import SHORTAGES, refusal
 from ..._platform import tcp
 from ..._platform.tcp import KERNEL_TLS, State, bsd_state, identity, linux_state, peer_of
 
@@ -30,12 +30,13 @@ def tcp_state(asked: socket.socket) -> State:
     """Return the connection's state.
 
     Raises:
-        OSError: EPROTONOSUPPORT: it isn't a TCP socket; ENOTSOCK: it isn't a socket; EBADF.
+        OSError: EPROTONOSUPPORT: it isn't a TCP socket; ENOTSOCK: it isn't a socket; EBADF; one of
+            SHORTAGES.
     """
     try:
         asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     except OSError as error:
-        if error.errno in (errno.ENOTSOCK, errno.EBADF):
+        if error.errno in {errno.ENOTSOCK, errno.EBADF, *SHORTAGES}:
             raise
         if error.errno in (errno.ECONNRESET, errno.EINVAL) and _is_stream(asked):
             return State.CLOSED  # the BSDs' answer on a broken connection
@@ -44,7 +45,9 @@ def tcp_state(asked: socket.socket) -> State:
         return _guessed_state(asked)
     try:
         number = asked.getsockopt(socket.IPPROTO_TCP, tcp.STATE_OPTION, 1)[0]
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return State.CLOSED
     return linux_state(number) if sys.platform == "linux" else bsd_state(number)
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from ..._errors import refusal
+from ..._errors import SHORTAGES, refusal
 from ..._platform import tcp
 from ..._platform.borrowed import Borrowed
 from ..._platform.callers_options import (
@@ -23,6 +24,7 @@ from ..._platform.callers_options import (
     set_peek_offset,
     unread,
 )
+from ..._platform.shortages import in_spite_of_shortages
 from ..._platform.threads import start as start_thread
 from . import readiness
 from .sockets import (
@@ -47,6 +49,7 @@ T = TypeVar("T")
 
 PIECE = 65536  # bytes peeked at and sent at a time
 TURN = 4 * PIECE  # bytes a splice may move before the others have their turn
+SHORT_PAUSE = 0.01  # seconds until a move is tried again that the system was short for
 SWEEP = 64  # splices remembered before closed ones are looked for
 FIRST_TURN = 8 * 1024 * 1024  # bytes within splice(): more than a receive buffer holds (F34)
 
@@ -232,8 +235,9 @@ class Copier:
                 if is_same(held.socket, identity(borrowed.socket)):
                     held.number = number
                     return True
-            except OSError:  # the number is closed
-                continue
+            except OSError as error:  # the number is closed
+                if error.errno in SHORTAGES:
+                    raise
         borrowed.give_back()
         return False
 
@@ -287,14 +291,20 @@ class Copier:
         """Move until nothing is left to move or stop_at is reached; False: the splice has ended."""
         if time.monotonic() >= splice.ends_at:
             return False
-        if not self._hold(self._source, splice.source):
-            return False
         try:
-            return self._hold(self._drain, splice.drain) and self._move_pieces(splice, stop_at)
+            return (
+                self._hold(self._source, splice.source)
+                and self._hold(self._drain, splice.drain)
+                and self._move_pieces(splice, stop_at)
+            )
         except BlockingIOError:  # somebody else read or wrote in between
             return True
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                return False
+            # Nobody would hear why the splice has ended. It is reported ready again, at once.
+            time.sleep(SHORT_PAUSE)
+            return True
         finally:
             self._source.give_back()
             self._drain.give_back()
@@ -342,7 +352,8 @@ class Copier:
 
     def _discard(self, source: socket.socket, size: int) -> None:
         while size:
-            got = source.recv_into(self._buffer[:size], 0, RECEIVE)
+            # These bytes were sent: whatever stayed here would be sent a second time.
+            got = in_spite_of_shortages(partial(source.recv_into, self._buffer[:size], 0, RECEIVE))
             if got == 0:
                 return
             size -= got
@@ -355,7 +366,8 @@ class Copier:
             del self._by_drain[splice.drain.socket]
 
     def _give_mark_back(self, splice: _Splice) -> None:
-        if splice.owes_mark and self._hold(self._source, splice.source):
+        hold = partial(self._hold, self._source, splice.source)
+        if splice.owes_mark and in_spite_of_shortages(hold):
             restore_read_mark(self._source.socket, splice.owes_mark)
             self._source.give_back()
         splice.owes_mark = 0
@@ -415,8 +427,8 @@ class Copier:
     def _serve(self, number: int) -> None:
         if number == self._wakened.fileno():
             with contextlib.suppress(BlockingIOError):
-                self._wakened.recv(4096)
-            self._readiness.arm(number, True, False)
+                in_spite_of_shortages(partial(self._wakened.recv, 4096))
+            in_spite_of_shortages(partial(self._readiness.arm, number, True, False))
             return
         waiting = self._waiting.pop(number, set())
         for splice in waiting:
@@ -432,7 +444,7 @@ class Copier:
     def _wake(self) -> None:
         with self._waking, contextlib.suppress(BlockingIOError):  # full: the thread is awake anyway
             if not self.ended:
-                self._waker.send(b"!")
+                in_spite_of_shortages(partial(self._waker.send, b"!"))
 
     def _close(self, in_child: bool = False) -> None:
         self._readiness.close(in_child)

@@ -1,0 +1,31 @@
+"""Calls that must not fail because the system is short of memory for a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .._errors import SHORTAGES
+
+__all__ = ["in_spite_of_shortages"]
+
+T = TypeVar("T")
+
+#: Seconds between two attempts. Whoever waits in such a call wants memory for one small thing.
+_PAUSE = 0.01
+
+
+def in_spite_of_shortages(call: Callable[[], T]) -> T:
+    """Return what ``call`` returns; make it again for as long as something is short.
+
+    For calls whose failure nobody could make up for: the wait of a thread that others rely on, its
+    wake-up, and reading what has been delivered already.
+    """
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+        time.sleep(_PAUSE)

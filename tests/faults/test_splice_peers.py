@@ -1,0 +1,117 @@
+"""The peers of a ``Splice`` reset, close, or read no more: in each phase, on every backend."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+
+from conformance.harness import DEADLINE, Harness, Peer
+from faults.bystanders import Bystander
+from faults.cells import cell
+from freebsd_splice import Reason, Splice
+
+pytestmark = pytest.mark.usefixtures("served")
+
+#: More than any buffers take while nobody reads.
+MUCH = random.Random(13).randbytes(1_000_000)
+SOON = 0.3  # seconds without a byte
+REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("resets", marks=cell(
+            "the peer resets", "Splice", "initial",
+            sees="that of the drain: `Reason.DRAIN_ERROR` with a `ConnectionError`",
+            counted=REMAINDER,
+        )),
+        pytest.param("closes", marks=cell(
+            "the peer closes", "Splice", "initial",
+            sees="that of the drain: `Reason.DRAIN_ERROR`, as soon as further bytes are refused",
+            counted=REMAINDER,
+        )),
+    ],
+)  # fmt: skip
+def test_a_drain_that_goes_amid_initial(how: str, harness: Harness, bystander: Bystander) -> None:
+    source, _sender = harness.pair()
+    drain, receiver = harness.pair(small_buffers=True)
+    splice = Splice(source, drain, initial=MUCH)
+    harness.until(lambda: splice.bytes > 0, "a first byte")
+    bystander.served()
+    receiver.reset() if how == "resets" else receiver.close()
+    outcome = splice.wait(DEADLINE)
+    assert outcome.reason is Reason.DRAIN_ERROR
+    assert isinstance(outcome.error, ConnectionError)
+    assert MUCH[outcome.bytes :] == outcome.unsent
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("resets", marks=cell(
+            "the peer resets", "Splice", "initial",
+            sees="that of the source: `initial` is delivered, then `Reason.SOURCE_ERROR`",
+            counted="all of `initial`",
+        )),
+        pytest.param("closes", marks=cell(
+            "the peer closes", "Splice", "initial",
+            sees="that of the source: `initial` is delivered, then `Reason.EOF`",
+            counted="all of `initial`",
+        )),
+    ],
+)  # fmt: skip
+def test_a_source_that_goes_amid_initial(how: str, harness: Harness, bystander: Bystander) -> None:
+    source, sender = harness.pair()
+    drain, receiver = harness.pair(small_buffers=True)
+    splice = Splice(source, drain, initial=MUCH)
+    harness.until(lambda: splice.bytes > 0, "a first byte")
+    sender.reset() if how == "resets" else sender.close()
+    bystander.served()
+    assert receiver.read(len(MUCH)) == MUCH
+    outcome = splice.wait(DEADLINE)
+    assert outcome.reason is (Reason.SOURCE_ERROR if how == "resets" else Reason.EOF)
+    assert (outcome.bytes, outcome.unsent) == (len(MUCH), b"")
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param("initial", marks=cell(
+            "the peer stops reading for ever", "Splice", "initial",
+            sees="`Reason.IDLE` after `idle_timeout`", counted=REMAINDER,
+        )),
+        pytest.param("moving", marks=cell(
+            "the peer stops reading for ever", "Splice", "moving",
+            sees="`Reason.IDLE` after `idle_timeout`; both sockets can be used",
+            counted="what the drain took, which its peer can still read; behind that come "
+            "`Outcome.unsent`, and what is still at the source",
+        )),
+    ],
+)  # fmt: skip
+def test_a_drain_full_for_ever_is_idle(phase: str, harness: Harness, bystander: Bystander) -> None:
+    source, sender = harness.pair(small_buffers=True)
+    drain, receiver = harness.pair(small_buffers=True)
+    ahead = MUCH if phase == "initial" else b""
+    splice = Splice(source, drain, initial=ahead, idle_timeout=SOON)
+    writer = None if ahead else harness.in_background(_write_until_reset, sender)
+    harness.until(lambda: splice.bytes > 0, "bytes nobody reads")
+    bystander.served()
+    outcome = splice.wait(DEADLINE)
+    assert outcome.reason is Reason.IDLE
+    next_at_source = outcome.bytes + len(outcome.unsent)
+    assert MUCH[outcome.bytes : next_at_source] == outcome.unsent
+    assert receiver.read(outcome.bytes) == MUCH[: outcome.bytes]
+    if ahead:
+        assert next_at_source == len(MUCH)
+    if writer is not None:
+        assert harness.waiting(source, 1) == MUCH[next_at_source : next_at_source + 1]
+        source.close()  # with bytes unread: its peer is reset
+        writer.join()
+
+
+def _write_until_reset(sender: Peer) -> None:
+    with contextlib.suppress(OSError):
+        sender.write(MUCH)

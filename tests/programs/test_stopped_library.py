@@ -1,0 +1,72 @@
+"""A program that uses the library is stopped past its idle timeouts, and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from faults.bystanders import PIECE
+from faults.cells import cell
+from programs.processes import PATIENCE, Program, receive
+
+pytestmark = pytest.mark.slow
+
+#: Joins the first two who connect by a splice, the next two by a relay, the last by aio's.
+PROGRAM = """
+import asyncio, socket
+from freebsd_splice import Relay, Splice, aio
+
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print("port", listener.getsockname()[1], flush=True)
+        sockets = [listener.accept()[0] for _ in range(6)]
+    for each in sockets:
+        each.setblocking(False)
+    splice = Splice(*sockets[:2], idle_timeout=1)
+    relay = Relay(*sockets[2:4], idle_timeout=1)
+    pair = await aio.relay(*sockets[4:], idle_timeout=1)
+    print(splice.wait(20), relay.wait(20), pair, sep="\\n", flush=True)
+    for each in sockets:
+        each.close()
+
+asyncio.run(main())
+"""
+
+GOES_ON = "bytes that came while it was stopped count as traffic: `idle_timeout` ends nothing"
+
+
+@cell("SIGSTOP and SIGCONT", "Splice", "moving", sees=GOES_ON, counted="all")
+@cell("SIGSTOP and SIGCONT", "Relay", "moving", sees=GOES_ON, counted="all")
+@cell("SIGSTOP and SIGCONT", "aio", "moving", sees=GOES_ON, counted="all")
+@cell("suspend", "Splice", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
+@cell("suspend", "Relay", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
+@cell("suspend", "aio", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
+def test_what_came_while_it_was_stopped_is_traffic(program: Callable[..., Program]) -> None:
+    running = program("-c", PROGRAM)
+    address = ("127.0.0.1", int(running.expect(r"port (\d+)")[0][1]))
+    with ExitStack() as connected:
+        ends = [
+            connected.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(6)
+        ]
+        pairs = list(zip(ends[::2], ends[1::2], strict=True))
+        for sender, receiver in pairs:
+            sender.sendall(PIECE)
+            assert receive(receiver, len(PIECE)) == PIECE
+        running.signal(signal.SIGSTOP)
+        for sender, _ in pairs:
+            sender.sendall(PIECE)
+        threading.Event().wait(1.5)  # more than the idle timeout
+        os.kill(running.pid, signal.SIGCONT)
+        for sender, receiver in pairs:
+            assert receive(receiver, len(PIECE)) == PIECE
+            sender.shutdown(socket.SHUT_WR)
+        for _, receiver in pairs:
+            receiver.shutdown(socket.SHUT_WR)
+        assert running.end() == 0
+    assert len(running.find(f"{2 * len(PIECE)} bytes, eof|{2 * len(PIECE)} bytes .*eof")) == 3
