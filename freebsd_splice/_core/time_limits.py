@@ -128,8 +128,12 @@ class IdleClock:
     def seconds_to_next_look(self, now: float) -> float:
         """Return how long to wait until the next look."""
         seconds = max(0.0, min(self._step, self._changed + self._idle_timeout - now))
-        self._due = now + seconds
+        self.expect_look(now + seconds)
         return seconds
+
+    def expect_look(self, due: float) -> None:
+        """Note when the next look is to be, for who has times of its own for it."""
+        self._due = due
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

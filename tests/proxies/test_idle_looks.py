@@ -88,3 +88,28 @@ def test_traffic_counts_from_when_it_is_seen() -> None:
     while relay.ended is None:
         loop.look()
     assert relay.ended >= 1_250.0
+
+
+def test_a_relay_without_any_traffic_ends_in_time() -> None:
+    loop = Loop()
+    looks, relay = made(loop), Relay(loop)
+    looks.begin(relay)
+    while relay.ended is None:
+        loop.look()
+    assert relay.ended == 1_000.0
+
+
+def test_a_look_that_comes_late_ends_nothing_yet() -> None:
+    """A process that was stopped: bytes may wait that nobody could move."""
+    loop = Loop()
+    looks, relay = made(loop), Relay(loop)
+    looks.begin(relay)
+    loop.planned = 5_000.0, loop.planned[1]
+    loop.look()
+    assert relay.ended is None
+    relay.moved = 1
+    loop.look()
+    assert relay.ended is None
+    while relay.ended is None:
+        loop.look()
+    assert relay.ended >= 6_100.0
