@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from freebsd_splice._platform.interface import Readiness
 
 from .kqueue import Kqueue
+from .network import Network
 from .pipes import Pipes
 from .platform import ModelLoop, ModelMailbox, ModelPlatform
 from .poller import ModelPoller
@@ -40,8 +41,9 @@ class Rule(NamedTuple):
     happen: Callable[[], object]
 
 
-class World:
+class World(Network):
     def __init__(self, version: str = "15.1") -> None:
+        super().__init__()
         self.version = version
         self.splices_exist = version != USERSPACE
         self.kernel = version if self.splices_exist else "15.1"  # what the rest of it is like
@@ -63,8 +65,6 @@ class World:
         #: Whether a close with bytes unread sends a reset, as Linux does.
         self.resets_unread = False
         self.pipes = Pipes()
-        #: When bytes went into a drain, or its peer acknowledged some.
-        self.moved_at: list[float] = []
         self.sleepers: list[ModelPoller] = []
         self.mailboxes: list[ModelMailbox] = []
         self.loops: list[ModelLoop] = []
@@ -156,11 +156,6 @@ class World:
                 self.would_block.append(endpoint)
             raise
 
-    def moves(self) -> None:
-        """Note that bytes move now."""
-        if not self.moved_at or self.moved_at[-1] != self.time:
-            self.moved_at.append(self.time)
-
     def changes(self, descriptor: int) -> int:
         """Return how often the socket has become readable or writable."""
         endpoint = self._descriptors.get(descriptor)
@@ -240,61 +235,6 @@ class World:
     def unspliced_by_somebody(self, near: ModelSocket) -> None:
         if near.endpoint.splice is not None:
             self.so_splice.end_splice(near.endpoint)
-
-    # The network
-
-    def deliver(self, half: Half, count: int | None = None) -> bool:
-        receiver = half.receiver
-        if not half.unsent or half.reset:
-            return False
-        if receiver.closed or receiver.dead:
-            half.unsent.clear()
-            receiver.outgoing.reset = True  # the receiver has gone
-            return True
-        size = min(
-            len(half.unsent) if count is None else count,
-            receiver.receive_buffer - len(receiver.received),
-        )
-        if size <= 0:
-            return False
-        if not receiver.cannot_receive:
-            receiver.received += half.unsent[:size]
-        del half.unsent[:size]
-        half.unacked += size
-        self.so_splice.source_woken(receiver)
-        return True
-
-    def deliver_fin(self, half: Half) -> bool:
-        if not half.fin or half.fin_delivered or half.unsent or half.reset:
-            return False
-        half.fin_delivered = True
-        if not half.receiver.dead:
-            half.receiver.cannot_receive = True
-            self.so_splice.source_woken(half.receiver)
-        return True
-
-    def ack(self, half: Half) -> bool:
-        if not half.unacked:
-            return False
-        half.unacked = 0
-        if half.is_the_programs:
-            self.moves()
-        self.so_splice.drain_woken(half.sender)
-        return True
-
-    def deliver_reset(self, half: Half) -> bool:
-        if not half.reset:
-            return False
-        half.reset = False
-        half.unsent.clear()
-        receiver = half.receiver
-        if receiver.dead or receiver.closed:
-            return True
-        receiver.was_reset = True
-        receiver.die(errno.ECONNRESET)
-        self.so_splice.source_woken(receiver)
-        self.so_splice.drain_woken(receiver)
-        return True
 
     # The kernel's worker
 

@@ -41,8 +41,8 @@ class Network:
         self._netem: list[tuple[str, str]] = []
         try:
             for name in self._names.values():
-                _run("ip", "netns", "add", name)
-                _run("ip", "-n", name, "link", "set", "lo", "up")
+                _run(f"ip netns add {name}")
+                _run(f"ip -n {name} link set lo up")
             self._connect()
         except BaseException:
             self.close()
@@ -55,33 +55,22 @@ class Network:
                 name, device = self._names[machine], f"net{number}"
                 outer = f"{machine}{number}"
                 _run(
-                    "ip",
-                    "link",
-                    "add",
-                    device,
-                    "netns",
-                    name,
-                    "type",
-                    "veth",
-                    "peer",
-                    outer,
-                    "netns",
-                    middle,
+                    f"ip link add {device} netns {name} type veth peer name {outer} netns {middle}"
                 )
                 # One segment at a time: who loses a packet loses no more than that.
-                _run("ip", "-n", name, "link", "set", device, "gso_max_segs", "1")
-                _run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
-                _run("ip", "-n", name, "link", "set", device, "up")
-                _run("ip", "-n", middle, "link", "set", outer, "up")
+                _run(f"ip -n {name} link set {device} gso_max_segs 1")
+                _run(f"ip -n {name} address add {address}/24 dev {device}")
+                _run(f"ip -n {name} link set {device} up")
+                _run(f"ip -n {middle} link set {outer} up")
                 devices.append(outer)
         if self._has_netem():
             for number in range(len(LINKS)):
                 bridge = f"bridge{number}"
-                _run("ip", "-n", middle, "link", "add", bridge, "type", "bridge")
+                _run(f"ip -n {middle} link add {bridge} type bridge")
                 for outer in devices[2 * number : 2 * number + 2]:
-                    _run("ip", "-n", middle, "link", "set", outer, "master", bridge)
-                    _run("tc", "-n", middle, "qdisc", "add", "dev", outer, "root", *NETEM.split())
-                _run("ip", "-n", middle, "link", "set", bridge, "up")
+                    _run(f"ip -n {middle} link set {outer} master {bridge}")
+                    _run(f"tc -n {middle} qdisc add dev {outer} root {NETEM}")
+                _run(f"ip -n {middle} link set {bridge} up")
             return
         with self.within("weather"):
             self._weather = subprocess.Popen(
@@ -94,8 +83,8 @@ class Network:
 
     def _has_netem(self) -> bool:
         """Return whether the kernel has sch_netem."""
-        tried = ["tc", "-n", self._names["weather"], "qdisc", "add", "dev", "lo", "root"]
-        return subprocess.run([*tried, *NETEM.split()], capture_output=True).returncode == 0
+        tried = f"tc -n {self._names['weather']} qdisc add dev lo root {NETEM}"
+        return subprocess.run(tried.split(), capture_output=True).returncode == 0
 
     @contextmanager
     def within(self, machine: str) -> Iterator[None]:
@@ -114,7 +103,7 @@ class Network:
     def losses(self) -> int:
         """End the weather, and return how many packets it has lost; the other kinds must occur."""
         if self._weather is None:
-            shown = _run("tc", "-n", self._names["weather"], "-s", "qdisc", "show")
+            shown = _run(f"tc -n {self._names['weather']} -s qdisc show")
             return sum(map(int, re.findall(r"netem .*?dropped (\d+)", shown, re.S)))
         self._weather.terminate()
         said, _ = self._weather.communicate(timeout=PATIENCE)
@@ -147,7 +136,7 @@ def _set_namespace(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def _run(*command: str) -> str:
-    ran = subprocess.run(command, capture_output=True, text=True)
+def _run(command: str) -> str:
+    ran = subprocess.run(command.split(), capture_output=True, text=True)
     assert ran.returncode == 0, (command, ran.stderr)
     return ran.stdout

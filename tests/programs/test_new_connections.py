@@ -27,7 +27,8 @@ from freebsd_splice._userspace.workers import LocalWorker
 from model.harness import ModelHarness
 from model.kqueue import Kqueue, ModelPollSet
 from model.local_worker import LoopsWorker
-from model.platform import Calls, ModelPlatform, ModelPoller
+from model.platform import Calls, ModelPlatform
+from model.poller import ModelPoller
 from support.platforms import RecordingPlatform, runtime
 
 #: System calls of FreeBSD that each of these makes, by reading ``_system`` and ``_kernel_calls``.

@@ -107,7 +107,7 @@ def _check_routes(data: bytes) -> None:
         document = toml_parser().loads(data.decode())
     except (ValueError, RecursionError):
         return
-    mistakes: list[str] = []
+    mistakes: tuple[str, ...] = ()
     try:
         routes = Routes(document)
     except ValueError as error:
