@@ -24,6 +24,7 @@ from programs.processes import (
     Server,
     exchange,
     receive,
+    until,
 )
 from support.slowness import SLOWNESS
 
