@@ -167,6 +167,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Do what ``asyncio.run`` does, on such a loop."""
     if sys.platform == "win32":
         return asyncio.run(main)  # select(2) has no descriptor, and serves no subprocess
+    if sys.platform == "darwin":
+        # XNU counts how deep kqueues are nested, and never counts down: one that has watched
+        # another can't be watched by it later (EINVAL), as a reload or a second proxy demands.
+        return asyncio.run(main)
     if sys.version_info >= (3, 11):
         with asyncio.Runner(loop_factory=ProxyLoop) as runner:
             return runner.run(main)

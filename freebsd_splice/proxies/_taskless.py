@@ -206,11 +206,15 @@ class Taskless:
     def _give_up(self, connection: Connection, error: OSError | None) -> None:
         """Close a client that was joined to no target."""
         connection.client.close()
-        if error is not None:
-            client = self._client_of(connection)
-            client.observer.refused(client, error)
-            report_failure(client, error)
-        self._forget(connection)
+        try:
+            if error is not None:
+                client = self._client_of(connection)
+                client.observer.refused(client, error)
+                report_failure(client, error)
+        except Exception:
+            logger.exception("the failure of a connection cannot be reported")
+        finally:  # a signal handler can raise at any step
+            self._forget(connection)
 
     def _ended(self, connection: Connection) -> None:
         """Report a connection that is over."""

@@ -29,6 +29,7 @@ from freebsd_splice.proxies import (
 from freebsd_splice.proxies._connecting import peer_of
 from freebsd_splice.proxies._event_loop import ProxyLoop, run
 from freebsd_splice.proxies._limits import Occupancy
+from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
 from programs.processes import PATIENCE, Server, reset
 from programs.test_server import ask, running, watch_joining
 
@@ -157,6 +158,58 @@ def test_a_client_that_leaves_meanwhile_is_let_go(
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert f": client closed the connection while connecting to {target}\n" in caplog.text
     assert tasks == []
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_failure_that_cannot_be_reported_is_counted(
+    when: str,
+    echo_server: Server,
+    silent: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As often as the client was: with a logger's filter that raises, for instance."""
+    monkeypatch.setattr(_direct, "LOOK_EVERY", 0.01)
+    echo, unanswered = Address(*echo_server.address), Address(*silent.getsockname())
+    failures: list[Exception] = [OSError(errno.ENOSPC, "no room")]
+    begin = LoopRelays.begin
+
+    def fail_once(self: LoopRelays, *given: Any) -> LoopRelay:
+        if when == "at once" and failures:
+            raise failures.pop()
+        return begin(self, *given)
+
+    def cannot(*given: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(LoopRelays, "begin", fail_once)
+    monkeypatch.setattr(_taskless, "report_failure", cannot)
+
+    async def main() -> None:
+        targets = echo if when == "at once" else [unanswered, echo]
+        server = forwarder(targets, connect_timeout=1000, limits=Limits(per_client=1))
+        async with running(server) as address:
+            loop = asyncio.get_running_loop()
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+                if when == "at once":
+                    assert await asyncio.wait_for(loop.sock_recv(sock, 1), PATIENCE) == b""
+                else:
+                    while not server._count_live():
+                        await asyncio.sleep(0.01)
+                    reset(sock)
+            while server._count_live():
+                await asyncio.sleep(0.01)
+            assert await ask(address, b"hello") == b"hello"  # the place is free again
+            while server._count_live():
+                await asyncio.sleep(0.01)
+            assert server._occupancy._live == {}
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    [failed] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert failed.exc_info is not None
+    assert failed.exc_info[0] is ZeroDivisionError
 
 
 def test_a_stop_ends_those_that_wait_for_their_target(

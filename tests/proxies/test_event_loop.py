@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from conformance.harness import DEADLINE, Harness
 from freebsd_splice._platform.interface import Readiness
 from freebsd_splice._runtime import current
 from freebsd_splice._userspace.workers import LocalWorker
+from freebsd_splice.proxies import _event_loop
 from freebsd_splice.proxies._event_loop import LoopWorker, ProxyLoop, run
 from support.platforms import RecordingPlatform, runtime
 
@@ -137,3 +140,17 @@ def test_a_worker_that_steps_back_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
 
     with runtime(RecordingPlatform()):
         run(main())
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_where_pollers_cannot_change_places_it_is_a_plain_loop(
+    system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XNU's kqueues can't: ``LoopWorker`` has them do so at a reload, and with a second proxy."""
+    here = SimpleNamespace(platform=system, version_info=sys.version_info)
+    monkeypatch.setattr(_event_loop, "sys", here)
+
+    async def main() -> bool:
+        return isinstance(asyncio.get_running_loop(), ProxyLoop)
+
+    assert not run(main())
