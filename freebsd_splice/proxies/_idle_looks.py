@@ -24,7 +24,7 @@ class Idling(Protocol):
 class IdleLooks:
     """Ends each relay that has had no traffic for ``idle_timeout`` seconds, and none too early.
 
-    Each is looked at every tenth of that time. So an end is late by a fifth at most; by a little more
+    Each is looked at every tenth of that time. So an end is late by a fifth at most; or later,
     where the looks themselves are late.
     """
 

@@ -16,7 +16,8 @@ from conformance.harness import DEADLINE
 from freebsd_splice import Reason, Relay, Splice
 from model.harness import ModelHarness
 from model.kqueue import Kqueue
-from model.platform import Calls, ModelPlatform, ModelPoller
+from model.platform import Calls, ModelPlatform
+from model.poller import ModelPoller
 from support.platforms import runtime
 
 from .cells import cell

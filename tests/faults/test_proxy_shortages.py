@@ -46,6 +46,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="which call can lack what is by Linux's manual pages"
 )
 
+
 def of_all_proxies(shortage: Shortage, sees: str) -> Any:
     marks = cell(shortage.name, "processes", "any", sees=sees, others=True)
     return pytest.param(shortage, id=shortage.name, marks=marks)
@@ -139,10 +140,13 @@ async def serve_three_clients(on: Stage, *, direct: bool) -> None:
     assert not missing or any(reason in each.getMessage() for each in on.records)
 
 
-async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Future[None]) -> bytes | None:
+async def answered(
+    asking: Coroutine[object, object, bytes], running: asyncio.Future[None]
+) -> bytes | None:
     """Return the answer; None where the server has ended before."""
     task = asyncio.ensure_future(asking)
-    await asyncio.wait([running, task], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [running, task]
+    await asyncio.wait(both, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         assert task.done(), "the client has got neither an answer nor an end"
         return task.result()
