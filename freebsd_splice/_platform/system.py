@@ -263,6 +263,7 @@ class _SystemPipe(_Closable):
             raise
 
     def _make_ready(self) -> None:
+        assert sys.platform == "linux"
         import fcntl
 
         os.set_blocking(self.exit, False)

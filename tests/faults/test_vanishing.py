@@ -36,6 +36,7 @@ def pair(
     harness: Harness, networks: tuple[Network, Network]
 ) -> tuple[socket.socket, socket.socket]:
     """A connection between the two: our end, which looks after its peer, and the peer's."""
+    assert sys.platform == "linux"
     ours, theirs = networks
     listener = harness.keep(theirs.run(lambda: socket.create_server((theirs.address, 0))))
     near = harness.keep(ours.run(lambda: socket.create_connection(listener.getsockname())))
