@@ -256,26 +256,25 @@ class _SystemPipe(_Closable):
         self.exit, self.entrance = os.pipe()
         self.size = 1 << 16
         try:
-            if sys.platform == "linux":
-                self._make_ready()
+            self._make_ready()
         except BaseException:
             self.close()
             raise
 
     def _make_ready(self) -> None:
-        assert sys.platform == "linux"
-        import fcntl
+        if sys.platform == "linux":
+            import fcntl
 
-        os.set_blocking(self.exit, False)
-        os.set_blocking(self.entrance, False)
-        # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
-        set_size, get_size = (
-            getattr(fcntl, "F_SETPIPE_SZ", 1031),
-            getattr(fcntl, "F_GETPIPE_SZ", 1032),
-        )
-        with suppress(OSError):
-            fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
-        self.size = fcntl.fcntl(self.entrance, get_size)
+            os.set_blocking(self.exit, False)
+            os.set_blocking(self.entrance, False)
+            # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
+            set_size, get_size = (
+                getattr(fcntl, "F_SETPIPE_SZ", 1031),
+                getattr(fcntl, "F_GETPIPE_SZ", 1032),
+            )
+            with suppress(OSError):
+                fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
+            self.size = fcntl.fcntl(self.entrance, get_size)
 
     def close(self) -> None:
         os.close(self.exit)

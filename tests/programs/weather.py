@@ -62,8 +62,7 @@ def main(*devices: str) -> None:
 
 
 def _open(device: str) -> socket.socket:
-    assert sys.platform == "linux"
-    end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+    end = socket.socket(_AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
     end.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     end.bind((device, _ETH_P_ALL))
