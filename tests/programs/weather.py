@@ -21,7 +21,7 @@ LOST, DOUBLED, DELAYED = 0.003, 0.003, 0.02
 DELAY = 0.004
 
 #: linux/socket.h, linux/if_packet.h, linux/if_ether.h: no other system has such sockets. With the
-#: virtio header the sums that the kernel has left to the device are passed on as "still to be made".
+#: virtio header the sums that the kernel leaves to the device are passed on as "still to be made".
 _AF_PACKET, _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_OUTGOING, _ETH_P_ALL = 17, 263, 15, 4, 3
 _BUFFER = 1 << 23
 _MOST_BYTES = 1 << 17
