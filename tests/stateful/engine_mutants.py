@@ -213,7 +213,7 @@ def leaving_sockets_non_blocking() -> Patches:
 @mutant(ENGINE)
 def failing_without_a_pipe() -> Patches:
     """F31: pipes are limited."""
-    return [(movers, "_SHORTAGES", frozenset())]
+    return [(movers, "SHORTAGES", frozenset())]
 
 
 @mutant(ENGINE)
