@@ -27,7 +27,11 @@ OVERVIEW = "overview"
 
 #: How the relays that are held grow in number: what is drawn over it, and of whom.
 GROWTH = "growth"
-GROWING = ("memory", "CPU", "CPU, half of them moving")
+GROWING = {
+    "memory": "memory",
+    "CPU": "CPU while all are idle",
+    "CPU, half of them moving": "CPU while half of them move",
+}
 COMPARED = ("ours", "haproxy", "nginx", "threads", "asyncio")
 BASE = "asyncio"
 
@@ -116,7 +120,7 @@ def growth(report: Report, path: Path) -> bool:
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(1, len(GROWING), figsize=(9, 2.6), layout="constrained")
-    for metric, axes in zip(GROWING, grid, strict=True):
+    for (metric, title), axes in zip(GROWING.items(), grid, strict=True):
         whole = points(ours, metric)[-1][1]
         for name, found in by_name.items():
             scaled = [(x, y / whole if whole else y) for x, y in points(found, metric)]
@@ -127,10 +131,12 @@ def growth(report: Report, path: Path) -> bool:
                 ends = [0.0, scaled[-1][0]]
                 heights = [straight.start + straight.slope * end for end in ends]
                 axes.plot(ends, heights, "--", color=REFERENCE, linewidth=0.8)
-        axes.set_title(f"{metric}, all relays together\n(ours at {ours[-1].relays:.0f} = 1)")
+        axes.set_title(f"{title}\n(ours at {ours[-1].relays:.0f} = 1)", fontsize=8)
         axes.set_xlabel("relays")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=None if whole else 1)
+        if not whole:
+            axes.annotate("less than the clock shows", (0.1, 0.1), xycoords="axes fraction")
         axes.spines[["top", "right"]].set_visible(False)
     if len(by_name) > 1:
         grid[0].legend(frameon=False)

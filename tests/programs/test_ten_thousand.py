@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from freebsd_splice._cli.workers import share_option
-from programs.processes import Program, Proxy, until
+from programs.processes import Program, Proxy
 from support.descriptors import enough_descriptors
 from support.slowness import SLOWNESS
 
@@ -116,13 +116,11 @@ def _nothing_is_done_for_idle_relays(front: Proxy) -> None:
 
 def _the_log_has_each_byte(front: Proxy, sent: float) -> None:
     """Of those that were held; the others had a message of 100 bytes."""
-    pattern = r"(\d+) bytes up, (\d+) bytes down, eof, "
-
-    def held() -> list[tuple[int, int]]:
-        pairs = ((int(each[1]), int(each[2])) for each in front.find(pattern))
-        return [pair for pair in pairs if pair != (100, 100)]
-
-    until(lambda: len(held()) == RELAYS)
-    assert sum(up for up, _ in held()) == sent
-    assert sum(down for _, down in held()) == sent
+    assert front.stop() == 0
+    found = front.find(r"(\d+) bytes up, (\d+) bytes down, eof, ")
+    pairs = [(int(each[1]), int(each[2])) for each in found]
+    held = [pair for pair in pairs if pair != (100, 100)]
+    assert len(held) == RELAYS
+    assert sum(up for up, _ in held) == sent
+    assert sum(down for _, down in held) == sent
     assert not front.find("accepting pauses|WARNING|ERROR|Traceback")
