@@ -1,8 +1,8 @@
 """Bytes that reach every branch of a parser, by atheris, which follows the coverage.
 
 Each parser has a small corpus, ``corpus/NAME.txt``, with a line of hexadecimal digits for each
-input; the fuzzer begins with these. ``python -m proxies.fuzzing NAME SECONDS`` (in tests/) fuzzes,
-and writes the fewest inputs that reach all that was reached into that file.
+input; the fuzzer begins with these. A line is added for an input that has found a fault, or that
+reaches what no other reaches.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -93,31 +92,24 @@ def fetch(directory: Path) -> None:
 
 
 def fuzz(name: str, directory: Path, *, seconds: float) -> None:
-    """Fuzz a parser for so long, with atheris from where ``fetch`` has put it.
-
-    What the fuzzer has found is in ``NAME/corpus`` there afterwards.
-    """
-    own, corpus = directory / name, directory / name / "corpus"
+    """Fuzz a parser for so long, with atheris from where ``fetch`` has put it."""
+    parser, own = PARSERS[name], directory / name
+    program, corpus = own / "fuzzer.py", own / "corpus"
     corpus.mkdir(parents=True)
     _write(inputs(name), corpus)
-    fuzzed = _fuzzer(name, directory, f"-max_total_time={int(seconds)}", str(corpus))
-    assert fuzzed.returncode == 0, fuzzed.stdout
-    assert "Done" in fuzzed.stdout, (own, fuzzed.stdout)
-
-
-def _fuzzer(name: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    parser, own = PARSERS[name], directory / name
     include = [f"freebsd_splice.{branch}" for branch in parser.branches]
-    program = own / "fuzzer.py"
     program.write_text(
         _FUZZER.format(include=include, module=parser.module, function=parser.function)
     )
     paths = (directory / "site", *Path(__file__).resolve().parents[1:3])
-    return _run(
-        *(str(program), f"-max_len={parser.longest}", *options),
+    fuzzed = _run(
+        *(str(program), f"-max_total_time={int(seconds)}", f"-max_len={parser.longest}"),
+        str(corpus),
         cwd=own,  # where it leaves the bytes that fail
         environment={"PYTHONPATH": os.pathsep.join(map(str, paths))},
     )
+    assert fuzzed.returncode == 0, fuzzed.stdout
+    assert "Done" in fuzzed.stdout, fuzzed.stdout
 
 
 def _write(found: Iterable[bytes], directory: Path) -> None:
@@ -137,22 +129,3 @@ def _run(
         text=True,
         errors="replace",
     )
-
-
-def _main(name: str, seconds: str) -> None:
-    with tempfile.TemporaryDirectory() as made:
-        directory = Path(made)
-        fetch(directory)
-        fuzz(name, directory, seconds=float(seconds))
-        fewest = directory / name / "fewest"
-        fewest.mkdir()
-        merged = _fuzzer(name, directory, "-merge=1", str(fewest), str(fewest.with_name("corpus")))
-        assert merged.returncode == 0, merged.stdout
-        found = sorted(
-            (path.read_bytes() for path in fewest.iterdir()), key=lambda data: (len(data), data)
-        )
-        (CORPUS / f"{name}.txt").write_text("".join(f"{data.hex()}\n" for data in found))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
