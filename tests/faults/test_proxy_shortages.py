@@ -46,6 +46,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="which call can lack what is by Linux's manual pages"
 )
 
+
 def of_all_proxies(shortage: Shortage, sees: str) -> Any:
     marks = cell(shortage.name, "processes", "any", sees=sees, others=True)
     return pytest.param(shortage, id=shortage.name, marks=marks)
@@ -139,10 +140,21 @@ async def serve_three_clients(on: Stage, *, direct: bool) -> None:
     assert not missing or any(reason in each.getMessage() for each in on.records)
 
 
-async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Future[None]) -> bytes | None:
+async def end_the_rest() -> None:
+    """Do what ``asyncio.run`` does at its end."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+async def answered(
+    asking: Coroutine[object, object, bytes], running: asyncio.Future[None]
+) -> bytes | None:
     """Return the answer; None where the server has ended before."""
     task = asyncio.ensure_future(asking)
-    await asyncio.wait([running, task], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [running, task]
+    await asyncio.wait(both, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         assert task.done(), "the client has got neither an answer nor an end"
         return task.result()
@@ -168,13 +180,15 @@ async def answered(asking: Coroutine[object, object, bytes], running: asyncio.Fu
 def test_a_shortage_at_each_call_costs_one_client_at_most(
     direct: bool, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    injection = Injection(shortage)
+    injection = Injection(shortage, depth=3)
     injection.install(monkeypatch)
 
     def once(injecting: AbstractContextManager[object]) -> None:
-        with stage(injection, injecting, UserspacePlatform()) as on:
-            run = _event_loop.run if direct else asyncio.run  # that of the programs, and any
-            run(serve_three_clients(on, direct=direct))
+        # The programs' loop, or any. It is there before, and its own descriptors with it.
+        loop = _event_loop.ProxyLoop() if direct else asyncio.new_event_loop()
+        with contextlib.closing(loop), stage(injection, injecting, UserspacePlatform()) as on:
+            loop.run_until_complete(serve_three_clients(on, direct=direct))
+            loop.run_until_complete(end_the_rest())
 
     assert injection.play_each(once)
 

@@ -180,22 +180,21 @@ def an_aio_transfer(on: Stage) -> None:
     sending, reading = Sending(on, sender), Reading(on, receiver)
 
     async def main() -> bytes:
-        left, right = await streams(source, drain)
+        for each in (source, drain):
+            each.setblocking(False)
         unsent = AHEAD
         try:
-            transfer = aio.transfer(left, right, len(AHEAD) + 100_000, initial=AHEAD)
+            transfer = aio.transfer(source, drain, len(AHEAD) + 100_000, initial=AHEAD)
             unsent = (await asyncio.wait_for(transfer, DEADLINE)).unsent
         except aio.IncompleteTransferError as error:
             on.ended_by(error.outcome.reason, error.outcome.error)
             unsent = error.outcome.unsent
         except (OSError, RuntimeError) as error:
             on.check(error)
-        unsent += await asyncio.wait_for(left[0].read(), DEADLINE)
-        await close(left, right)
         return unsent
 
-    rest = asyncio.run(main())
-    source.close()
+    unsent = asyncio.run(main())
+    rest = unsent + rest_of(source)
     drain.close()
     sending.join()
     assert reading.join() + rest == AHEAD + DATA

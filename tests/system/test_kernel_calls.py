@@ -69,6 +69,8 @@ def test_a_kqueue_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(KqueueEndEvents, "module", NoKqueue)
-    with pytest.raises(OSError, match="no kqueue for the ends of splices; raise ulimit -n") as raised:
+    with pytest.raises(
+        OSError, match="no kqueue for the ends of splices; raise ulimit -n"
+    ) as raised:
         SystemKernelCalls().end_events()
     assert raised.value.errno == errno.EMFILE
