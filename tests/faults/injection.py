@@ -1,9 +1,9 @@
 """Shortages of the system, injected where the package calls it: one call fails, once, and no other.
 
-``Injection.recorded`` runs a scenario and notes every call of the package that could fail for want
-of something; ``Injection.fails`` runs it again with one of them failing. A call is told by what is
-called and by the lines of the package that lead to it: the duplicate of a source and that of a
-drain are two.
+``Injection.play_each`` plays a scenario and notes every call of the package that could fail for want
+of something; then it plays it again for each of them, which fails. A call is told by what is called
+and by the lines of the package that lead to it: the duplicate of a source and that of a drain are
+two.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import pytest
 
 import freebsd_splice
 
-#: What asyncio itself doesn't survive, and doesn't tell: a transport that could not be resumed reads
-#: nothing any more, and a loop whose wake-up was lost sleeps on.
+#: What asyncio itself doesn't survive, and doesn't tell: a transport that could not be resumed
+#: reads nothing any more, and a loop whose wake-up was lost sleeps on.
 _OF_ASYNCIO = ("resume_reading", "_write_to_self")
 
 _PACKAGE = str(Path(freebsd_splice.__file__).parent) + os.sep
