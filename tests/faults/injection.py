@@ -1,9 +1,9 @@
 """Shortages of the system, injected where the package calls it: one call fails, once, and no other.
 
-``Injection.play_each`` plays a scenario and notes every call of the package that could fail for want
-of something; then it plays it again for each of them, which fails. A call is told by what is called
-and by the lines of the package that lead to it: the duplicate of a source and that of a drain are
-two.
+``Injection.play_each`` plays a scenario and notes every call of the package that could fail for
+want of something; then it plays it again for each of them, which fails. A call is told by what is
+called and by the lines of the package that lead to it: the duplicate of a source and that of a
+drain are two.
 """
 
 from __future__ import annotations
