@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from conformance.harness import DEADLINE
+from faults.cells import cell
 from freebsd_splice.proxies import (
     Address,
     Client,
@@ -29,7 +30,6 @@ from freebsd_splice.proxies import (
 )
 from support.platforms import UserspacePlatform
 
-from .cells import cell
 from .injection import (
     NO_BUFFER,
     NO_DESCRIPTOR,

@@ -20,13 +20,13 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE
+from faults.cells import cell
 from freebsd_splice import Reason, Relay, RelayOutcome, Splice, aio
 from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._platform.pollers import kinds
 from freebsd_splice._thin import emulation
 from support.platforms import RecordingPlatform, UserspacePlatform
 
-from .cells import cell
 from .injection import NO_BUFFER, NO_DESCRIPTOR, NO_FILE, NO_MEMORY, NO_THREAD, Injection, Shortage
 from .stage import AHEAD, DATA, Reading, Sending, Stage, rest_of, stage
 
