@@ -114,7 +114,8 @@ class Splice(Operation[Outcome]):
         idle_timeout: end after this many seconds in which not one byte moved, neither into the
             drain nor out of its send buffer to a slow reader. None: no limit. It means the same
             on every platform, unlike the kernel's own on FreeBSD (F11: that ends a busy splice
-            too). Never early, and late by at most 0.1 s or 25 %, whichever is more.
+            too). Never early, and late by at most 0.1 s or 25 %, whichever is more. After SIGSTOP
+            and SIGCONT, what has arrived meanwhile is moved first, and counts.
         timeout: end this many seconds after the start, with the same tolerance. None: no limit.
         initial: bytes that the caller has read from the source already; they go to the drain first.
         fallback: whether userspace may serve a pair that the kernel can't: it has no SO_SPLICE, a

@@ -127,12 +127,20 @@ def read_notes() -> list[Note]:
 
 
 def write_notes(old: list[Note], new: list[Note], rows: Iterable[Row]) -> None:
-    """Keep what other runs have found of the tests that there still are."""
+    """Keep what other runs have found of the tests that there still are.
+
+    A test that is skipped here (who isn't root has no network of his own) was played elsewhere.
+    """
     there = {(row.test, row.cell.fault, row.cell.layer, row.cell.phase) for row in rows}
     replayed = {(note.system, note.test) for note in new}
-    kept = [note for note in old if (note.system, note.test) not in replayed and note[1:5] in there]
-    lines = sorted(json.dumps(note) for note in {*kept, *new})
-    NOTES.write_text("".join(f"{line}\n" for line in lines))
+    skipped = {note[:-1] for note in new if note.outcome == "skipped"}
+    kept = {
+        note[:-1]: note
+        for note in old
+        if note[1:5] in there and ((note.system, note.test) not in replayed or note[:-1] in skipped)
+    }
+    notes = {note[:-1]: note for note in new} | kept
+    NOTES.write_text("".join(f"{line}\n" for line in sorted(map(json.dumps, notes.values()))))
 
 
 def tables(rows: list[Row], notes: list[Note]) -> str:

@@ -16,8 +16,8 @@ _LOOK_SHARE = 1 / 5
 _LOOK_SECONDS = 0.05
 
 #: A process that was stopped, or a machine that was suspended, finds the idle time over when it
-#: goes on, with bytes waiting that nobody could move. A look that comes so late decides nothing yet:
-#: the one after it does, so many seconds later.
+#: goes on, with bytes waiting that nobody could move. A look that comes so late decides nothing
+#: yet: the one after it does, so many seconds later.
 _LATE_SECONDS = 0.05
 _GRACE_SECONDS = 1.0
 

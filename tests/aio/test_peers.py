@@ -13,6 +13,7 @@ import pytest
 from faults.bystanders import PIECE
 from faults.cells import cell
 from freebsd_splice import Reason, RelayOutcome, aio
+from support.slowness import SLOWNESS
 
 from .nets import LOOPS, MODELS, Net, Peer, play
 
@@ -22,7 +23,7 @@ every_net = pytest.mark.parametrize("name", LOOPS + MODELS)
 MUCH = random.Random(16).randbytes(400_000)
 UP, DOWN = b"a request", b"an answer to it"
 BROKEN = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
-NEVER, SOON = 1_000.0, 0.3
+NEVER, SOON = 1_000.0, 0.5 * SLOWNESS
 RESETS = "an outcome with a `ConnectionError`, no exception; the other side is reset"
 REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
 

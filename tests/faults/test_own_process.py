@@ -91,14 +91,18 @@ def test_what_a_handler_raises_ends_the_wait_alone(
     try:
         with kind(source, drain) as made:
             with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
-                made.wait(DEADLINE)
+                _wait_until_interrupted(made)
             sender.write(b"still here")
             assert receiver.read(10) == b"still here"
             assert not made.done
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _wait_until_interrupted(made: Any) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    made.wait(DEADLINE)
 
 
 @cell(

@@ -14,6 +14,7 @@ from faults.cells import cell
 from programs.clients import name_of, read_to_eof
 from programs.fronts import COMMANDS, PATIENT, Front
 from programs.processes import PATIENCE, receive, reset
+from support.slowness import SLOWNESS
 
 UP, DOWN = b"a request", b"an answer to it"
 
@@ -99,7 +100,7 @@ def test_a_peer_that_reads_no_more_is_idle(
     command: str, listener: socket.socket, front: StartFront
 ) -> None:
     """The bystander says something in less than that time, again and again."""
-    made = front(command, listener.getsockname(), "--idle-timeout", "0.6")
+    made = front(command, listener.getsockname(), "--idle-timeout", str(SLOWNESS))
     with ExitStack() as busy:
         busy.enter_context(_served_all_the_time(made))
         for phase in ("moving", "half-closed"):

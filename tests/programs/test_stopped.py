@@ -24,7 +24,9 @@ from programs.processes import (
     Server,
     exchange,
     receive,
+    until,
 )
+from support.slowness import SLOWNESS
 
 DATA = os.urandom(2_000_000)
 HERE = Path(__file__).parent
@@ -96,12 +98,12 @@ def test_what_came_while_it_was_stopped_is_traffic(
     echo_server: Server, forwarder: Callable[..., Forwarder], stopped: Callable[[int], None]
 ) -> None:
     """The time limit has passed when it goes on, and so it is due at once."""
-    front = forwarder(echo_server.address, "--idle-timeout", "1")
+    front = forwarder(echo_server.address, "--idle-timeout", str(2 * SLOWNESS))
     with front.connect() as client:
         assert exchange(client, PIECE) == PIECE
         stopped(front.pid)
         client.sendall(PIECE)
-        threading.Event().wait(1.5)  # more than the limit
+        threading.Event().wait(3 * SLOWNESS)  # more than the limit
         os.kill(front.pid, signal.SIGCONT)
         assert receive(client, len(PIECE)) == PIECE
     no_accidents(front)
@@ -227,11 +229,15 @@ def test_a_target_that_stands_still_is_idle(
     stopped: Callable[[int], None],
 ) -> None:
     process, target = stranger
-    made = front("forward", target, "--idle-timeout", "1")
+    made = front("forward", target, "--idle-timeout", str(SLOWNESS))
     stopped(process.pid)
+
+    def is_over() -> bool:
+        made.served()  # less than a second since the last time
+        return bool(made.proxy.find(", idle"))
+
     with made.ask() as client:
         client.sendall(PIECE)
-        while not made.proxy.find(", idle"):
-            made.served()
+        until(is_over)
         assert read_to_eof(client) == b""
     made.proxy.expect(f"{len(PIECE)} bytes up, 0 bytes down, idle")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -14,12 +13,13 @@ import pytest
 from faults.bystanders import PIECE
 from faults.cells import cell
 from programs.processes import PATIENCE, Program, receive
+from support.slowness import SLOWNESS
 
 pytestmark = pytest.mark.slow
 
 #: Joins the first two who connect by a splice, the next two by a relay, the last by aio's.
 PROGRAM = """
-import asyncio, socket
+import asyncio, socket, sys
 from freebsd_splice import Relay, Splice, aio
 
 async def main():
@@ -28,9 +28,10 @@ async def main():
         sockets = [listener.accept()[0] for _ in range(6)]
     for each in sockets:
         each.setblocking(False)
-    splice = Splice(*sockets[:2], idle_timeout=1)
-    relay = Relay(*sockets[2:4], idle_timeout=1)
-    pair = await aio.relay(*sockets[4:], idle_timeout=1)
+    idle = float(sys.argv[1])
+    splice = Splice(*sockets[:2], idle_timeout=idle)
+    relay = Relay(*sockets[2:4], idle_timeout=idle)
+    pair = await aio.relay(*sockets[4:], idle_timeout=idle)
     print(splice.wait(20), relay.wait(20), pair, sep="\\n", flush=True)
     for each in sockets:
         each.close()
@@ -48,7 +49,7 @@ GOES_ON = "bytes that came while it was stopped count as traffic: `idle_timeout`
 @cell("suspend", "Relay", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
 @cell("suspend", "aio", "moving", sees=f"as after SIGSTOP: {GOES_ON}", counted="all")
 def test_what_came_while_it_was_stopped_is_traffic(program: Callable[..., Program]) -> None:
-    running = program("-c", PROGRAM)
+    running = program("-c", PROGRAM, str(2 * SLOWNESS))
     address = ("127.0.0.1", int(running.expect(r"port (\d+)")[0][1]))
     with ExitStack() as connected:
         ends = [
@@ -59,14 +60,14 @@ def test_what_came_while_it_was_stopped_is_traffic(program: Callable[..., Progra
             sender.sendall(PIECE)
             assert receive(receiver, len(PIECE)) == PIECE
         running.signal(signal.SIGSTOP)
-        for sender, _ in pairs:
-            sender.sendall(PIECE)
-        threading.Event().wait(1.5)  # more than the idle timeout
-        os.kill(running.pid, signal.SIGCONT)
         for sender, receiver in pairs:
-            assert receive(receiver, len(PIECE)) == PIECE
+            sender.sendall(PIECE)
             sender.shutdown(socket.SHUT_WR)
-        for _, receiver in pairs:
             receiver.shutdown(socket.SHUT_WR)
+        threading.Event().wait(3 * SLOWNESS)  # more than the idle timeout
+        running.signal(signal.SIGCONT)
+        for _, receiver in pairs:
+            assert receive(receiver, len(PIECE)) == PIECE
+            assert receiver.recv(1) == b""
         assert running.end() == 0
     assert len(running.find(f"{2 * len(PIECE)} bytes, eof|{2 * len(PIECE)} bytes .*eof")) == 3
