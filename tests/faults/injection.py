@@ -1,7 +1,7 @@
 """Shortages of the system, injected where the package calls it: one call fails, once, and no other.
 
-``Injection.recorded`` runs a scenario and notes every call of the package that could fail for want
-of something; ``Injection.fails`` runs it again with one of them failing. A call is told by what is
+``Injection.play_each`` plays a scenario and notes every call of the package that could fail for
+want of something; then it plays it again for each of them, which fails. A call is told by what is
 called and by the lines of the package that lead to it: the duplicate of a source and that of a
 drain are two.
 """
@@ -24,6 +24,10 @@ from typing import Any, NamedTuple
 import pytest
 
 import freebsd_splice
+
+#: What asyncio itself doesn't survive, and doesn't tell: a transport that could not be resumed
+#: reads nothing any more, and a loop whose wake-up was lost sleeps on.
+_OF_ASYNCIO = ("resume_reading", "_write_to_self")
 
 _PACKAGE = str(Path(freebsd_splice.__file__).parent) + os.sep
 _TESTS = str(Path(__file__).parent.parent) + os.sep
@@ -96,8 +100,9 @@ NO_THREAD = Shortage(
 class Injection:
     """The calls of one scenario: records them, or has one of them fail."""
 
-    def __init__(self, shortage: Shortage) -> None:
+    def __init__(self, shortage: Shortage, *, depth: int | None = None) -> None:
         self.shortage = shortage
+        self._depth = depth  # how many lines tell one call from another; None: all
         self._lock = threading.Lock()
         self._seen: dict[Call, None] = {}
         self._fails: Callable[[Call], bool] | None = None
@@ -145,7 +150,7 @@ class Injection:
         path = _path(sys._getframe(2))
         if path is None or any(line.startswith(self.left_out) for line in path):
             return
-        call = Call(name, path)
+        call = Call(name, path[: self._depth])
         with self._lock:
             if self._fails is None:
                 self._seen.setdefault(call)
@@ -286,8 +291,8 @@ def _path(frame: FrameType | None) -> tuple[str, ...] | None:
     lines: list[str] = []
     while frame is not None:
         name = frame.f_code.co_filename
-        if frame.f_code.co_name == "resume_reading":
-            return None  # asyncio's own: a transport whose resuming fails reads nothing any more
+        if frame.f_code.co_name in _OF_ASYNCIO:
+            return None
         if name.startswith(_PACKAGE):
             lines.append(f"{name[len(_PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_name}")
         elif not lines and name.startswith(_TESTS) and name != _HERE:

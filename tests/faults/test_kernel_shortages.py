@@ -13,6 +13,7 @@ import pytest
 
 from conformance.backends import MODELS
 from conformance.harness import DEADLINE
+from faults.cells import cell
 from freebsd_splice import Reason, Relay, Splice
 from model.harness import ModelHarness
 from model.kqueue import Kqueue
@@ -20,7 +21,6 @@ from model.platform import Calls, ModelPlatform
 from model.poller import ModelPoller
 from support.platforms import runtime
 
-from .cells import cell
 from .injection import NO_BUFFER, NO_DESCRIPTOR, NO_MEMORY, NO_THREAD, Injection, Shortage
 
 AHEAD, DATA = b"said before", bytes(range(256)) * 160

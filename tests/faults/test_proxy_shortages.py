@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from conformance.harness import DEADLINE
+from faults.cells import cell
 from freebsd_splice.proxies import (
     Address,
     Client,
@@ -29,7 +30,6 @@ from freebsd_splice.proxies import (
 )
 from support.platforms import UserspacePlatform
 
-from .cells import cell
 from .injection import (
     NO_BUFFER,
     NO_DESCRIPTOR,
@@ -140,6 +140,14 @@ async def serve_three_clients(on: Stage, *, direct: bool) -> None:
     assert not missing or any(reason in each.getMessage() for each in on.records)
 
 
+async def end_the_rest() -> None:
+    """Do what ``asyncio.run`` does at its end."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 async def answered(
     asking: Coroutine[object, object, bytes], running: asyncio.Future[None]
 ) -> bytes | None:
@@ -172,13 +180,15 @@ async def answered(
 def test_a_shortage_at_each_call_costs_one_client_at_most(
     direct: bool, shortage: Shortage, userspace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    injection = Injection(shortage)
+    injection = Injection(shortage, depth=3)
     injection.install(monkeypatch)
 
     def once(injecting: AbstractContextManager[object]) -> None:
-        with stage(injection, injecting, UserspacePlatform()) as on:
-            run = _event_loop.run if direct else asyncio.run  # that of the programs, and any
-            run(serve_three_clients(on, direct=direct))
+        # The programs' loop, or any. It is there before, and its own descriptors with it.
+        loop = _event_loop.ProxyLoop() if direct else asyncio.new_event_loop()
+        with contextlib.closing(loop), stage(injection, injecting, UserspacePlatform()) as on:
+            loop.run_until_complete(serve_three_clients(on, direct=direct))
+            loop.run_until_complete(end_the_rest())
 
     assert injection.play_each(once)
 

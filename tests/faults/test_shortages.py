@@ -20,13 +20,13 @@ import pytest
 
 import freebsd_splice
 from conformance.harness import DEADLINE
+from faults.cells import cell
 from freebsd_splice import Reason, Relay, RelayOutcome, Splice, aio
 from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._platform.pollers import kinds
 from freebsd_splice._thin import emulation
 from support.platforms import RecordingPlatform, UserspacePlatform
 
-from .cells import cell
 from .injection import NO_BUFFER, NO_DESCRIPTOR, NO_FILE, NO_MEMORY, NO_THREAD, Injection, Shortage
 from .stage import AHEAD, DATA, Reading, Sending, Stage, rest_of, stage
 
@@ -180,22 +180,21 @@ def an_aio_transfer(on: Stage) -> None:
     sending, reading = Sending(on, sender), Reading(on, receiver)
 
     async def main() -> bytes:
-        left, right = await streams(source, drain)
+        for each in (source, drain):
+            each.setblocking(False)
         unsent = AHEAD
         try:
-            transfer = aio.transfer(left, right, len(AHEAD) + 100_000, initial=AHEAD)
+            transfer = aio.transfer(source, drain, len(AHEAD) + 100_000, initial=AHEAD)
             unsent = (await asyncio.wait_for(transfer, DEADLINE)).unsent
         except aio.IncompleteTransferError as error:
             on.ended_by(error.outcome.reason, error.outcome.error)
             unsent = error.outcome.unsent
         except (OSError, RuntimeError) as error:
             on.check(error)
-        unsent += await asyncio.wait_for(left[0].read(), DEADLINE)
-        await close(left, right)
         return unsent
 
-    rest = asyncio.run(main())
-    source.close()
+    unsent = asyncio.run(main())
+    rest = unsent + rest_of(source)
     drain.close()
     sending.join()
     assert reading.join() + rest == AHEAD + DATA
