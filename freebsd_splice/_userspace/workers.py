@@ -299,6 +299,7 @@ class LocalWorker(Worker):
     def __init__(self, platform: Platform, mover: str | None) -> None:
         super().__init__(platform, mover, None)
         self.is_at_work = False  # just now, on the loop's thread
+        self.reported = 0  # how many sockets, to be dealt with in this round
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a flow can move, or -1 if there is none."""
@@ -348,6 +349,7 @@ class LocalWorker(Worker):
         self.is_at_work = True
         try:
             for _ in range(_ROUNDS):
+                self.reported = len(reported)
                 self._serve(reported)
                 # When many flows are busy, more have become ready meanwhile, and looking again is
                 # faster than a round of the loop. When few are, the next message comes too late

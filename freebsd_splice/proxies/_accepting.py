@@ -16,6 +16,10 @@ from ._unix_sockets import UnixPeer, peer_user
 #: Clients that are accepted before others have their turn.
 _AT_ONCE = 2
 
+#: Messages that take about as long as a client: among so many, one more is accepted at once. Else
+#: each of the clients that come together would wait for a message of everybody who is there.
+_MESSAGES = 8
+
 #: The errnos of accept that are about one client's connection: another client may be waiting. Linux
 #: passes errors of the network on that are pending on the new socket (accept(2)).
 OF_ONE_CLIENT = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO}
@@ -101,11 +105,12 @@ class Accepting:
         if self._over.done() or self._goes_on or not self._wanted():
             return
         try:
-            for _ in range(_AT_ONCE):
+            share = 0 if self._worker is None else self._worker.reported // _MESSAGES
+            for number in range(1, max(_AT_ONCE, share) + 1):
                 if not self._has_room():
                     return
                 self._give(*self._listener.accept())
-                if not self._must_know():
+                if number >= share and not self._must_know():
                     return  # the poller reports who else waits
             # Behind others. Only accept itself tells that nobody waits any more.
             self._goes_on = True
