@@ -256,13 +256,14 @@ class _SystemPipe(_Closable):
         self.exit, self.entrance = os.pipe()
         self.size = 1 << 16
         try:
-            if sys.platform == "linux":
-                self._make_ready()
+            self._make_ready()
         except BaseException:
             self.close()
             raise
 
     def _make_ready(self) -> None:
+        if sys.platform != "linux":
+            return
         import fcntl
 
         os.set_blocking(self.exit, False)
