@@ -262,19 +262,20 @@ class _SystemPipe(_Closable):
             raise
 
     def _make_ready(self) -> None:
-        if sys.platform == "linux":
-            import fcntl
+        if sys.platform != "linux":
+            return
+        import fcntl
 
-            os.set_blocking(self.exit, False)
-            os.set_blocking(self.entrance, False)
-            # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
-            set_size, get_size = (
-                getattr(fcntl, "F_SETPIPE_SZ", 1031),
-                getattr(fcntl, "F_GETPIPE_SZ", 1032),
-            )
-            with suppress(OSError):
-                fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
-            self.size = fcntl.fcntl(self.entrance, get_size)
+        os.set_blocking(self.exit, False)
+        os.set_blocking(self.entrance, False)
+        # F31: past pipe-user-pages-soft, an unprivileged user's new pipes have two pages.
+        set_size, get_size = (
+            getattr(fcntl, "F_SETPIPE_SZ", 1031),
+            getattr(fcntl, "F_GETPIPE_SZ", 1032),
+        )
+        with suppress(OSError):
+            fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
+        self.size = fcntl.fcntl(self.entrance, get_size)
 
     def close(self) -> None:
         os.close(self.exit)
