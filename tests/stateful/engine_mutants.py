@@ -98,7 +98,6 @@ def holding_bytes_in_the_shared_buffer() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def not_reading_a_quiet_source_until_it_is_empty() -> Patches:
     """An EOF behind the last bytes is not a change of its own."""
     return [(Worker, "quieten", lambda self, endpoint: self._poller.quieten(endpoint))]
@@ -111,7 +110,6 @@ def a_notice_reported_for_ever() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def taking_more_than_the_limit() -> Patches:
     original = CopyMover.fill
 
@@ -122,7 +120,6 @@ def taking_more_than_the_limit() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def losing_initial_bytes_behind_the_limit() -> Patches:
     original = UserspaceFlow._finish
 
@@ -134,7 +131,6 @@ def losing_initial_bytes_behind_the_limit() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def no_guard_at_the_drain() -> Patches:
     """Its death is not looked for while there is nothing to send."""
     original = Worker.expect
@@ -149,7 +145,6 @@ def no_guard_at_the_drain() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def no_look_at_the_drain_at_the_end() -> Patches:
     """F16: a drain that died with the last bytes is reported like any other end."""
     return [(UserspaceFlow, "_drain_failure", lambda self: None)]
@@ -172,14 +167,12 @@ def failed_drains_before_the_turns() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def forgetting_an_error_that_was_told() -> Patches:
     """The system tells it once, and EOF from then on."""
     return [(shared_sockets._Connection, "failed", lambda self, error: None)]
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def an_idle_clock_that_is_not_renewed() -> Patches:
     def has_passed(self: IdleClock, count: object, now: float) -> bool:
         return now >= self._changed + self._idle_timeout
@@ -194,7 +187,6 @@ def no_look_at_the_send_buffer() -> Patches:
 
 
 @mutant(ENGINE)
-@met_by_chance(ENGINE)
 def an_idle_clock_that_is_looked_at_too_rarely() -> Patches:
     """IDLE comes late."""
     return [(time_limits, "_LOOK_SHARE", 4), (IdleClock, "seconds_to_next_look", _rarely)]
