@@ -16,7 +16,7 @@ from typing import Any
 from .._errors import SHORTAGES
 from .backoff import Backoff
 from .interface import Endpoint, Readiness
-from .shortages import in_spite_of_shortages
+from .shortages import in_spite_of_shortages, nothing_while_short
 
 _Call = Callable[[float | None], list[tuple[int, Readiness]]]
 _select: Any = select  # its names differ between systems, and a type checker knows that
@@ -306,7 +306,7 @@ class _RepeatingPoller(BasePoller):
             left_out = self._backoff.left_out()
             timeout = self._backoff.bounded(timeout)
             call = self._call(left_out)
-        return in_spite_of_shortages(partial(call, timeout))
+        return nothing_while_short(partial(call, timeout))
 
     @abstractmethod
     def _call(self, left_out: set[int]) -> _Call: ...

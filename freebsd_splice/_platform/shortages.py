@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from .._errors import SHORTAGES
 
-__all__ = ["in_spite_of_shortages"]
+__all__ = ["in_spite_of_shortages", "nothing_while_short"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 #: Seconds between two attempts. Whoever waits in such a call wants memory for one small thing.
 _PAUSE = 0.01
@@ -29,3 +30,17 @@ def in_spite_of_shortages(call: Callable[[], T]) -> T:
             if error.errno not in SHORTAGES:
                 raise
         time.sleep(_PAUSE)
+
+
+def nothing_while_short(call: Callable[[], list[U]]) -> list[U]:
+    """Return what ``call`` returns; if something is short, an empty list after a pause.
+
+    For waits whose caller has other things to do in time.
+    """
+    try:
+        return call()
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+    time.sleep(_PAUSE)
+    return []

@@ -203,7 +203,7 @@ class SystemPlatform:
         try:
             poller = make_poller("poll" if few and "poll" in kinds() else self._readiness)
         except OSError as error:
-            raise short_of(error, "no descriptors to wait for sockets with") from None
+            raise short_of(error, "nothing to wait for sockets with") from None
         self._opened.add(cast(_Closable, poller))
         return poller
 
@@ -217,7 +217,7 @@ class SystemPlatform:
         try:
             notice = _SystemNotice()
         except OSError as error:
-            raise short_of(error, "no descriptors to report an end with") from None
+            raise short_of(error, "nothing to report an end with") from None
         self._opened.add(notice)
         return notice
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._platform.shortages import in_spite_of_shortages
 from .._userspace.workers import LocalWorker
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ class _Selector(selectors.DefaultSelector):
     def watched_by(self, worker: LocalWorker | None) -> None:
         if self.worker is not None:
             self.worker.unlisten(self._descriptor())
-        self.worker = worker
+        self.worker = None  # who can't watch this one must not be waited in
         if worker is not None:
             worker.listen(self._descriptor(), self._has_something)
+            self.worker = worker
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self.worker is None:
@@ -144,7 +146,7 @@ class LoopWorker:
         was_last = self._workers[-1] is self
         self._workers.remove(self)
         if was_last and self._workers:
-            self._workers[-1]._step_forward()
+            in_spite_of_shortages(self._workers[-1]._step_forward)
 
     def _step_forward(self) -> None:
         # Two pollers can't watch each other.

@@ -208,8 +208,9 @@ class ProxyServer:
 
         Raises:
             ListenError: a listening socket listens no more.
-            OSError: at once: no descriptors for what all connections share (EMFILE, ENFILE).
-            RuntimeError: at once: no threads for it.
+            OSError: at once: no descriptors for all loops' workers (EMFILE, ENFILE). For those
+                of this loop's worker it waits, and says so in the log.
+            RuntimeError: at once: no threads for them.
         """
         loop = asyncio.get_running_loop()
         try:

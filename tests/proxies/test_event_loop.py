@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import selectors
 import socket
 import sys
@@ -154,3 +156,21 @@ def test_where_pollers_cannot_change_places_it_is_a_plain_loop(
         return isinstance(asyncio.get_running_loop(), ProxyLoop)
 
     assert not run(main())
+
+
+def test_a_worker_that_cannot_watch_the_loop_is_not_waited_in(
+    worker: LocalWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop would hear of nothing any more."""
+
+    def short(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    loop = ProxyLoop()
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "listen", short)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
+            loop.serve(worker)
+    assert loop.serve(worker)
+    loop.serve_no_more(worker)
+    loop.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -204,6 +205,19 @@ def test_a_wake_up_ends_a_wait_and_is_used_up(monkeypatch: pytest.MonkeyPatch, k
     while poller.wait(0):
         pass
     assert not Harness().readable(poller._woken)
+    poller.close()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind in ("poll", "select")])
+def test_a_wait_that_lacks_memory_ends(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Whoever waits may have timers: a shortage can last for longer than those."""
+
+    def short(timeout: float | None) -> list[tuple[int, Readiness]]:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    poller = make_poller(kind)
+    monkeypatch.setattr(poller, "_call", lambda left_out: short)
+    assert poller.wait(None) == []
     poller.close()
 
 

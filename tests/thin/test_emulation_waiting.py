@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -284,11 +285,49 @@ def test_what_can_be_watched_at_the_second_try_is_spliced(
     moves(source, client, server)
 
 
+def test_a_socket_that_cannot_be_looked_at_is_not_taken_for_closed(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, client, drain, server = way
+    splice(source, drain)
+    copier = running()
+    (known,) = copier._by_source.values()
+
+    def short(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copier, "_borrow", short)
+        assert copier._is_at(known.source)
+    moves(source, client, server)
+
+
 def test_select_refuses_a_number_it_cannot_take() -> None:
     select = readiness.SelectReadiness()
     with pytest.raises(OSError) as caught:
         select.arm(readiness.SelectReadiness.HIGHEST + 1, True, False)
     assert caught.value.errno == errno.EMFILE
+
+
+def test_who_was_reported_keeps_its_place_in_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the thread's own socket, by which it is woken, could lose its place to a new splice."""
+    monkeypatch.setattr(readiness, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(readiness.SelectReadiness, "MOST", 2)
+    pairs = [socket.socketpair() for _ in range(3)]
+    first, second, third = (near.fileno() for near, _ in pairs)
+    select = readiness.SelectReadiness()
+    for number, (_, far) in zip((first, second), pairs, strict=False):
+        far.send(b"x")
+        select.arm(number, True, False)
+    assert sorted(select.wait()) == sorted((first, second))
+    with pytest.raises(OSError, match="takes no more"):
+        select.arm(third, True, False)
+    select.arm(first, True, False)
+    select.disarm(second)
+    select.arm(third, True, False)
+    for pair in pairs:
+        for end in pair:
+            end.close()
 
 
 # Other systems' ways to know a socket

@@ -230,6 +230,9 @@ class SelectReadiness:
     def __init__(self) -> None:
         self._read: set[int] = set()
         self._write: set[int] = set()
+        #: Those of the last reports that have not been armed since. Their places stay theirs: who
+        #: was reported can always wait again.
+        self._reported: set[int] = set()
         self._backoff = Backoff()
 
     def arm(
@@ -242,7 +245,7 @@ class SelectReadiness:
     ) -> None:
         """Report once."""
         self._remove(descriptor)
-        used = len(self._read | self._write)
+        used = len(self._read | self._write | self._reported)
         if used >= self.MOST if sys.platform == "win32" else descriptor > self.HIGHEST:
             raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}: select(2) takes no more")
         if readable:
@@ -258,8 +261,8 @@ class SelectReadiness:
         self._backoff.forget(descriptor)
 
     def _remove(self, descriptor: int) -> None:
-        self._read.discard(descriptor)
-        self._write.discard(descriptor)
+        for each in (self._read, self._write, self._reported):
+            each.discard(descriptor)
 
     def wait(self) -> list[int]:
         """Wait for reports. A closed descriptor is reported too."""
@@ -272,6 +275,7 @@ class SelectReadiness:
             ready = [number for number in self._read | self._write if self._is_closed(number)]
         for descriptor in ready:
             self._remove(descriptor)
+        self._reported = set(ready)
         return ready
 
     def close(self, in_child: bool = False) -> None:

@@ -255,8 +255,8 @@ class Copier:
         try:
             with self._borrow(self._source, held.number) as asked:
                 return is_same(held.socket, identity(asked))
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno in SHORTAGES  # which say nothing about the socket
 
     def _sweep(self) -> None:
         """Forget the splices whose source is closed, each time their number may have doubled."""
