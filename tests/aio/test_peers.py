@@ -23,7 +23,7 @@ every_net = pytest.mark.parametrize("name", LOOPS + MODELS)
 MUCH = random.Random(16).randbytes(400_000)
 UP, DOWN = b"a request", b"an answer to it"
 BROKEN = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
-NEVER, SOON = 1_000.0, 0.5 * SLOWNESS
+NEVER, SOON = 1_000.0, 1.5 * SLOWNESS
 RESETS = "an outcome with a `ConnectionError`, no exception; the other side is reset"
 REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
 

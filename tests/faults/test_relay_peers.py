@@ -22,7 +22,7 @@ MUCH = random.Random(12).randbytes(1_000_000)
 UP, DOWN = b"a request", b"an answer to it"
 BROKEN = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
 NEVER = 60 * DEADLINE  # of a time limit that is not the subject
-SOON = 0.5 * SLOWNESS  # seconds without a byte; the set-up has to be faster
+SOON = 1.5 * SLOWNESS  # seconds without a byte; the set-up has to be faster
 
 #: Where there are bytes unread, closing is a reset (F27), or becomes one with the next byte.
 RESETS = "`ConnectionResetError` in the outcome, and the other side is reset"

@@ -11,12 +11,13 @@ from conformance.harness import DEADLINE, Harness, Peer
 from faults.bystanders import Bystander
 from faults.cells import cell
 from freebsd_splice import Reason, Splice
+from support.slowness import SLOWNESS
 
 pytestmark = pytest.mark.usefixtures("served")
 
 #: More than any buffers take while nobody reads.
 MUCH = random.Random(13).randbytes(1_000_000)
-SOON = 0.3  # seconds without a byte
+SOON = 1.0 * SLOWNESS  # seconds without a byte
 REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
 
 
@@ -95,8 +96,9 @@ def test_a_drain_full_for_ever_is_idle(phase: str, harness: Harness, bystander: 
     source, sender = harness.pair(small_buffers=True)
     drain, receiver = harness.pair(small_buffers=True)
     ahead = MUCH if phase == "initial" else b""
-    splice = Splice(source, drain, initial=ahead, idle_timeout=SOON)
     writer = None if ahead else harness.in_background(_write_until_reset, sender)
+    harness.until(lambda: bool(ahead) or harness.readable(source), "bytes to move")
+    splice = Splice(source, drain, initial=ahead, idle_timeout=SOON)
     harness.until(lambda: splice.bytes > 0, "bytes nobody reads")
     bystander.served()
     outcome = splice.wait(DEADLINE)

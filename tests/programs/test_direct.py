@@ -33,6 +33,9 @@ from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
 from programs.processes import PATIENCE, Server, reset
 from programs.test_server import ask, running, watch_joining
 
+# Where the kernel is demanded, every client has a task and an ordinary relay.
+pytestmark = pytest.mark.usefixtures("userspace")
+
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Client]:

@@ -21,6 +21,9 @@ from freebsd_splice.proxies.forward import to_targets
 from programs.processes import PATIENCE, Server, reset
 from programs.test_server import ask, running
 
+# Where the kernel is demanded, every client has a task and an ordinary relay.
+pytestmark = pytest.mark.usefixtures("userspace")
+
 WAYS = ["a task", "no task"]
 
 

@@ -100,7 +100,7 @@ def test_a_peer_that_reads_no_more_is_idle(
     command: str, listener: socket.socket, front: StartFront
 ) -> None:
     """The bystander says something in less than that time, again and again."""
-    made = front(command, listener.getsockname(), "--idle-timeout", str(SLOWNESS))
+    made = front(command, listener.getsockname(), "--idle-timeout", str(3 * SLOWNESS))
     with ExitStack() as busy:
         busy.enter_context(_served_all_the_time(made))
         for phase in ("moving", "half-closed"):
@@ -133,9 +133,11 @@ def _served_all_the_time(front: Front) -> Iterator[None]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield
-    over.set()
-    thread.join(PATIENCE)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(PATIENCE)
     assert not failures
 
 
@@ -170,7 +172,8 @@ def test_a_target_that_cannot_be_reached_is_told(
     command: str, how: str, front: StartFront, request: pytest.FixtureRequest
 ) -> None:
     target = request.getfixturevalue(how).getsockname()
-    made = front(command, target, *PATIENT, "--connect-timeout", "0.4")
+    seconds = 1000 if how == "refusing" else 2 * SLOWNESS
+    made = front(command, target, *PATIENT, "--connect-timeout", str(seconds))
     with made.ask() as client:
         made.served()
         assert read_to_eof(client).startswith(ANSWERS[command][how == "silent"])

@@ -19,6 +19,9 @@ from freebsd_splice.proxies._loop_relay import LoopRelay
 from programs.processes import PATIENCE, Server
 from programs.test_server import OpenedTarget, ask, asking, running, watch_joining
 
+# Where the kernel is demanded, every client has a task and an ordinary relay.
+pytestmark = pytest.mark.usefixtures("userspace")
+
 
 def test_a_connection_that_leaves_its_task_counts_once(
     echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -298,6 +298,7 @@ def test_a_fin_behind_which_the_drain_is_dead_is_no_success(harness: Harness, lo
     def both() -> None:
         client.fin()
         server.reset()
+        harness.until(lambda: harness.readable(left) and harness.readable(right), "both are there")
 
     loop.do(both)
     outcome = relay.wait()

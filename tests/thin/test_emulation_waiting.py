@@ -285,7 +285,7 @@ def test_what_can_be_watched_at_the_second_try_is_spliced(
     moves(source, client, server)
 
 
-def test_a_socket_that_cannot_be_looked_at_is_not_taken_for_closed(
+def test_what_cannot_be_looked_at_is_not_taken_for_closed(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, client, drain, server = way
