@@ -68,6 +68,7 @@ class Sending:
     def __init__(self, on: Stage, peer: Peer, data: bytes = DATA) -> None:
         self._peer = peer
         self._data = data
+        self.was_reset = False
         self._doing = on.harness.in_background(self._send)
 
     def _send(self) -> None:
@@ -75,8 +76,8 @@ class Sending:
             for start in range(0, len(self._data), 8192):
                 self._peer.write(self._data[start : start + 8192])
             self._peer.fin()
-        except OSError:  # the relay has closed its end: what it had taken is in its outcome
-            pass
+        except OSError as error:  # the relay has closed its end: its outcome has what it had taken
+            self.was_reset = isinstance(error, ConnectionResetError)
 
     def join(self) -> None:
         self._doing.join()
