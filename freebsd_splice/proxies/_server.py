@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from .._core.time_limits import check_seconds
 from .._errors import SHORTAGES, why
@@ -390,7 +391,7 @@ class ProxyServer:
         if client is None:
             client = self._client(reserved, sock, address, place)
             self.observer.accepted(client)
-        task = asyncio.get_running_loop().create_task(self._serve(client, reserved, after))
+        task = asyncio.get_running_loop().create_task(self._serve_whole(client, reserved, after))
         self._clients[task] = client
         task.add_done_callback(partial(self._ended, reserved))
 
@@ -462,14 +463,14 @@ class ProxyServer:
         return len(self._clients) + (0 if self._taskless is None else len(self._taskless))
 
     def _ended(self, reserved: ReservedDescriptors, task: asyncio.Task[None]) -> None:
-        client = self._clients.pop(task, None)
         reserved.keep(0)
-        if client is None:  # its connection lives on without the task
-            return
-        if not task.cancelled() and task.exception():
-            logger.error("%s: failed", client, exc_info=task.exception())
-        self.observer.left(client)
-        self._is_over(client.counts_as)
+        self._left(task)  # if it was cancelled before it began
+
+    def _left(self, task: asyncio.Task[Any] | None) -> None:
+        client = None if task is None else self._clients.pop(task, None)
+        if client is not None:  # otherwise its connection lives on without the task
+            self.observer.left(client)
+            self._is_over(client.counts_as)
 
     def _is_over(self, place: str) -> None:
         """Count a connection no more."""
@@ -477,6 +478,17 @@ class ProxyServer:
         self._changes.wake()
 
     # One connection
+
+    async def _serve_whole(
+        self, client: Client, reserved: ReservedDescriptors, after: Failed | None
+    ) -> None:
+        try:
+            await self._serve(client, reserved, after)
+        except Exception:
+            logger.exception("%s: failed", client)
+        finally:
+            # In the step that has closed the client: it may come again before the next one.
+            self._left(asyncio.current_task())
 
     async def _serve(
         self,

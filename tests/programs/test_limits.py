@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from freebsd_splice.proxies import Address, Client, Limits, ProxyServer, forwarder
+from freebsd_splice.proxies import (
+    Address,
+    Client,
+    Limits,
+    ProxyServer,
+    TargetError,
+    forwarder,
+)
 from freebsd_splice.proxies._connecting import set_buffers
+from freebsd_splice.proxies._event_loop import run
 from freebsd_splice.proxies._limits import Occupancy
 from freebsd_splice.proxies._listening import listen_on
 from programs.processes import PATIENCE, Forwarder, Server, closing_all, exchange, needs_address
@@ -51,6 +60,32 @@ def test_another_client_is_not_affected(echo_server: Server, forwarder: StartFor
         where = ("127.0.0.1", front.port)
         with socket.create_connection(where, PATIENCE, ("127.0.0.2", 0)) as another:
             assert exchange(another, b"hello") == b"hello"
+
+
+@pytest.mark.usefixtures("userspace")
+def test_a_client_that_was_closed_may_come_again_at_once() -> None:
+    """The loop's next round begins with those who are waiting to be accepted."""
+    came: list[socket.socket] = []
+
+    async def main() -> None:
+        done = asyncio.Event()
+
+        async def open_target(_: Client) -> OpenedTarget:
+            came.append(socket.create_connection(address, PATIENCE))  # before it is closed
+            if len(came) == 3:
+                done.set()
+            raise TargetError(errno.ECONNREFUSED, "nobody is there")
+
+        server = ProxyServer(open_target, limits=Limits(per_client=1))
+        async with running(server) as address:
+            came.append(socket.create_connection(address, PATIENCE))
+            await asyncio.wait_for(done.wait(), PATIENCE)
+
+    try:
+        run(main())
+    finally:
+        for each in came:
+            each.close()
 
 
 def test_a_client_whose_target_fails_gives_its_place_back(
