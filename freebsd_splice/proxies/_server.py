@@ -487,7 +487,9 @@ class ProxyServer:
         except Exception:
             logger.exception("%s: failed", client)
         finally:
-            # In the step that has closed the client: it may come again before the next one.
+            # In the step that has closed the client: it may come again before the next one. Whoever
+            # waits for descriptors is woken when these are free.
+            reserved.keep(0)
             self._left(asyncio.current_task())
 
     async def _serve(

@@ -16,9 +16,10 @@ from freebsd_splice.proxies import (
     Limits,
     ProxyServer,
     TargetError,
+    _server,
     forwarder,
 )
-from freebsd_splice.proxies._connecting import set_buffers
+from freebsd_splice.proxies._connecting import ReservedDescriptors, set_buffers
 from freebsd_splice.proxies._event_loop import run
 from freebsd_splice.proxies._limits import Occupancy
 from freebsd_splice.proxies._listening import listen_on
@@ -86,6 +87,41 @@ def test_a_client_that_was_closed_may_come_again_at_once() -> None:
     finally:
         for each in came:
             each.close()
+
+
+def test_who_waits_is_woken_once_all_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who waits for descriptors would look too early, and not again for a while."""
+    made: list[ReservedDescriptors] = []
+    held: list[int] = []
+
+    class Watched(ReservedDescriptors):
+        def __init__(self, *given: int) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(_server, "ReservedDescriptors", Watched)
+
+    async def open_target(_: Client) -> OpenedTarget:
+        raise TargetError(errno.ECONNREFUSED, "nobody is there")
+
+    async def main() -> None:
+        server = ProxyServer(open_target)
+        async with running(server) as address:
+            wake = server._changes.wake
+
+            def watched() -> None:
+                held.append(len(made[0]._held))
+                wake()
+
+            monkeypatch.setattr(server._changes, "wake", watched)
+            reader, writer = await asyncio.open_connection(*address)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(main())
+    assert held
+    assert held[0] == 0
 
 
 def test_a_client_whose_target_fails_gives_its_place_back(
