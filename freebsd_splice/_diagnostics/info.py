@@ -16,7 +16,8 @@ from .._backend import COPY, MOVER, OS_SPLICE, backend, forced_mover
 from .._platform import raw_splice
 from .._platform.backlog import backlog_limit
 from .._platform.pollers import kinds
-from .._platform.system import PIPE_BYTES, SystemPlatform
+from .._platform.system import SystemPlatform
+from .._userspace.movers import LARGE_PIPE
 
 
 class Report(NamedTuple):
@@ -123,6 +124,6 @@ def _pipes() -> str:
     except OSError:
         return ""
     return (
-        f"{min(size, PIPE_BYTES)} bytes each; all of a user's together {pages * page} bytes, "
+        f"{min(size, LARGE_PIPE)} bytes each; all of a user's together {pages * page} bytes, "
         "past which they are smaller"
     )

@@ -26,12 +26,10 @@ from .threads import start as start_thread
 
 logger = logging.getLogger("freebsd_splice")
 
-#: Bytes a pipe should hold: more means fewer system calls, but the system's memory while a drain is
-#: slow.
-PIPE_BYTES = 1 << 18
-
-#: Keeps a call from blocking, whatever the program has done to the socket's flags.
-_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+#: Keeps a call from blocking, whatever the program has done to the socket's flags. The operators of
+#: the socket module's flags are slow, so these are plain numbers.
+_DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_PEEK = int(socket.MSG_PEEK) | _DONT_WAIT
 
 
 class SystemPlatform:
@@ -122,13 +120,17 @@ class SystemPlatform:
     def restore_read_mark(self, endpoint: Endpoint, mark: int) -> None:
         restore_read_mark(_socket(endpoint), mark)
 
-    def receive_into(self, endpoint: Endpoint, buffer: memoryview) -> int:
-        return _socket(endpoint).recv_into(buffer, 0, _DONT_WAIT)
+    # Each piece that is moved costs these calls. Their arguments are Any rather than be cast, as a
+    # cast is one call more.
 
-    def peek(self, endpoint: Endpoint, *, told: bool = True) -> int:
-        asked = _socket(endpoint)
+    def receive_into(self, endpoint: Any, buffer: memoryview) -> int:
+        source: socket.socket = endpoint
+        return source.recv_into(buffer, 0, _DONT_WAIT)
+
+    def peek(self, endpoint: Any, *, told: bool = True) -> int:
+        asked: socket.socket = endpoint
         try:
-            return len(asked.recv(1, socket.MSG_PEEK | _DONT_WAIT)) or _begins_before(asked)
+            return len(asked.recv(1, _PEEK)) or _begins_before(asked)
         except BlockingIOError:
             if told and _begins_before(asked):
                 return 1
@@ -141,8 +143,9 @@ class SystemPlatform:
             return error.errno in SHORTAGES  # which say nothing about the connection
         return True
 
-    def send(self, endpoint: Endpoint, data: memoryview) -> int:
-        return _socket(endpoint).send(data, _DONT_WAIT)
+    def send(self, endpoint: Any, data: memoryview) -> int:
+        drain: socket.socket = endpoint
+        return drain.send(data, _DONT_WAIT)
 
     def write_through(self, original: SocketLike, data: bytes | bytearray) -> int:
         return os.write(original.fileno(), data)
@@ -170,8 +173,8 @@ class SystemPlatform:
     def can_splice(self) -> bool:
         return sys.platform == "linux" and hasattr(os, "splice")
 
-    def open_pipe(self) -> Pipe:
-        pipe = _SystemPipe()
+    def open_pipe(self, size: int) -> Pipe:
+        pipe = _SystemPipe(size)
         self._opened.add(pipe)
         return pipe
 
@@ -180,18 +183,19 @@ class SystemPlatform:
         self._opened.discard(opened)
         opened.close()
 
-    def splice_in(self, source: Endpoint, pipe: Pipe, count: int) -> int:
+    def splice_in(self, source: Endpoint, pipe: Any, count: int) -> int:
         if sys.platform != "linux":
             raise NotImplementedError
-        return os.splice(source.fileno(), _pipe(pipe).entrance, count, flags=_SPLICE_FLAGS)
+        return os.splice(source.fileno(), pipe.entrance, count, flags=_SPLICE_FLAGS)
 
-    def splice_out(self, pipe: Pipe, drain: Endpoint, count: int) -> int:
+    def splice_out(self, pipe: Any, drain: Endpoint, count: int) -> int:
         if sys.platform != "linux":
             raise NotImplementedError
         # Anybody with a duplicate can have cleared O_NONBLOCK (socket.dup() does), and
         # SPLICE_F_NONBLOCK applies only to the pipe. A worker that blocks here holds up its flows.
-        os.set_blocking(drain.fileno(), False)
-        return os.splice(_pipe(pipe).exit, drain.fileno(), count, flags=_SPLICE_FLAGS)
+        descriptor = drain.fileno()
+        os.set_blocking(descriptor, False)
+        return os.splice(pipe.exit, descriptor, count, flags=_SPLICE_FLAGS)
 
     def read_pipe(self, pipe: Pipe, count: int) -> bytes:
         return os.read(_pipe(pipe).exit, count)
@@ -252,16 +256,16 @@ class _Closable:
 
 
 class _SystemPipe(_Closable):
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.exit, self.entrance = os.pipe()
         self.size = 1 << 16
         try:
-            self._make_ready()
+            self._make_ready(size)
         except BaseException:
             self.close()
             raise
 
-    def _make_ready(self) -> None:
+    def _make_ready(self, size: int) -> None:
         if sys.platform != "linux":
             return
         import fcntl
@@ -273,9 +277,10 @@ class _SystemPipe(_Closable):
             getattr(fcntl, "F_SETPIPE_SZ", 1031),
             getattr(fcntl, "F_GETPIPE_SZ", 1032),
         )
-        with suppress(OSError):
-            fcntl.fcntl(self.entrance, set_size, PIPE_BYTES)
         self.size = fcntl.fcntl(self.entrance, get_size)
+        if self.size < size:
+            with suppress(OSError):
+                self.size = fcntl.fcntl(self.entrance, set_size, size)
 
     def close(self) -> None:
         os.close(self.exit)

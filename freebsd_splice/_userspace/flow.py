@@ -82,6 +82,8 @@ class UserspaceFlow:
         self.drain: Endpoint
         self._source_socket: SharedSocket
         self._drain_socket: SharedSocket
+        self._source_lock: threading.Lock
+        self._drain_lock: threading.Lock
         self._worker = worker
         self._home = home  # the worker it moves to once it has much to move
         self._has_much = self._is_settled = False
@@ -128,6 +130,7 @@ class UserspaceFlow:
     ) -> None:
         self.source, self.drain = source.endpoint, drain.endpoint
         self._source_socket, self._drain_socket = source, drain
+        self._source_lock, self._drain_lock = source.lock, drain.lock
         self._limit = limit
         self._on_end = on_end
         allowed = len(initial) if limit is None else min(limit, len(initial))
@@ -164,9 +167,11 @@ class UserspaceFlow:
         """Give the flow its first turn now, because most clients have already sent something."""
         if self._ahead or not self._copies_all():
             return self._advance(self._moved)
-        if not self._pass_message() and (self._has_much or self._ahead):
+        if not self._pass_message() and self._has_much:
             return self._advance(self._moved)
-        return self._end or self._wait(read=True, write=False)
+        if self._end is not None or self._ahead:
+            return self._end
+        return self._wait(read=True, write=False)
 
     def _tell(self, end: End) -> None:
         """Call ``on_end`` and drop the reference to it, which would be part of a cycle."""
@@ -235,7 +240,7 @@ class UserspaceFlow:
             return self._end is None and self._drain_failure() is not None
 
     def source_has_failed(self) -> bool:
-        with self._lock, self._source_socket.lock:
+        with self._lock, self._source_lock:
             return self._end is None and self._source_socket.failure() is not None
 
     def _pass_message(self) -> bool:
@@ -279,7 +284,10 @@ class UserspaceFlow:
             self._finish(Reason.DRAIN_ERROR, failure)
             return True
         self._has_much = taken >= MUCH_BYTES
-        if self._has_much or self._ahead:
+        if self._ahead:  # the drain is full
+            self._wait(read=False, write=True)
+            return True
+        if self._has_much:
             return False
         self._count_message()
         return True
@@ -357,14 +365,17 @@ class UserspaceFlow:
 
     def _push(self) -> End | None:
         """Push all bytes that have been taken from the source into the drain."""
+        if not (self._mover.held or self._ahead):
+            return None
         try:
-            with self._drain_socket.lock:
+            with self._drain_lock:
                 try:
-                    while self._ahead:
+                    # What takes a part is full, and asking again would waste a system call.
+                    if self._ahead:
                         taken = self._platform.send(self.drain, self._ahead)
                         self._ahead = self._ahead[taken:]
                         self._moved += taken
-                    while self._mover.held:
+                    if self._mover.held and not self._ahead:
                         self._moved += self._mover.pour(self.drain)
                 except BlockingIOError:
                     raise _NotNow(read=False) from None
@@ -372,6 +383,8 @@ class UserspaceFlow:
                     raise self._why_drain_failed(error) from None
         except OSError as error:
             return self._finish(Reason.DRAIN_ERROR, error)
+        if self._ahead or self._mover.held:
+            raise _NotNow(read=False)
         return None
 
     def _why_drain_failed(self, error: OSError) -> OSError:
@@ -388,7 +401,7 @@ class UserspaceFlow:
         room = _NO_LIMIT if self._limit is None else self._limit - self._moved
         if room == 0:
             return self._finish(Reason.LIMIT)
-        with self._source_socket.lock:
+        with self._source_lock:
             try:
                 taken = self._mover.fill(self.source, room, told=told)
                 if taken:
@@ -461,7 +474,7 @@ class UserspaceFlow:
         return self._end
 
     def _drain_failure(self) -> OSError | None:
-        with self._drain_socket.lock:
+        with self._drain_lock:
             return self._drain_socket.failure()
 
 

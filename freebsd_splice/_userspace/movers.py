@@ -19,7 +19,16 @@ from .._platform.interface import Endpoint, Pipe, Platform
 #: bytes that such a drain leaves over are kept for each flow.
 _SCRATCH_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
-#: How many empty pipes a worker keeps for its next flows.
+#: The bytes that a pipe of each size holds. A large one needs fewer calls for the same bytes. But
+#: all pipes of a user share one limit, of 64 MiB as a rule (F31), so a flow has a large one only
+#: while its drain keeps up, and all workers together have at most half of that limit in them.
+USUAL_PIPE, LARGE_PIPE = 1 << 18, 1 << 20
+_LARGE_PIPES = 32
+#: A flow gets a large pipe once its drain has taken that many full pipes in a row at once each.
+_KEEPS_UP = 4
+#: And a usual one once its drain has taken more than so many calls to empty a pipe.
+_POURS = 4
+#: How many empty pipes of each size a worker keeps for its next flows.
 _SPARE_PIPES = 16
 
 #: Errors of os.splice which mean that it cannot serve these sockets, although a copy can.
@@ -84,10 +93,14 @@ class Supplies:
 
     def __init__(self, platform: Platform, mover: str | None = None) -> None:
         self.platform = platform
+        self._most_large = max(1, _LARGE_PIPES // platform.cpus())
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._is_forced = mover is not None
         self._kind = mover or (OS_SPLICE if platform.can_splice() else COPY)
-        self._pipes: list[Pipe] = []
+        self._spare: list[Pipe] = []
+        self._spare_large: list[Pipe] = []
+        self._large: set[Pipe] = set()  # those lent to a flow, too
+        self._usual_size = USUAL_PIPE
         self._closed = False
 
     def mover(self, *, copy: bool = False, busy: bool = False) -> Mover:
@@ -97,20 +110,41 @@ class Supplies:
 
     def take(self) -> Pipe:
         try:
-            return self._pipes.pop()
+            return self._spare.pop()
         except IndexError:
-            return self.platform.open_pipe()
+            pipe = self.platform.open_pipe(USUAL_PIPE)
+            self._usual_size = pipe.size
+            return pipe
+
+    def take_large(self) -> Pipe | None:
+        """Return a large pipe, or None where there is none to be had."""
+        if self._spare_large:
+            return self._spare_large.pop()
+        if len(self._large) >= self._most_large:
+            return None
+        try:
+            pipe = self.platform.open_pipe(LARGE_PIPE)
+        except OSError:  # no descriptor
+            return None
+        if pipe.size <= self._usual_size:  # the user's share is used up
+            self.platform.close_pipe(pipe)
+            return None
+        self._large.add(pipe)
+        return pipe
 
     def give(self, pipe: Pipe) -> None:
-        if self._closed or len(self._pipes) >= _SPARE_PIPES:
+        spare = self._spare_large if pipe in self._large else self._spare
+        if self._closed or len(spare) >= _SPARE_PIPES:
+            self._large.discard(pipe)
             self.platform.close_pipe(pipe)
         else:
-            self._pipes.append(pipe)
+            spare.append(pipe)
 
     def close(self) -> None:
         self._closed = True
-        while self._pipes:
-            self.platform.close_pipe(self._pipes.pop())
+        for spare in (self._spare, self._spare_large):
+            while spare:
+                self.platform.close_pipe(spare.pop())
         # Whoever had the worker can be in a cycle, and then lasts until the collector comes.
         self.scratch = memoryview(b"")
 
@@ -123,49 +157,86 @@ class SpliceMover:
     """
 
     name = OS_SPLICE
-    drained = False  # unknown: a full pipe makes it take less, too
 
     def __init__(self, supplies: Supplies) -> None:
         self._supplies = supplies
         self._platform = supplies.platform
         self._pipe: Pipe | None = None
         self.held = 0
+        self.drained = False
+        #: Its drain keeps up.
+        self._wants_large = False
+        #: How often in a row the drain has taken a full pipe at once.
+        self._at_once = 0
+        #: Calls to pour out what was taken last.
+        self._pours = 0
 
     def fill(self, source: Endpoint, count: int, *, told: bool = True) -> int:
-        if self._pipe is None:
-            try:
-                self._pipe = self._supplies.take()
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    raise MoverRefusedError("no pipe") from error
-                raise
+        pipe = self._pipe or self._take_pipe()
         if self._platform.peek(source, told=told) == 0:
             return 0
         # The peek has found a byte. So this call doesn't block, whatever the socket's flags are,
         # and an answer of "nothing" or "EOF" means that os.splice can't pass TCP's urgent mark.
         try:
-            self.held = self._platform.splice_in(source, self._pipe, min(count, self._pipe.size))
+            taken = self._platform.splice_in(source, pipe, min(count, pipe.size))
         except BlockingIOError as error:
             raise MoverRefusedError("an urgent mark") from error
         except OSError as error:
             raise _refusal(error) from error
-        if not self.held:
+        if not taken:
             raise MoverRefusedError("an urgent mark")
-        return self.held
+        self.held = taken
+        self._pours = 0
+        # A pipe takes only so many packets. Where these are small, as few bytes as a quarter of its
+        # size can fill it.
+        if taken < pipe.size // 4:
+            self._at_once = 0
+            self.drained = taken < count
+        else:
+            self.drained = False
+        return taken
 
     def pour(self, drain: Endpoint) -> int:
         assert self._pipe is not None
+        self._pours += 1
         try:
             taken = self._platform.splice_out(self._pipe, drain, self.held)
+        except BlockingIOError:
+            self._at_once = 0
+            raise
         except OSError as error:
             raise _refusal(error) from error
         self.held -= taken
+        if not self.held:
+            self._choose_size()
         return taken
 
     def release_buffers(self) -> None:
         if self._pipe is not None and not self.held:
             self._supplies.give(self._pipe)
             self._pipe = None
+
+    def _take_pipe(self) -> Pipe:
+        pipe = self._supplies.take_large() if self._wants_large else None
+        if pipe is None:
+            self._wants_large = False
+            self._at_once = 0
+            try:
+                pipe = self._supplies.take()
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise MoverRefusedError("no pipe") from error
+                raise
+        self._pipe = pipe
+        return pipe
+
+    def _choose_size(self) -> None:
+        """Note how fast the drain has emptied the pipe; have another pipe where that changes it."""
+        self._at_once = self._at_once + 1 if self._pours == 1 else 0
+        wants_large = self._pours <= _POURS if self._wants_large else self._at_once >= _KEEPS_UP
+        if wants_large is not self._wants_large:
+            self._wants_large = wants_large
+            self.release_buffers()
 
     def take_back(self) -> bytes:
         parts = []

@@ -19,15 +19,18 @@ class Pipes:
     """All pipes, and whether there are any to be had."""
 
     def __init__(self) -> None:
-        self.size = 0  # of each pipe, in bytes; 0: this system has no os.splice
+        self.size = 0  # of a usual pipe, in bytes; 0: this system has no os.splice
+        self.largest = 0  # of a large one; 0: as the usual ones
         self.none_left = False  # EMFILE
         self.refuses = False  # os.splice can't serve these sockets: EINVAL
         self.open: list[ModelPipe] = []
+        self.made = 0  # ever
 
-    def make(self) -> ModelPipe:
+    def make(self, is_large: bool) -> ModelPipe:
         if self.none_left:
             raise fail(errno.EMFILE)
-        self.open.append(ModelPipe(self.size))
+        self.made += 1
+        self.open.append(ModelPipe(max(self.size, self.largest) if is_large else self.size))
         return self.open[-1]
 
     def close(self, pipe: ModelPipe) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from freebsd_splice._backend import KernelChoice
 from freebsd_splice._platform.interface import Endpoint, Pipe, Poller, SocketLike
 from freebsd_splice._platform.kernel_interface import EndEvents, PollBits, PollSet, capabilities_of
+from freebsd_splice._userspace.movers import LARGE_PIPE
 
 from .kqueue import ModelPollBits, ModelPollSet, as_poll_bits, poll_bits
 from .pipes import ModelPipe
@@ -223,8 +224,8 @@ class ModelPlatform:
     def can_splice(self) -> bool:
         return self._world.pipes.size > 0
 
-    def open_pipe(self) -> Pipe:
-        return self._world.pipes.make()
+    def open_pipe(self, size: int) -> Pipe:
+        return self._world.pipes.make(is_large=size >= LARGE_PIPE)
 
     def close_pipe(self, pipe: Pipe) -> None:
         self._world.pipes.close(cast(ModelPipe, pipe))

@@ -36,6 +36,7 @@ class EngineRules(TransferRules):
         begins: bool,
     ) -> None:
         self.transfer.world.pipes.size = pipe_size
+        self.transfer.world.pipes.largest = 4 * pipe_size
         self.transfer.world.resets_unread = resets_unread
         self._set_up(kind, limit, initial, buffers, idle_timeout)
         if begins and self.transfer.over is None:

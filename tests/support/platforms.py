@@ -51,15 +51,15 @@ class RecordingPlatform(UserspacePlatform):
         self.copied += count
         return count
 
-    def open_pipe(self) -> Pipe:
+    def open_pipe(self, size: int) -> Pipe:
         self.pipes += 1
-        return super().open_pipe()
+        return super().open_pipe(size)
 
 
 class NoPipesPlatform(RecordingPlatform):
     """A process that has no descriptor left for a pipe."""
 
-    def open_pipe(self) -> Pipe:
+    def open_pipe(self, size: int) -> Pipe:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

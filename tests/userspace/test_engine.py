@@ -23,6 +23,7 @@ from freebsd_splice._backend import COPY, OS_SPLICE
 from freebsd_splice._core.flow import End
 from freebsd_splice._platform.interface import Endpoint, Notice, Readiness, Runner, SocketLike
 from freebsd_splice._platform.pollers import kinds
+from freebsd_splice._userspace.movers import USUAL_PIPE, Supplies
 from support.descriptors import enough_descriptors
 from support.leaks import open_descriptors
 from support.platforms import (
@@ -129,9 +130,8 @@ def test_small_pipes_serve_when_the_users_share_is_used_up(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F31"""
-    monkeypatch.setattr(
-        "freebsd_splice._platform.system.PIPE_BYTES", 1 << 40
-    )  # refused by the system
+    for size in ("USUAL_PIPE", "LARGE_PIPE"):
+        monkeypatch.setattr(f"freebsd_splice._userspace.movers.{size}", 1 << 40)  # refused
     data = random.Random(31).randbytes(1_000_000)
     with runtime(RecordingPlatform(), OS_SPLICE):
         source, sender = harness.pair()
@@ -142,6 +142,28 @@ def test_small_pipes_serve_when_the_users_share_is_used_up(
             assert receiver.read(len(data)) == data
             writer.join()
         assert splice.wait().mover == OS_SPLICE
+
+
+@linux
+def test_all_workers_together_have_few_large_pipes() -> None:
+    """F31: the pipes of one user share a limit, and past it all are small."""
+
+    class FourProcessors(RecordingPlatform):
+        def cpus(self) -> int:
+            return 4
+
+    platform = FourProcessors()
+    supplies = Supplies(platform)
+    pipes = list(iter(supplies.take_large, None))
+    assert len(pipes) == 8
+    assert all(pipe.size > USUAL_PIPE for pipe in pipes)
+    for pipe in pipes:
+        supplies.give(pipe)
+    again = supplies.take_large()
+    assert again is not None
+    assert again in pipes
+    supplies.give(again)
+    supplies.close()
 
 
 @pytest.mark.parametrize("mover", MOVERS)
@@ -634,7 +656,7 @@ def test_a_worker_keeps_few_spare_pipes(harness: Harness) -> None:
         for splice in splices:
             assert splice.cancel().unsent
         [worker] = made._engine._workers
-        assert 0 < len(worker._supplies._pipes) <= 16
+        assert 0 < len(worker._supplies._spare) <= 16
 
 
 def test_a_flow_stopped_before_its_start_ends_with_it(harness: Harness) -> None:

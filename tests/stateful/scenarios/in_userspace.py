@@ -13,6 +13,8 @@ from . import scenario
 
 #: Bytes of a pipe: less than arrives at once, so that it takes many moves.
 SMALL_PIPE = 500
+#: And of a large one: more than a drain must have room for to be reported.
+LARGER_PIPE = 40 * SMALL_PIPE
 
 
 @scenario(ENGINE)
@@ -82,6 +84,73 @@ def _busy_with_small_pipes(on: Rig) -> tuple[Splice, bytes]:
         on.world.ack(on.sender.outgoing)
     splice = on.splice()
     return splice, data
+
+
+@scenario(ENGINE)
+def a_drain_that_keeps_up_has_a_large_pipe(on: Rig) -> None:
+    """The same bytes take fewer calls then."""
+    on.world.pipes.largest = LARGER_PIPE
+    splice, data = _busy_with_small_pipes(on)
+    assert on.read() == data
+    _four_full_pipes_at_once(on)
+    before = on.world.counts["splice"]
+    _four_full_pipes_at_once(on)
+    assert on.world.counts["splice"] - before == 2
+    splice.cancel()
+
+
+@scenario(ENGINE)
+def a_drain_that_falls_behind_has_a_usual_pipe(on: Rig) -> None:
+    """F31: large pipes are few, and slow drains would keep them all."""
+    on.world.pipes.largest = LARGER_PIPE
+    splice, data = _busy_with_small_pipes(on)
+    assert on.read() == data
+    _four_full_pipes_at_once(on)
+    more = on.fill_the_drain(50_000)
+    got = b""
+    while piece := on.receiver.read(100):
+        got += piece
+        on.now()
+    assert got == more
+    before = on.world.counts["splice"]
+    on.arrive(b"x" * 4 * SMALL_PIPE)
+    on.now()
+    assert on.world.counts["splice"] - before == 2 * 4
+    splice.cancel()
+
+
+@scenario(ENGINE)
+def where_no_large_pipe_is_to_be_had_few_are_asked_for(on: Rig) -> None:
+    """F31: past the user's share a pipe that was to be large is not."""
+    on.world.pipes.largest = 0
+    splice, data = _busy_with_small_pipes(on)
+    assert on.read() == data
+    before = on.world.pipes.made
+    for _ in range(8):
+        _four_full_pipes_at_once(on)
+    assert on.world.pipes.made - before <= 8
+    assert len(on.world.pipes.open) == 1
+    splice.cancel()
+
+
+def _four_full_pipes_at_once(on: Rig) -> None:
+    on.arrive(b"much" * SMALL_PIPE)
+    on.now()
+    assert on.read() == b"much" * SMALL_PIPE
+
+
+@scenario(ENGINE)
+def what_takes_a_part_is_not_asked_at_once_again(on: Rig) -> None:
+    """A drain that is full after a part: the next call would fail."""
+    splice = on.splice()
+    on.arrive(b"a" * 16_000)
+    on.now()
+    on.arrive(b"b" * 16_000)
+    before = on.world.counts["send"]
+    on.now()
+    assert on.world.counts["send"] - before == 1
+    outcome = splice.cancel()
+    assert outcome.unsent == b"b" * len(outcome.unsent) != b""
 
 
 @scenario(ENGINE)
