@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,7 +212,10 @@ def _memory(pid: int) -> float:
 
 
 def _tcp_sockets(pid: int) -> int:
-    ours = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    ours = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # one that was closed since the folder was listed
+            ours.add(os.readlink(link))
     table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return sum(f"socket:[{line.split()[9]}]" in ours for line in table)
 
