@@ -16,8 +16,10 @@ from .movers import CopyMover, Mover, MoverRefusedError
 
 logger = logging.getLogger("freebsd_splice")
 
-#: How often a flow may go back to its source in one turn before the other flows get theirs.
+#: How often a flow may go back to its source in one turn, and after how many bytes it may not, for
+#: the other flows to get their turns.
 MOVES_A_TURN = 16
+BYTES_A_TURN = 1 << 22
 #: A flow that takes at least this many bytes at once is served by a worker with a thread, and by
 #: the mover for busy flows.
 MUCH_BYTES = 1 << 15
@@ -320,6 +322,8 @@ class UserspaceFlow:
                     continue
                 if end is not None:
                     return end
+                if self._moved - before >= BYTES_A_TURN:
+                    break
                 if self._has_all and not self.reads_until_empty:
                     # Asking again would waste a system call: the poller reports when there is more.
                     end = self._push()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -611,6 +612,29 @@ def test_a_reset_told_to_one_direction_is_no_eof_for_the_other(
         assert outcome.right_to_left.reason is Reason.SOURCE_ERROR
         with pytest.raises(ConnectionResetError):
             client.read(1)
+
+
+def test_a_turn_ends_after_so_many_bytes(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other flows of that worker wait meanwhile, and a large pipe moves many in one call."""
+    monkeypatch.setattr("freebsd_splice._userspace.flow.BYTES_A_TURN", 16)
+    monkeypatch.setattr("freebsd_splice._userspace.movers._SCRATCH_BYTES", 8)
+    platform = SteppedPlatform()
+    with runtime(platform, COPY):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        splice = Splice(source, drain, max_bytes=1_000)
+        sender.write(b"x" * 80)
+        harness.until(lambda: harness.readable(source), "the bytes at the source")
+        turns = [0]
+
+        def all_moved() -> bool:
+            turns.append(splice.bytes)
+            return splice.bytes == 80
+
+        platform.until(all_moved, "the bytes moved")
+        assert max(after - before for before, after in pairwise(turns)) == 16
+        assert receiver.read(80) == b"x" * 80
+        splice.cancel()
 
 
 def test_an_eof_that_cannot_be_passed_on_is_a_drain_error(harness: Harness) -> None:
