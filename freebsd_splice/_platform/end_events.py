@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import select
 import sys
-from contextlib import suppress
 from typing import Any
 
 from .interface import Readiness
 from .kernel_interface import PollBits
+from .kqueue_filters import delete_filters
 
 _select: Any = select  # its names differ between systems, and a type checker knows that
 
@@ -30,18 +30,18 @@ class KqueueEndEvents:
 
     def arm(self, source: int, drain: int) -> list[tuple[int, Readiness]]:
         # Two calls, because an error in a change is raised only if no events are asked for.
-        read, write = self._changes(source, drain, self.module.KQ_EV_ADD | self.module.KQ_EV_CLEAR)
+        kq = self.module
+        flags = kq.KQ_EV_ADD | kq.KQ_EV_CLEAR
+        added = [kq.kevent(number, which, flags) for number, which in self._filters(source, drain)]
         try:
-            self._kqueue.control([read, write], 0, 0)
+            self._kqueue.control(added, 0, 0)
         except BaseException:
-            for added in self._changes(source, drain, self.module.KQ_EV_DELETE):
-                with suppress(OSError):  # this one was never added
-                    self._kqueue.control([added], 0, 0)
+            self.disarm(source, drain)
             raise
         return self.collect()
 
     def disarm(self, source: int, drain: int) -> None:
-        self._kqueue.control(self._changes(source, drain, self.module.KQ_EV_DELETE), 0, 0)
+        delete_filters(self._kqueue, self.module, self._filters(source, drain))
 
     def collect(self) -> list[tuple[int, Readiness]]:
         fired: list[tuple[int, Readiness]] = []
@@ -61,12 +61,8 @@ class KqueueEndEvents:
         # and older Pythons would close it together with the object.
         _not_ours.append(self._kqueue)
 
-    def _changes(self, source: int, drain: int, flags: int) -> list[Any]:
-        kq = self.module
-        return [
-            kq.kevent(source, kq.KQ_FILTER_READ, flags),
-            kq.kevent(drain, kq.KQ_FILTER_WRITE, flags),
-        ]
+    def _filters(self, source: int, drain: int) -> list[tuple[int, int]]:
+        return [(source, self.module.KQ_FILTER_READ), (drain, self.module.KQ_FILTER_WRITE)]
 
 
 class SystemPollSet:

@@ -73,11 +73,18 @@ class Poller(Protocol):
         """Report ``interest`` on ``endpoint`` from now on, in place of the interest before.
 
         With ``Readiness.NONE``, HANGUP and ERROR are still reported, where the poller sees them.
+
+        Raises:
+            OSError: there is no room, or no memory. The endpoint may then be watched as before, or
+                not at all; it can be asked again.
         """
         ...
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Report nothing more of the endpoint. This must be called before it is closed."""
+        """Report nothing more of the endpoint. This must be called before it is closed.
+
+        It outlasts a shortage: nobody could make up for a socket that is reported for ever.
+        """
         ...
 
     def quieten(self, endpoint: Endpoint) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from .._errors import SHORTAGES
 from .backoff import Backoff
 from .interface import Endpoint, Readiness
+from .kqueue_filters import delete_filters
 from .shortages import in_spite_of_shortages, nothing_while_short
 
 _Call = Callable[[float | None], list[tuple[int, Readiness]]]
@@ -127,7 +128,7 @@ class EpollPoller(BasePoller):
         # descriptor keeps the socket open.
         descriptor = endpoint.fileno()
         if self._masks.pop(descriptor, None) is not None:
-            self._epoll.unregister(descriptor)
+            in_spite_of_shortages(partial(self._epoll.unregister, descriptor))
 
     def quieten(self, endpoint: Endpoint) -> None:
         # From now on each change is reported, which serves as well: a flow that is told that it can
@@ -142,7 +143,7 @@ class EpollPoller(BasePoller):
 
     def unlisten(self, descriptor: int) -> None:
         with suppress(OSError):  # it was closed, and is forgotten already
-            self._epoll.unregister(descriptor)
+            in_spite_of_shortages(partial(self._epoll.unregister, descriptor))
 
     def _modify(self, descriptor: int, mask: int) -> None:
         self._epoll.modify(descriptor, mask)
@@ -217,7 +218,13 @@ class KqueuePoller(BasePoller):
                     kq.kevent(descriptor, kq.KQ_FILTER_WRITE, flags, kq.KQ_NOTE_LOWAT, mark)
                 )
         if changes:
-            self._kqueue.control(changes, 0, 0)  # in this order, until one fails
+            try:
+                self._kqueue.control(changes, 0, 0)  # in this order, until one fails
+            except BaseException:
+                # Nobody knows how many were made. Once nothing is watched, it can be asked again.
+                self._interest.pop(descriptor, None)
+                self._delete(descriptor, kq.KQ_FILTER_READ, kq.KQ_FILTER_WRITE)
+                raise
         self._interest[descriptor] = interest
 
     def forget(self, endpoint: Endpoint) -> None:
@@ -225,9 +232,7 @@ class KqueuePoller(BasePoller):
         interest = self._interest.pop(descriptor, None)
         if interest is not None:
             filters = [kq.KQ_FILTER_READ] if interest & READ else []
-            filters.append(kq.KQ_FILTER_WRITE)
-            changes = [kq.kevent(descriptor, which, kq.KQ_EV_DELETE) for which in filters]
-            self._kqueue.control(changes, 0, 0)
+            self._delete(descriptor, *filters, kq.KQ_FILTER_WRITE)
 
     def listen(self, descriptor: int) -> None:
         # No EVFILT_WRITE, which another kqueue refuses.
@@ -235,9 +240,10 @@ class KqueuePoller(BasePoller):
         self._kqueue.control([kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_ADD)], 0, 0)
 
     def unlisten(self, descriptor: int) -> None:
-        kq = self.module
-        with suppress(OSError):  # it was closed, and is forgotten already
-            self._kqueue.control([kq.kevent(descriptor, kq.KQ_FILTER_READ, kq.KQ_EV_DELETE)], 0, 0)
+        self._delete(descriptor, self.module.KQ_FILTER_READ)
+
+    def _delete(self, descriptor: int, *filters: int) -> None:
+        delete_filters(self._kqueue, self.module, [(descriptor, which) for which in filters])
 
     def _wait(self, timeout: float | None) -> list[tuple[int, Readiness]]:
         kq = self.module

@@ -28,6 +28,9 @@ _INTERESTS = (
     (Readiness.READ, Readiness.READ | Readiness.WRITE),
 )
 
+#: What a socket may be watched for after a call that has failed: no interest is like it.
+_UNKNOWN = ~Readiness.NONE
+
 #: Once this many sockets are reported at a time, a local worker is busy: it then serves its flows
 #: for up to ``_ROUNDS`` rounds before the event loop's other work.
 _BUSY, _ROUNDS = 4, 4
@@ -208,17 +211,19 @@ class Worker:
                 watched.is_quiet = True
                 if watched.reader is not None:
                     watched.reader.reads_until_empty = True
-                self._poller.quieten(endpoint)
+                in_spite_of_shortages(partial(self._poller.quieten, endpoint))
 
     def release(self, flow: UserspaceFlow) -> None:
         with self._lock:
             source = self._watched.get(flow.source.fileno())
-            if source is not None and source.reader is flow:
-                source.reader = None
+            if source is not None:
+                if source.reader is flow:
+                    source.reader = None
                 in_spite_of_shortages(partial(self._apply, source))
             drain = self._watched.get(flow.drain.fileno())
-            if drain is not None and flow in (drain.guard, drain.writer):
-                drain.guard = drain.writer = None
+            if drain is not None:
+                if flow in (drain.guard, drain.writer):
+                    drain.guard = drain.writer = None
                 in_spite_of_shortages(partial(self._apply, drain))
 
     @property
@@ -247,6 +252,7 @@ class Worker:
         return watched
 
     def _apply(self, watched: _Watched) -> None:
+        """Have the socket watched for what its flows want. After a failure, call it again."""
         interest = _INTERESTS[watched.reader is not None][watched.writer is not None]
         if not (interest or watched.guard):
             # A failed socket is reported for as long as it is watched, and no flow would act on it.
@@ -254,6 +260,7 @@ class Worker:
             if watched.applied is not None:
                 self._poller.forget(watched.endpoint)
         elif watched.applied is not interest:
+            watched.applied = _UNKNOWN
             self._poller.watch(watched.endpoint, interest)
             watched.applied = interest
 

@@ -13,7 +13,7 @@ from conformance.harness import Harness
 from freebsd_splice._platform.end_events import KqueueEndEvents, SystemPollSet
 from freebsd_splice._platform.interface import Readiness
 from freebsd_splice._platform.kernel_interface import PollBits
-from system.test_pollers import PollingKqueue
+from system.test_pollers import PollingKqueue, ShortOnce
 
 READ, WRITE = Readiness.READ, Readiness.WRITE
 
@@ -60,6 +60,22 @@ def test_after_disarming_nothing_is_reported(harness: Harness, events: KqueueEnd
     events.arm(source.fileno(), drain.fileno())  # both are as free as before
 
 
+@pytest.mark.parametrize("after", [0, 1])
+def test_disarming_outlasts_a_shortage(
+    harness: Harness, events: KqueueEndEvents, after: int
+) -> None:
+    """A filter that is left would report the next splice of that socket over."""
+    source, sender = harness.pair()
+    drain, _ = harness.pair()
+    events.arm(source.fileno(), drain.fileno())
+    events._kqueue = short = ShortOnce(events._kqueue, after)
+    events.disarm(source.fileno(), drain.fileno())
+    assert short.failed
+    sender.write(b"x")
+    harness.until(lambda: harness.readable(source), "data at the source")
+    assert events.collect() == []
+
+
 def test_more_events_than_one_call_takes_are_all_collected(
     harness: Harness, events: KqueueEndEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +83,9 @@ def test_more_events_than_one_call_takes_are_all_collected(
     drains = [harness.pair()[0].fileno() for _ in range(5)]
     source, _ = harness.pair()
     for drain in drains[:-1]:
-        events._kqueue.control(events._changes(source.fileno(), drain, 0x21), 0, 0)
+        pair = events._filters(source.fileno(), drain)
+        added = [events.module.kevent(number, which, 0x21) for number, which in pair]
+        events._kqueue.control(added, 0, 0)
     fired = events.arm(source.fileno(), drains[-1])
     assert {descriptor for descriptor, which in fired if which is WRITE} == set(drains)
 

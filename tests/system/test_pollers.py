@@ -49,7 +49,8 @@ class PollingKqueue:
             for change in changes or []:
                 key = (change.ident, change.filter)
                 if change.flags & PollingKqueue.KQ_EV_DELETE:
-                    del self.filters[key]  # KeyError where the kernel says ENOENT
+                    if self.filters.pop(key, None) is None:
+                        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                     self.reported.discard(key)
                 else:
                     self.filters[key] = change
@@ -221,6 +222,111 @@ def test_a_wait_that_lacks_memory_ends(monkeypatch: pytest.MonkeyPatch, kind: st
     poller.close()
 
 
+class ShortOnce:
+    """Stands for an epoll or a kqueue that lacks memory for one of its changes, once."""
+
+    def __init__(self, real: Any, after: int) -> None:
+        self._real = real
+        self._left = after  # changes that are made before it
+        self.failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def register(self, descriptor: int, mask: int) -> None:
+        self._meet()
+        self._real.register(descriptor, mask)
+
+    def modify(self, descriptor: int, mask: int) -> None:
+        self._meet()
+        self._real.modify(descriptor, mask)
+
+    def unregister(self, descriptor: int) -> None:
+        self._meet()
+        self._real.unregister(descriptor)
+
+    def control(self, changes: list[Any] | None, most: int, timeout: float | None) -> list[Any]:
+        for change in changes or []:
+            self._meet()
+            self._real.control([change], 0, 0)
+        return list(self._real.control(None, most, timeout)) if most else []
+
+    def _meet(self) -> None:
+        self._left -= 1
+        if self._left == -1:
+            self.failed = True
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+#: A call of epoll's is one change, and a call of kqueue's up to three.
+_SHORT_AT = [("kqueue", 0), ("kqueue", 1), *[("epoll", 0)] * ("epoll" in kinds())]
+
+
+@pytest.mark.parametrize(("kind", "after"), _SHORT_AT)
+def test_a_socket_is_forgotten_in_spite_of_a_shortage(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str, after: int
+) -> None:
+    """It would be reported for ever, also to whoever has the next socket of that number."""
+    poller = _make(kind, monkeypatch)
+    ours, peer = harness.pair()
+    poller.watch(ours, READ | WRITE)
+    short = _short(poller, after)
+    poller.forget(ours)
+    assert short.failed
+    peer.write(b"x")
+    harness.until(lambda: harness.readable(ours), "data")
+    assert poller.wait(0) == []
+    poller.watch(ours, READ)
+    assert _seen(poller, ours)(20) == READ
+    poller.forget(ours)
+    poller.close()
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds(), "kqueue"} - {"poll", "select"}))
+def test_a_listener_is_forgotten_in_spite_of_a_shortage(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    poller = _make(kind, monkeypatch)
+    listener = harness.listening()
+    harness.keep(socket.create_connection(listener.getsockname()))
+    poller.listen(listener.fileno())
+    assert poller.wait(20) == [(listener.fileno(), READ)]
+    short = _short(poller, 0)
+    poller.unlisten(listener.fileno())
+    assert short.failed
+    assert poller.wait(0) == []
+    poller.close()
+
+
+@pytest.mark.parametrize(("kind", "after"), _SHORT_AT)
+@pytest.mark.parametrize(("before", "wanted"), [(READ, WRITE), (WRITE, READ), (None, READ)])
+def test_what_lacked_memory_can_be_watched_later(
+    harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    after: int,
+    before: Readiness | None,
+    wanted: Readiness,
+) -> None:
+    """However many of the changes had been made."""
+    poller = _make(kind, monkeypatch)
+    ours, peer = harness.pair()
+    peer.write(b"x")
+    harness.until(lambda: harness.readable(ours), "data")
+    if before is not None:
+        poller.watch(ours, before)
+    short = _short(poller, after)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
+        poller.watch(ours, wanted)
+    assert short.failed
+    poller.watch(ours, wanted)
+    seen = _seen(poller, ours)
+    assert seen(20) == wanted
+    poller.forget(ours)
+    assert seen(0) == Readiness.NONE
+    poller.close()
+
+
 def test_kqueue_is_not_closed_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """kqueue(2): it isn't inherited; its number may be a stranger's there."""
     closed: list[Any] = []
@@ -316,6 +422,14 @@ def test_an_idle_drains_death_is_seen_by_kqueue(
         receiver.reset()
         platform.until(lambda: splice.done, "the end")
         assert splice.wait().reason is Reason.DRAIN_ERROR
+
+
+def _short(poller: BasePoller, after: int) -> ShortOnce:
+    """Let the poller's system lack memory for one change, after so many more."""
+    name = "_kqueue" if isinstance(poller, KqueuePoller) else "_epoll"
+    short = ShortOnce(getattr(poller, name), after)
+    setattr(poller, name, short)
+    return short
 
 
 def _seen(poller: BasePoller, ours: socket.socket) -> Any:
