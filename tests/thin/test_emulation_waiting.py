@@ -8,7 +8,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -328,6 +328,53 @@ def test_who_was_reported_keeps_its_place_in_select(monkeypatch: pytest.MonkeyPa
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+@pytest.mark.parametrize("kind", ["poll", "select"])
+def test_a_wait_that_lacks_memory_reports_nothing(
+    kind: str, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised, it would end the thread, and with it all splices."""
+    ours, peer = harness.pair()
+    waiting = WAYS_TO_WAIT[kind]()
+    waiting.arm(ours.fileno(), True, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(readiness, "select", short_of_memory(99))
+        assert waiting.wait() == []
+    peer.write(b"x")
+    assert waiting.wait() == [ours.fileno()]
+
+
+def test_what_cannot_be_asked_for_memory_is_not_closed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is, and select(2) says so of all together."""
+    waiting = readiness.SelectReadiness()
+    ours, (closed, _) = harness.pair()[0], harness.pair()
+    number = closed.fileno()
+    for each in (ours, closed):
+        waiting.arm(each.fileno(), True, False)
+    closed.close()
+    short = short_of_memory(3, [errno.EBADF])
+    monkeypatch.setattr(readiness, "select", short)
+    assert waiting.wait() == [number]
+
+
+def short_of_memory(times: int, before: Sequence[int] = ()) -> SimpleNamespace:
+    """Stand for the module ``select`` of a system that lacks memory that often."""
+    failures = [*before, *[errno.ENOMEM] * times]
+
+    def fails(*_: object) -> None:
+        if failures:
+            number = failures.pop(0)
+            raise OSError(number, os.strerror(number))
+
+    def asked(*sets: Any) -> Any:
+        fails()
+        return select.select(*sets)
+
+    poll = SimpleNamespace(register=lambda *_: None, poll=fails)
+    return SimpleNamespace(**{**vars(select), "select": asked, "poll": lambda: poll})
 
 
 # Other systems' ways to know a socket

@@ -13,9 +13,11 @@ import os
 import select
 import sys
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from ..._platform.backoff import Backoff
+from ..._platform.shortages import in_spite_of_shortages, nothing_while_short
 
 __all__ = ["Readiness", "best"]
 
@@ -212,7 +214,8 @@ if sys.platform != "win32":
                     poll.register(descriptor, events)
             only_its_own = len(self._armed) == 1  # the thread's own, by which it is woken
             seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
-            ready = poll.poll(None if seconds is None else -int(-seconds * 1000 // 1))
+            milliseconds = None if seconds is None else -int(-seconds * 1000 // 1)
+            ready = nothing_while_short(partial(poll.poll, milliseconds))
             for descriptor, _ in ready:
                 del self._armed[descriptor]
             return [descriptor for descriptor, _ in ready]
@@ -269,8 +272,9 @@ class SelectReadiness:
         left_out = self._backoff.left_out()
         only_its_own = len(self._read | self._write) == 1  # the thread's own, by which it is woken
         seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
+        ask = partial(self._ask, self._read - left_out, self._write - left_out, seconds)
         try:
-            ready = self._ask(self._read - left_out, self._write - left_out, seconds)
+            ready = nothing_while_short(ask)
         except (OSError, ValueError):
             ready = [number for number in self._read | self._write if self._is_closed(number)]
         for descriptor in ready:
@@ -287,7 +291,7 @@ class SelectReadiness:
 
     def _is_closed(self, descriptor: int) -> bool:
         try:
-            self._ask({descriptor}, set(), 0)
+            in_spite_of_shortages(partial(self._ask, {descriptor}, set(), 0))
         except (OSError, ValueError):
             return True
         return False
