@@ -218,19 +218,19 @@ class Sockets:
     def _use(
         self, shared: SharedSocket, source: bool, drain: bool, on_closed: Callable[[], None]
     ) -> None:
-        # First what can fail: no descriptor or thread for the watcher.
+        # First what can fail: no descriptor or thread for the watcher, no memory.
         if self._sweep is None:
             self._sweep = self._timers.after(SWEEP_SECONDS, self._look_for_closed)
+        connection = shared.connection
+        if source:  # the system may report it readable only once more bytes are there
+            connection.owes_mark = self._platform.lower_read_mark(connection.endpoint)
         self._shared[shared.descriptor] = shared
         self.in_use.add(shared)
         shared.users += 1
         shared.on_closed.append(on_closed)
-        connection = shared.connection
         if shared not in connection.objects:
             connection.objects.append(shared)
         connection.users += 1
-        if source:  # the system may report it readable only once more bytes are there
-            connection.owes_mark = self._platform.lower_read_mark(connection.endpoint)
         connection.is_source |= source
         connection.is_drain |= drain
 

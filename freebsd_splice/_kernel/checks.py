@@ -28,10 +28,13 @@ def why_not_spliced(calls: KernelCalls, source: SharedSocket, drain: SharedSocke
             return f"{shared.original!r} is not a TCP socket"
     if tcp_state(calls, source.endpoint.fileno()) is State.CONNECTING:
         return f"{source.original!r} is still connecting"
-    if decrypts(calls, source.endpoint.fileno()):
-        return f"the kernel decrypts what {source.original!r} receives (KTLS)"
-    if encrypts(calls, drain.endpoint.fileno()):
-        return f"the kernel encrypts what {drain.original!r} sends (KTLS)"
+    try:
+        if decrypts(calls, source.endpoint.fileno()):
+            return f"the kernel decrypts what {source.original!r} receives (KTLS)"
+        if encrypts(calls, drain.endpoint.fileno()):
+            return f"the kernel encrypts what {drain.original!r} sends (KTLS)"
+    except OSError as error:  # F22: a refusal could spoil the source
+        return f"the kernel didn't say whether it does TLS: {error}"
     return None
 
 

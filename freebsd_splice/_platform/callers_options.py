@@ -9,7 +9,9 @@ import errno
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 
+from .shortages import in_spite_of_shortages, raise_if_short
 from .tcp import State, linux_state
 
 if sys.platform != "win32":
@@ -52,22 +54,26 @@ def lower_read_mark(asked: socket.socket) -> int:
 
     Returns:
         The mark before, in bytes; 0 if it was not changed.
+
+    Raises:
+        OSError: one of SHORTAGES. Bytes fewer than the mark would be waited for in vain.
     """
     try:
         mark = asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         if mark > 1:
             asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             return mark
-    except OSError:  # Windows has no mark, and a connection that has ended may have none
-        pass
+    except OSError as error:  # Windows has no mark; a connection that has ended may have none
+        raise_if_short(error)
     return 0
 
 
 def restore_read_mark(asked: socket.socket, mark: int) -> None:
     """Restore the caller's mark (bytes), unless the caller has set another one meanwhile."""
+    option = (socket.SOL_SOCKET, socket.SO_RCVLOWAT)
     with suppress(OSError):
-        if asked.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1:
-            asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+        if in_spite_of_shortages(partial(asked.getsockopt, *option)) == 1:
+            in_spite_of_shortages(partial(asked.setsockopt, *option, mark))
 
 
 def unread(asked: socket.socket) -> int:
@@ -85,10 +91,15 @@ def peek_offset(asked: socket.socket) -> int:
     """Return the offset, in bytes, at which MSG_PEEK begins (SO_PEEK_OFF).
 
     It is negative where MSG_PEEK begins at the first byte, as usual.
+
+    Raises:
+        OSError: one of SHORTAGES. Bytes would be peeked at that aren't the first ones.
     """
     if sys.platform == "linux":
-        with suppress(OSError):  # older kernels lack it for TCP
+        try:
             return asked.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+        except OSError as error:  # older kernels lack it for TCP
+            raise_if_short(error)
     return -1
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from .._errors import SHORTAGES
 
-__all__ = ["in_spite_of_shortages", "nothing_while_short"]
+__all__ = ["in_spite_of_shortages", "nothing_while_short", "raise_if_short"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -30,6 +30,12 @@ def in_spite_of_shortages(call: Callable[[], T]) -> T:
             if error.errno not in SHORTAGES:
                 raise
         time.sleep(_PAUSE)
+
+
+def raise_if_short(error: OSError) -> None:
+    """Raise ``error`` if it is a shortage's: a question was not answered, not even with no."""
+    if error.errno in SHORTAGES:
+        raise error
 
 
 def nothing_while_short(call: Callable[[], list[U]]) -> list[U]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from .._errors import refusal
 from .kernel_interface import KernelCalls
+from .shortages import raise_if_short
 from .tcp import State, bsd_state
 
 _POISONED = (
@@ -82,12 +83,19 @@ def encrypts(calls: KernelCalls, drain: int) -> bool:
     """Return whether the kernel encrypts what is sent (KTLS), so that it refuses the drain (F22).
 
     A kernel without TLS lacks the option, and so the answer is False.
+
+    Raises:
+        OSError: one of SHORTAGES.
     """
     return bool(_answer(calls.transmit_tls_mode, drain))
 
 
 def decrypts(calls: KernelCalls, source: int) -> bool:
-    """Return whether the kernel decrypts what is received (KTLS)."""
+    """Return whether the kernel decrypts what is received (KTLS).
+
+    Raises:
+        OSError: one of SHORTAGES.
+    """
     return bool(_answer(calls.receive_tls_mode, source))
 
 
@@ -144,5 +152,6 @@ def set_splice(
 def _answer(ask: Callable[[int], int], descriptor: int) -> int:
     try:
         return ask(descriptor)
-    except OSError:
+    except OSError as error:
+        raise_if_short(error)
         return 0

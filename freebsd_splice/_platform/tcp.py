@@ -11,6 +11,8 @@ import socket
 import sys
 from collections.abc import Hashable
 
+from .shortages import raise_if_short
+
 __all__ = [
     "HAS_INODES",
     "KERNEL_TLS",
@@ -88,8 +90,13 @@ def identity(asked: socket.socket) -> Hashable:
 
 
 def peer_of(asked: socket.socket) -> object:
-    """Return the peer's address; None if the socket isn't connected, or no longer."""
+    """Return the peer's address; None if the socket isn't connected, or no longer.
+
+    Raises:
+        OSError: one of SHORTAGES.
+    """
     try:
         return asked.getpeername()
-    except OSError:
+    except OSError as error:
+        raise_if_short(error)
         return None

@@ -37,6 +37,8 @@ POINTS: list[tuple[Any, str, str]] = [
     (ModelPoller, "watch", "epoll.register"),
     (Calls, "end_events", "select.epoll"),
     (Calls, "set_splice", "socket.setsockopt"),
+    (Calls, "transmit_tls_mode", "socket.getsockopt"),
+    (Calls, "receive_tls_mode", "socket.getsockopt"),
     (Kqueue, "arm", "epoll.register"),
 ]
 

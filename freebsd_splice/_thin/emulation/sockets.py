@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from ..._errors import SHORTAGES, refusal
 from ..._platform import tcp
+from ..._platform.shortages import raise_if_short
 from ..._platform.tcp import KERNEL_TLS, State, bsd_state, identity, linux_state, peer_of
 
 __all__ = ["State", "identity"]
@@ -46,8 +47,7 @@ def tcp_state(asked: socket.socket) -> State:
     try:
         number = asked.getsockopt(socket.IPPROTO_TCP, tcp.STATE_OPTION, 1)[0]
     except OSError as error:
-        if error.errno in SHORTAGES:
-            raise
+        raise_if_short(error)
         return State.CLOSED
     return linux_state(number) if sys.platform == "linux" else bsd_state(number)
 
@@ -66,13 +66,18 @@ def _guessed_state(asked: socket.socket) -> State:
 
 
 def does_tls(asked: socket.socket, *, sending: bool) -> bool:
-    """Return whether the kernel encrypts what is sent, or decrypts what is received (KTLS)."""
+    """Return whether the kernel encrypts what is sent, or decrypts what is received (KTLS).
+
+    Raises:
+        OSError: one of SHORTAGES.
+    """
     options = KERNEL_TLS.get(sys.platform.rstrip("0123456789"))
     if options is None:
         return False
     try:
         return any(asked.getsockopt(*options[0 if sending else 1], 4))
-    except OSError:
+    except OSError as error:
+        raise_if_short(error)
         return False
 
 
