@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from conformance.harness import Harness, Peer
 from freebsd_splice import splice, spliced_bytes, unsplice
 from freebsd_splice._platform import tcp
 from freebsd_splice._thin import emulation
-from freebsd_splice._thin.emulation import readiness, sockets, thread
+from freebsd_splice._thin.emulation import postponed, readiness, sockets, thread
 
 if not sys.platform.startswith("linux"):
     pytest.skip("looks into Linux's /proc", allow_module_level=True)
@@ -283,6 +284,103 @@ def test_what_can_be_watched_at_the_second_try_is_spliced(
     splice(source, drain)
     assert not failures
     moves(source, client, server)
+
+
+@pytest.mark.parametrize("short_of", [errno.ENOMEM, errno.ENOSPC])
+def test_what_can_be_watched_later_is_not_ended(
+    short_of: int,
+    waiting_with: str,
+    harness: Harness,
+    way: Way,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would be told of the end, and its peers would wait for ever."""
+    source, client, drain, server = way
+    splice(source, drain)
+    arm, failures = running()._readiness.arm, [short_of] * 5
+
+    def short(
+        descriptor: int, readable: bool, writable: bool, noticed: object = None, moved: bool = False
+    ) -> None:
+        if descriptor == source.fileno() and failures:
+            raise OSError(failures.pop(), os.strerror(short_of))
+        arm(descriptor, readable, writable, noticed, moved)
+
+    monkeypatch.setattr(running()._readiness, "arm", short)
+    for text in (b"first", b"second", b"third"):
+        moves(source, client, server, text)
+    harness.until(lambda: not failures, "the last failure")
+    harness.until(lambda: running()._postponed.seconds() is None, "it is watched again")
+    moves(source, client, server)
+
+
+def test_a_splice_that_is_short_holds_up_no_other(
+    waiting_with: str, harness: Harness, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, client, drain, server = way
+    other, its_client = harness.pair()
+    other_drain, its_server = harness.pair()
+    splice(source, drain)
+    splice(other, other_drain)
+    copier, slept, tries = running(), list[float](), list[object]()
+    hold, number = copier._hold, source.fileno()
+
+    def short(borrowed: Any, held: Any) -> bool:
+        if held.number == number:
+            tries.append(held)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return hold(borrowed, held)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=slept.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "time", clock)
+        patch.setattr(copier, "_hold", short)
+        client.write(b"waits")
+        harness.until(lambda: len(tries) > 2, "the third try")
+        moves(other, its_client, its_server)
+    assert not slept  # the others' thread
+    assert server.read(5) == b"waits"
+    moves(source, client, server)
+
+
+def test_unsplice_ends_what_is_short(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, client, drain, server = way
+    splice(source, drain)
+    copier = running()
+
+    def short(*_: object) -> bool:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copier, "_move_pieces", short)
+        client.write(b"left")
+        unsplice(source)
+    assert copier._postponed.seconds() is None
+    over(source)
+    assert server.has_nothing_to_read()
+    assert source.recv(4) == b"left"
+
+
+def test_another_turn_is_given_after_a_time_that_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(postponed, "time", clock)
+    turns: postponed.Postponed[str] = postponed.Postponed()
+    waited = []
+    for _ in range(8):
+        turns.put_off("short")
+        seconds = turns.seconds()
+        assert seconds is not None
+        waited.append(seconds)
+        clock.now += seconds - 1e-6
+        assert turns.due() == []
+        clock.now += 2e-6
+        assert turns.due() == ["short"]
+    assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5])
+    turns.put_off("short", anew=True)
+    assert turns.seconds() == pytest.approx(0.01)
+    turns.forget("short")
+    assert turns.seconds() is None
 
 
 def test_what_cannot_be_looked_at_is_not_taken_for_closed(

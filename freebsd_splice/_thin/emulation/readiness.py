@@ -56,8 +56,12 @@ class Readiness(Protocol):
     def disarm(self, descriptor: int) -> None:
         """Stop reporting the descriptor, if it still exists."""
 
-    def wait(self) -> list[int]:
-        """Wait, and return the reported descriptors: perhaps none, and perhaps stale ones."""
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """Wait, and return the reported descriptors: perhaps none, and perhaps stale ones.
+
+        Args:
+            timeout: the longest time to wait, in seconds; None: without limit.
+        """
 
     def close(self, in_child: bool = False) -> None:
         """Release everything; in a forked child, the child's copies."""
@@ -115,11 +119,11 @@ if sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):  # it was closed, or now belongs to somebody else
                 self._epoll.unregister(descriptor)
 
-        def wait(self) -> list[int]:
+        def wait(self, timeout: float | None = None) -> list[int]:
             """Wait for reports."""
             for descriptor in list(self._unclaimed):
                 self.disarm(descriptor)
-            ready = [descriptor for descriptor, _ in self._epoll.poll()]
+            ready = [descriptor for descriptor, _ in self._epoll.poll(timeout)]
             self._unclaimed.update(self._by_edges.keys() & ready)
             return ready
 
@@ -158,9 +162,9 @@ class KqueueReadiness:
             with contextlib.suppress(OSError):  # no such filter is registered
                 self._change(descriptor, filter_, self._select.KQ_EV_DELETE)
 
-    def wait(self) -> list[int]:
+    def wait(self, timeout: float | None = None) -> list[int]:
         """Wait for reports."""
-        return [int(event.ident) for event in self._kqueue.control(None, 256, None)]
+        return [int(event.ident) for event in self._kqueue.control(None, 256, timeout)]
 
     def close(self, in_child: bool = False) -> None:
         """Release everything.
@@ -205,15 +209,14 @@ if sys.platform != "win32":
             self._armed.pop(descriptor, None)
             self._backoff.forget(descriptor)
 
-        def wait(self) -> list[int]:
+        def wait(self, timeout: float | None = None) -> list[int]:
             """Wait for reports. A closed descriptor is reported too (POLLNVAL)."""
             left_out = self._backoff.left_out()
             poll = select.poll()
             for descriptor, events in self._armed.items():
                 if descriptor not in left_out:
                     poll.register(descriptor, events)
-            only_its_own = len(self._armed) == 1  # the thread's own, by which it is woken
-            seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
+            seconds = self._backoff.bounded(_bounded(timeout, len(self._armed)))
             milliseconds = None if seconds is None else -int(-seconds * 1000 // 1)
             ready = nothing_while_short(partial(poll.poll, milliseconds))
             for descriptor, _ in ready:
@@ -267,11 +270,10 @@ class SelectReadiness:
         for each in (self._read, self._write, self._reported):
             each.discard(descriptor)
 
-    def wait(self) -> list[int]:
+    def wait(self, timeout: float | None = None) -> list[int]:
         """Wait for reports. A closed descriptor is reported too."""
         left_out = self._backoff.left_out()
-        only_its_own = len(self._read | self._write) == 1  # the thread's own, by which it is woken
-        seconds = self._backoff.bounded(None if only_its_own else LONGEST_HOLD)
+        seconds = self._backoff.bounded(_bounded(timeout, len(self._read | self._write)))
         ask = partial(self._ask, self._read - left_out, self._write - left_out, seconds)
         try:
             ready = nothing_while_short(ask)
@@ -295,6 +297,12 @@ class SelectReadiness:
         except (OSError, ValueError):
             return True
         return False
+
+
+def _bounded(timeout: float | None, armed: int) -> float | None:
+    if armed == 1:  # the thread's own, by which it is woken
+        return timeout
+    return LONGEST_HOLD if timeout is None else min(timeout, LONGEST_HOLD)
 
 
 def best() -> Readiness:

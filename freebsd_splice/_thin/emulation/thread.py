@@ -24,9 +24,10 @@ from ..._platform.callers_options import (
     set_peek_offset,
     unread,
 )
-from ..._platform.shortages import in_spite_of_shortages
+from ..._platform.shortages import in_spite_of_shortages, raise_if_short
 from ..._platform.threads import start as start_thread
 from . import readiness
+from .postponed import Postponed
 from .sockets import (
     PEEK,
     RECEIVE,
@@ -49,7 +50,8 @@ T = TypeVar("T")
 
 PIECE = 65536  # bytes peeked at and sent at a time
 TURN = 4 * PIECE  # bytes a splice may move before the others have their turn
-SHORT_PAUSE = 0.01  # seconds until a move is tried again that the system was short for
+#: What says nothing about a socket: the second is a user's limit on epoll's watches.
+TRANSIENT = SHORTAGES | {errno.ENOSPC}
 SWEEP = 64  # splices remembered before closed ones are looked for
 FIRST_TURN = 8 * 1024 * 1024  # bytes within splice(): more than a receive buffer holds (F34)
 
@@ -107,6 +109,7 @@ class Copier:
             self._by_source: dict[Hashable, _Splice] = {}  # ended ones too, for their counts (F4)
             self._by_drain: dict[Hashable, _Splice] = {}
             self._waiting: dict[int, set[_Splice]] = {}  # by the descriptor they are armed at
+            self._postponed: Postponed[_Splice] = Postponed()
             self._sweep_at = SWEEP
             self._thread = start_thread(self._run, "freebsd_splice emulation")
             undo.pop_all()
@@ -177,6 +180,7 @@ class Copier:
         self._by_drain[held_drain.socket] = made
         self._turn(made, FIRST_TURN)
         if made.error is not None:
+            self._end(made)
             raise made.error
 
     def unsplice(self, source: int) -> None:
@@ -236,8 +240,7 @@ class Copier:
                     held.number = number
                     return True
             except OSError as error:  # the number is closed
-                if error.errno in SHORTAGES:
-                    raise
+                raise_if_short(error)
         borrowed.give_back()
         return False
 
@@ -276,19 +279,35 @@ class Copier:
         for _ in range(2):  # a descriptor closed in between: once more with another one
             if splice.over:
                 return
-            if not self._move(splice, splice.moved + most):
+            splice.error = None
+            try:
+                goes_on = self._move(splice, splice.moved + most)
+            except OSError:  # a shortage's
+                self._postponed.put_off(splice, anew=splice.moved_now)
+                return
+            if not goes_on:
                 self._end(splice)
                 return
             try:
                 self._arm(splice)
-                splice.error = None
-                return
             except OSError as error:
                 splice.error = error
-        self._end(splice)
+            else:
+                self._postponed.forget(splice)
+                return
+        if splice.error is not None and splice.error.errno in TRANSIENT:
+            # Nobody would hear that it has ended, and its peers would wait.
+            self._postponed.put_off(splice, anew=splice.moved_now)
+        else:
+            self._end(splice)
 
     def _move(self, splice: _Splice, stop_at: int) -> bool:
-        """Move until nothing is left to move or stop_at is reached; False: the splice has ended."""
+        """Move until nothing is left to move or stop_at is reached; False: the splice has ended.
+
+        Raises:
+            OSError: one of SHORTAGES, which say nothing about the sockets.
+        """
+        splice.moved_now = False
         if time.monotonic() >= splice.ends_at:
             return False
         try:
@@ -300,11 +319,8 @@ class Copier:
         except BlockingIOError:  # somebody else read or wrote in between
             return True
         except OSError as error:
-            if error.errno not in SHORTAGES:
-                return False
-            # Nobody would hear why the splice has ended. It is reported ready again, at once.
-            time.sleep(SHORT_PAUSE)
-            return True
+            raise_if_short(error)
+            return False
         finally:
             self._source.give_back()
             self._drain.give_back()
@@ -360,6 +376,7 @@ class Copier:
 
     def _end(self, splice: _Splice) -> None:
         splice.over = True
+        self._postponed.forget(splice)
         self._disarm(splice)
         self._give_mark_back(splice)
         if self._by_drain.get(splice.drain.socket) is splice:
@@ -413,8 +430,11 @@ class Copier:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for number in self._readiness.wait():
+                for number in self._readiness.wait(self._postponed.seconds()):
                     self._serve(number)
+                    self._answer_questions()
+                for splice in self._postponed.due():
+                    self._turn(splice)
                     self._answer_questions()
         finally:
             for splice in self._by_source.values():
