@@ -19,7 +19,7 @@ from typing import Any
 from .._core.time_limits import check_seconds
 from .._errors import SHORTAGES, why
 from .._relay import LINGER
-from .._runtime import current
+from .._runtime import Runtime, current
 from .._userspace.workers import LocalWorker
 from ..aio._ending import end_of
 from . import _pausing
@@ -258,22 +258,30 @@ class ProxyServer:
         worker = runtime.local_worker()
         if worker is None:
             return
-        self._loop_worker = LoopWorker(worker)  # closes it where this fails
+        loop_worker = LoopWorker(worker)  # closes it where this fails
+        try:
+            taskless = self._make_taskless(runtime, worker) if runtime.copies_first() else None
+        except BaseException:
+            loop_worker.close()
+            raise
+        self._loop_worker = loop_worker
         self._worker = self._joining.worker = worker
-        if runtime.copies_first():
-            self._taskless = self._joining.taskless = Taskless(
-                runtime,
-                worker,
-                self._direct,
-                prepare=partial(set_buffers, size=self._buffer_size),
-                connect_timeout=self._connect_timeout,
-                idle_timeout=self._idle_timeout,
-                keepalive=self._keepalive,
-                client_of=partial(self._client, ReservedSocket(None)),
-                is_observed=type(self.observer) is not Observer,
-                serve_by_task=self._go_on_by_task,
-                is_over=self._is_over,
-            )
+        self._taskless = self._joining.taskless = taskless
+
+    def _make_taskless(self, runtime: Runtime, worker: LocalWorker) -> Taskless:
+        return Taskless(
+            runtime,
+            worker,
+            self._direct,
+            prepare=partial(set_buffers, size=self._buffer_size),
+            connect_timeout=self._connect_timeout,
+            idle_timeout=self._idle_timeout,
+            keepalive=self._keepalive,
+            client_of=partial(self._client, ReservedSocket(None)),
+            is_observed=type(self.observer) is not Observer,
+            serve_by_task=self._go_on_by_task,
+            is_over=self._is_over,
+        )
 
     def _close_worker(self) -> None:
         if self._taskless is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from freebsd_splice._relay import GivenRelay
+from freebsd_splice._userspace.workers import LocalWorker
 from freebsd_splice.proxies import (
     Address,
     Client,
@@ -30,8 +31,10 @@ from freebsd_splice.proxies import (
 )
 from freebsd_splice.proxies._addresses import Resolved
 from freebsd_splice.proxies._connecting import ReservedDescriptors, StarvedError
+from freebsd_splice.proxies._event_loop import run
 from freebsd_splice.proxies._limits import Occupancy
 from freebsd_splice.proxies._loop_relay import LoopRelay, LoopRelays
+from freebsd_splice.proxies._taskless import Taskless
 from programs.processes import PATIENCE, Server, descriptors_left
 
 OpenedTarget = tuple[socket.socket, tuple[bytes, bytes]]
@@ -502,6 +505,32 @@ def test_a_client_does_not_wait_for_ever_for_what_is_scarce(
             f"cannot connect to some.name:80, for too long: {os.strerror(errno.ENOMEM)}"
         )
         assert 2 <= len(tried) <= 7
+
+
+def test_a_worker_that_is_not_used_is_closed(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay in the loop's poller, and its own would be open, until the program's end."""
+    monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
+    made: list[LocalWorker] = []
+    taskless = _server.Taskless
+
+    def short_once(runtime: Any, worker: LocalWorker, *args: Any, **options: Any) -> Taskless:
+        made.append(worker)
+        if len(made) == 1:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return taskless(runtime, worker, *args, **options)
+
+    monkeypatch.setattr(_server, "Taskless", short_once)
+    monkeypatch.setattr(_pausing, "RETRY_AFTER", 0.01)
+
+    async def main() -> None:
+        async with running(ProxyServer(asking(Address(*echo_server.address)))) as address:
+            assert await ask(address, b"served") == b"served"
+            assert [worker.is_closed for worker in made] == [True, False]
+
+    run(main())
+    assert [worker.is_closed for worker in made] == [True, True]
 
 
 def test_a_target_that_cannot_be_joined_costs_only_that_client(

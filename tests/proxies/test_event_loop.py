@@ -8,7 +8,7 @@ import os
 import selectors
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +121,32 @@ def test_of_several_workers_the_last_one_is_waited_for() -> None:
                     await is_told(worker)
         served[1].close()
         assert loop._own_selector.worker is None
+
+    with runtime(RecordingPlatform()):
+        run(main())
+
+
+def test_who_comes_forward_outlasts_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop would wait in no worker's poller, and raise amid the end of a server."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ProxyLoop)
+        first, second = local_workers(2)
+        served = [LoopWorker(first), LoopWorker(second)]
+        listen, failures = first.listen, [errno.ENOMEM] * 2
+
+        def short(descriptor: int, call: Callable[[], object]) -> None:
+            if failures:
+                raise OSError(failures.pop(), os.strerror(errno.ENOMEM))
+            listen(descriptor, call)
+
+        monkeypatch.setattr(first, "listen", short)
+        served[1].close()
+        assert not failures
+        assert loop._own_selector.worker is first
+        await is_told(first)
+        served[0].close()
 
     with runtime(RecordingPlatform()):
         run(main())
