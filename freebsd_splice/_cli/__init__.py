@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from .._backend import backend
 from .._diagnostics.info import report
 from .._diagnostics.selftest import SECONDS, TRANSFERS, selftest
 from .connect_socks5 import add_connect, add_socks5
@@ -137,9 +138,10 @@ def _add_info(commands: Any) -> None:
 def _run_selftest(options: argparse.Namespace) -> int:
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     try:
-        return 0 if _selftest_as_asked(options, seed) else 1
-    except (OSError, ValueError) as error:
+        backend()
+    except (OSError, ValueError) as error:  # there is none to test
         raise CannotStartError(getattr(error, "strerror", None) or error) from error
+    return 0 if _selftest_as_asked(options, seed) else 1
 
 
 def _selftest_as_asked(options: argparse.Namespace, seed: int) -> bool:

@@ -29,6 +29,11 @@ class Servers:
         """Whether ``stop`` was called."""
         return self._is_stopping
 
+    @property
+    def have_served(self) -> bool:
+        """Whether clients were accepted, so that what ``run`` raises is no failure to start."""
+        return any(server.has_begun for server in self._accepting)
+
     def replace(self, served: Sequence[Served]) -> bool:
         """Have these accept clients, and the others finish what they have begun.
 

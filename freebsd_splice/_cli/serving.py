@@ -16,7 +16,7 @@ from typing import Any
 from .._backend import backend
 from .._errors import ThreadRefusedError
 from .._runtime import current, shutdown
-from ..proxies import Address, OpenTarget, ProxyServer
+from ..proxies import Address, ListenError, OpenTarget, ProxyServer
 from ..proxies._addresses import UnixAddress, parse_listen, show
 from ..proxies._event_loop import run
 from ..proxies._listening import listen_on, say_listening
@@ -111,9 +111,6 @@ def serve(read: Read) -> int:
     if plan.options.workers == 1:
         try:
             _serve_here(in_force, inspection, takeover)
-        except (OSError, ThreadRefusedError) as error:
-            # A listening socket listens no more, or something was short at the start.
-            raise CannotStartError(complaint(error)) from error
         finally:
             takeover.close()
     elif sys.platform != "win32":
@@ -145,7 +142,12 @@ def _needed_by(options: argparse.Namespace) -> tuple[Callable[[], object], Limit
 
 
 def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -> None:
-    """Serve in this process, until it has stopped."""
+    """Serve in this process, until it has stopped.
+
+    Raises:
+        CannotStartError: something was short at the start, or a listening socket listens no more.
+            Any other error is a defect, and is not to look like one of these.
+    """
     servers = Servers(inspection.observe)
 
     def stop() -> None:
@@ -171,7 +173,12 @@ def _serve_here(in_force: InForce, inspection: Inspection, takeover: Takeover) -
     stopping = Stopping(stop)
     serving = _run(servers, in_force.served, begin, begun)
     beat = service_manager.alive if service_manager.watchdog_seconds() else nothing
-    run(run_with_heartbeat(serving, beat))
+    try:
+        run(run_with_heartbeat(serving, beat))
+    except (OSError, ThreadRefusedError) as error:
+        if servers.have_served and not isinstance(error, ListenError):
+            raise
+        raise CannotStartError(complaint(error)) from error
 
 
 def _say_ready(

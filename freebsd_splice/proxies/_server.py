@@ -140,6 +140,8 @@ class ProxyServer:
         self._loop_worker: LoopWorker | None = None
         self._taskless: Taskless | None = None
         self._direct = direct_of(open_target, self._headers)
+        #: Whether clients were ever accepted. For the package's own use.
+        self.has_begun = False
         self._stops = 0
         self._retired = False
         self._stopped = Changes()  # told that no more clients are to be accepted
@@ -222,6 +224,7 @@ class ProxyServer:
                 close_listener(listener)
             self._close_worker()
             raise
+        self.has_begun = True
         accepting = [loop.create_task(self._accept(listener)) for listener in self._listeners]
         for task in accepting:
             task.add_done_callback(lambda _: self._stopped.wake())

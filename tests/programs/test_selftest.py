@@ -129,3 +129,16 @@ def test_a_backend_that_is_not_there_is_said_and_nothing_tried(program: StartPro
     run = program(*MAIN, "selftest", environment={"FREEBSD_SPLICE_BACKEND": "mach"})
     assert run.end() == 1
     assert "FREEBSD_SPLICE_BACKEND" in run.text
+
+
+def test_a_failure_in_its_midst_is_not_told_as_one_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only a traceback says where it is."""
+
+    def fail(*_: object, **__: object) -> bool:
+        raise OSError("in its midst")
+
+    monkeypatch.setattr(_cli, "selftest", fail)
+    with pytest.raises(OSError, match="in its midst"):
+        _cli.main(["selftest"])

@@ -42,3 +42,28 @@ def test_a_program_that_cannot_begin_says_what_to_raise(
     assert run.lines[-1].startswith("freebsd-splice: ")
     assert run.lines[-1].count(advice) == 1
     assert not [line for line in run.lines if "Traceback" in line]
+
+
+_FAILS_LATER = """
+import errno
+from freebsd_splice.proxies import ListenError, ProxyServer
+async def fail(server, listener):
+    raise {error}
+ProxyServer._accept = fail
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told_plainly"),
+    [('ListenError(errno.EINVAL, "it failed later")', True), ('OSError("it failed later")', False)],
+    ids=["listens no more", "a defect"],
+)
+def test_a_defect_is_not_told_as_a_failure_to_start(
+    error: str, is_told_plainly: bool, proxy: StartProxy
+) -> None:
+    """Only a traceback says where it is."""
+    patch = _FAILS_LATER.format(error=error)
+    run = proxy("forward", "127.0.0.1:0", "127.0.0.1:9", patch=patch)
+    assert run.end() == 1
+    assert ("freebsd-splice: it failed later" in run.lines) == is_told_plainly
+    assert any("Traceback" in line for line in run.lines) == (not is_told_plainly)
