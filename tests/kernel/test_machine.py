@@ -6,34 +6,11 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
 
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
-
+from stateful.machine import TIERS, play
 from stateful.rules import KernelRules
-
-STEPS = 50
 
 
 @pytest.mark.parametrize("version", ["14.3", "15.1", "openbsd"])
-@pytest.mark.parametrize(
-    "steps",
-    [
-        1_500,
-        # By a thread: hypothesis takes the signal's failure for one of the example's, and goes on.
-        pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(600, method="thread")]),
-        pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
-    ],
-)
+@pytest.mark.parametrize("steps", TIERS)
 def test_whatever_happens(version: str, steps: int) -> None:
-    made = type("Rules", (KernelRules,), {"version": version})
-    run_state_machine_as_test(
-        made,
-        settings=settings(
-            max_examples=steps // STEPS,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-            print_blob=True,
-        ),
-    )
+    play(type("Rules", (KernelRules,), {"version": version}), steps)

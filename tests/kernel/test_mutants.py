@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from stateful import mutants
-from stateful.mutants import Mutant, met_by_chance_of, mutants_of
+from stateful.mutants import Mutant, Patches, met_by_chance_of, mutants_of
 from stateful.registry import FREEBSD, OPENBSD
 from stateful.scenarios import scenarios_of
 from stateful.trying import noticing, the_machine_notices, written_in
@@ -24,6 +26,15 @@ def test_a_scenario_notices_on_openbsd(mutant: Mutant) -> None:
 def test_every_mutant_that_is_written_is_tried() -> None:
     """One that doesn't register itself would be noticed by nobody."""
     assert written_in(mutants) == {*mutants_of(FREEBSD), *mutants_of(OPENBSD)}
+
+
+def test_a_trial_that_fails_leaves_the_log_as_it_was() -> None:
+    def broken() -> Patches:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        noticing(broken, "14.3", [])
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 # By a thread: hypothesis takes the signal's failure for one of the example's, and goes on.

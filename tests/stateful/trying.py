@@ -21,15 +21,17 @@ def noticing(mutant: Mutant, version: str, scenarios: list[Scenario]) -> list[st
     """Return the names of the scenarios that fail with that mutant."""
     noticed = []
     logging.disable(logging.CRITICAL)
-    # A busy loop is noticed sooner.
-    with applied(mutant), mock.patch.object(world, "ROUNDS", 500):
-        for scenario in scenarios:
-            try:
-                with rig(version) as made:
-                    scenario(made)
-            except Exception:
-                noticed.append(scenario.__name__)
-    logging.disable(logging.NOTSET)
+    try:
+        # A busy loop is noticed sooner.
+        with applied(mutant), mock.patch.object(world, "ROUNDS", 500):
+            for scenario in scenarios:
+                try:
+                    with rig(version) as made:
+                        scenario(made)
+                except Exception:
+                    noticed.append(scenario.__name__)
+    finally:
+        logging.disable(logging.NOTSET)
     return noticed
 
 

@@ -9,32 +9,31 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="the state machine is hypothesis's")
 
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from stateful.engine_rules import EngineRules
+from stateful.machine import REPEATABLE, TIERS, play
 
-STEPS = 50
 
-
-@pytest.mark.parametrize(
-    "steps",
-    [
-        1_500,
-        # By a thread: hypothesis takes the signal's failure for one of the example's, and goes on.
-        pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(600, method="thread")]),
-        pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
-    ],
-)
+@pytest.mark.parametrize("steps", TIERS)
 def test_whatever_happens(steps: int) -> None:
-    run_state_machine_as_test(
-        EngineRules,
-        settings=settings(
-            max_examples=steps // STEPS,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-            print_blob=True,
-        ),
-    )
+    play(EngineRules, steps)
+
+
+def test_the_default_tier_is_the_same_each_time() -> None:
+    drawn: list[int] = []
+
+    class Drawing(RuleBasedStateMachine):
+        @rule(number=st.integers())
+        def draws(self, number: int) -> None:
+            drawn.append(number)
+
+    play(Drawing, REPEATABLE)
+    first = drawn.copy()
+    drawn.clear()
+    play(Drawing, REPEATABLE)
+    assert drawn == first
+    assert settings.default is not None
+    assert settings.default.derandomize  # for the examples of all others
