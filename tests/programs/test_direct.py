@@ -97,13 +97,15 @@ def test_a_client_has_no_task(
 
 
 def test_a_target_that_refuses_is_left_to_a_task(
-    echo_server: Server, tasks: list[Client], caplog: pytest.LogCaptureFixture
+    refusing: socket.socket,
+    echo_server: Server,
+    tasks: list[Client],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        refusing = Address(*unused.getsockname())
+    dead = Address(*refusing.getsockname())
 
     async def main() -> None:
-        server = forwarder([refusing, Address(*echo_server.address)])
+        server = forwarder([dead, Address(*echo_server.address)])
         async with running(server) as address:
             for _ in range(4):
                 assert await ask(address, b"hello") == b"hello"
@@ -113,7 +115,7 @@ def test_a_target_that_refuses_is_left_to_a_task(
     assert len(tasks) == 2
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     refused = "Connection refused"
-    assert f"cannot connect to {refusing} ({refusing}: {refused}): skipped for now" in warnings
+    assert f"cannot connect to {dead} ({dead}: {refused}): skipped for now" in warnings
 
 
 def test_one_that_does_not_answer_has_its_time(

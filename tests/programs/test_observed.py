@@ -117,11 +117,6 @@ async def wait_for_the_target(address: tuple[str, int], server: ProxyServer) -> 
     return sock
 
 
-def refusing() -> Address:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return Address(*unused.getsockname())
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_one_that_is_served(way: str, echo_server: Server) -> None:
     target = Address(*echo_server.address)
@@ -130,9 +125,12 @@ def test_one_that_is_served(way: str, echo_server: Server) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_one_whose_first_target_refuses(way: str, echo_server: Server) -> None:
+def test_one_whose_first_target_refuses(
+    way: str, refusing: socket.socket, echo_server: Server
+) -> None:
     target = Address(*echo_server.address)
-    seen = watch(server_to(way, [refusing(), target]), say_hello, to_the_end=True)
+    dead = Address(*refusing.getsockname())
+    seen = watch(server_to(way, [dead, target]), say_hello, to_the_end=True)
     failed, *others = seen.events[1:]
     assert failed == "dialled ECONNREFUSED"
     assert others == ["dialled", f"to {target}", "ended 5 5 eof", "left"]
@@ -206,14 +204,16 @@ def test_one_that_cannot_be_connected_for(
     assert watch(server, be_closed, to_the_end=True).events == ["accepted", "left"]
 
 
-def test_one_for_whom_no_task_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_for_whom_no_task_can_be_made(
+    refusing: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its place is free again."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(ProxyServer, "_begin", fail)
-    server = server_to("no task", [refusing()])
+    server = server_to("no task", [Address(*refusing.getsockname())])
     seen = watch(server, be_closed, to_the_end=True)
     assert seen.events == ["accepted", "dialled ECONNREFUSED", "left"]
     assert server._count_live() == 0

@@ -513,7 +513,7 @@ def test_a_worker_that_is_not_used_is_closed(
     """It would stay in the loop's poller, and its own would be open, until the program's end."""
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "userspace")
     made: list[LocalWorker] = []
-    taskless = _server.Taskless
+    taskless = Taskless
 
     def short_once(runtime: Any, worker: LocalWorker, *args: Any, **options: Any) -> Taskless:
         made.append(worker)
