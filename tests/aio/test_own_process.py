@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -31,7 +30,6 @@ from .nets import LOOPS, Net, play
     sees="nothing; the other program is given none of the package's descriptors",
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="fork and exec are POSIX's")
-@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="it asks /dev/fd which there are")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("name", LOOPS)
 def test_children_and_other_programs_change_nothing(name: str) -> None:

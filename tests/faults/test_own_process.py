@@ -119,7 +119,6 @@ def _wait_until_interrupted(made: Any) -> None:
 )
 @posix
 @real
-@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="it asks /dev/fd which there are")
 @pytest.mark.parametrize("kind", [Splice, Relay])
 def test_another_program_is_given_no_descriptor(
     kind: Callable[..., Any], served: Served, harness: Harness, bystander: Bystander
@@ -133,6 +132,18 @@ def test_another_program_is_given_no_descriptor(
         assert receiver.read(5) == b"hello"
         bystander.served()
         assert descriptors_of_another_program() == before
+
+
+@posix
+def test_what_another_program_is_given_is_seen() -> None:
+    """Or the test above could not fail."""
+    number = os.dup(0)
+    try:
+        assert str(number) not in descriptors_of_another_program()
+        os.set_inheritable(number, True)
+        assert str(number) in descriptors_of_another_program()
+    finally:
+        os.close(number)
 
 
 @pytest.fixture

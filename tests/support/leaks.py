@@ -22,11 +22,26 @@ def open_descriptors() -> dict[int, str]:
 
 def descriptors_of_another_program() -> set[str]:
     """Return those that a program is given which this one starts, if none is closed on purpose."""
-    code = "import os; print(*(n for n in os.listdir('/dev/fd') if os.path.exists('/dev/fd/' + n)))"
     said = subprocess.run(
-        [sys.executable, "-Sc", code], close_fds=False, capture_output=True, text=True, check=True
+        [sys.executable, "-Sc", _PRINT_DESCRIPTORS],
+        close_fds=False,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return set(said.stdout.split())
+
+
+#: It tries them: FreeBSD's /dev/fd lists 0 to 2, and OpenBSD's what could be, whatever is open.
+_PRINT_DESCRIPTORS = """
+import os
+for number in range(4096):  # a process is given the lowest number that is free
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    print(number)
+"""
 
 
 def has_children() -> bool:
