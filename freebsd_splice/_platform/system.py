@@ -21,7 +21,7 @@ from .interface import Endpoint, Event, Mailbox, Notice, Pipe, Poller, Runner, S
 from .pollers import BasePoller, kinds, make_poller
 from .reset import last_close_waits, reset_on_close
 from .send_queue import unacknowledged
-from .tcp import HAS_INODES, identity, peer_of
+from .tcp import HAS_INODES, identity, is_connected, peer_of
 from .threads import start as start_thread
 
 logger = logging.getLogger("freebsd_splice")
@@ -137,11 +137,7 @@ class SystemPlatform:
             raise
 
     def is_connected(self, endpoint: Endpoint) -> bool:
-        try:
-            _socket(endpoint).getpeername()
-        except OSError as error:
-            return error.errno in SHORTAGES  # which say nothing about the connection
-        return True
+        return is_connected(_socket(endpoint))
 
     def send(self, endpoint: Any, data: memoryview) -> int:
         drain: socket.socket = endpoint

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Hashable
 
+from .._errors import SHORTAGES
 from .shortages import raise_if_short
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "State",
     "bsd_state",
     "identity",
+    "is_connected",
     "linux_state",
     "peer_of",
 ]
@@ -87,6 +89,19 @@ def identity(asked: socket.socket) -> Hashable:
         status = os.fstat(asked.fileno())
         return status.st_dev, status.st_ino
     return asked.getsockname(), peer_of(asked)
+
+
+def is_connected(asked: socket.socket) -> bool:
+    """Return whether the socket is connected still.
+
+    It takes no bytes, and no error that another call should report. A shortage says nothing about
+    the connection, so the answer is then True.
+    """
+    try:
+        asked.getpeername()
+    except OSError as error:
+        return error.errno in SHORTAGES
+    return True
 
 
 def peer_of(asked: socket.socket) -> object:

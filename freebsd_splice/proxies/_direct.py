@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 from .._errors import SHORTAGES
 from .._platform.interface import Readiness
 from .._platform.reset import reset_on_close
+from .._platform.tcp import is_connected
 from .._userspace.workers import LocalWorker
 from ._addresses import SocketAddress
 from ._client import Client, OpenTarget
@@ -288,7 +289,7 @@ class Dials:
                 self._forget(connection)
                 timeout = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
                 self._fail(connection, timeout, TOO_LATE)
-            elif peer_of(connection.client) is None:
+            elif not is_connected(connection.client):
                 self._forget(connection)
                 connection.target.close()
                 assert connection.known is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
 from .._errors import why
+from .._platform.tcp import is_connected
 from ._connecting import PlainError
 from ._log import MOST_OF_A_REASON, cut
 
@@ -171,13 +172,7 @@ class Handshake:
         had arrived. Takes no bytes, and no error that another call should report. A client that has
         sent a FIN may still be waiting for its answer, and isn't lost.
         """
-        if self.stage is None:
-            return False
-        try:
-            self._socket.getpeername()  # fails then on every system
-        except OSError:
-            return True
-        return False
+        return self.stage is not None and not is_connected(self._socket)
 
     async def in_time(self, waiting: Coroutine[object, object, T], failure: str) -> T:
         """Wait for a coroutine within what is left of the handshake's time.

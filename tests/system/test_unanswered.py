@@ -61,6 +61,12 @@ def test_a_shortage_is_no_answer(question: str, monkeypatch: pytest.MonkeyPatch)
     assert ask(_asked(_refuses)) == refused
 
 
+def test_in_a_shortage_nobody_counts_as_gone() -> None:
+    """A client whose target is waited for would be cut."""
+    assert tcp.is_connected(_asked(_short))
+    assert not tcp.is_connected(_asked(_refuses))
+
+
 @pytest.mark.parametrize("unasked", ["transmit_tls_mode", "receive_tls_mode"])
 def test_a_pair_whose_tls_is_unknown_is_copied(unasked: str, harness: Harness) -> None:
     """F22: the kernel's refusal of a drain could spoil the source."""
