@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ._errors import BackendUnavailable
 from ._platform import raw_splice
@@ -15,6 +15,11 @@ __all__ = ["BACKEND", "COPY", "OS_SPLICE", "Backend", "KernelChoice", "backend",
 
 BACKEND = "FREEBSD_SPLICE_BACKEND"
 MOVER = "FREEBSD_SPLICE_MOVER"
+
+#: The variable's name, and a value of it, as ``os.environ`` keeps them.
+_RAW_NAME, _RAW_KERNEL = (
+    (BACKEND, "kernel") if sys.platform == "win32" else (os.fsencode(BACKEND), b"kernel")
+)
 
 #: The names of userspace's movers.
 OS_SPLICE = "os.splice"
@@ -74,7 +79,13 @@ def _backend(wanted: str) -> Backend:
 
 def kernel_demanded() -> bool:
     """Whether userspace must not stand in for the kernel."""
-    return os.environ.get(BACKEND) == "kernel"
+    environ: Any = os.environ
+    try:
+        # ``get`` raises and catches two exceptions where the variable is not set. This is asked for
+        # each transfer, and would cost half as much as the write.
+        return bool(environ._data.get(_RAW_NAME) == _RAW_KERNEL)
+    except AttributeError:  # the program has replaced ``os.environ``
+        return bool(environ.get(BACKEND) == "kernel")
 
 
 class KernelChoice(NamedTuple):

@@ -201,7 +201,8 @@ def current() -> Runtime:
     Raises:
         RuntimeError: gevent has replaced parts of the standard library that the runtime needs.
     """
-    return _own.get()
+    made = _own.made
+    return made if made is not None else _own.get()
 
 
 def install(runtime: Runtime | None) -> Runtime | None:

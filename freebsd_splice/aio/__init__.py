@@ -46,6 +46,8 @@ from ._ending import attach, end_of, outcome_of
 from ._flushing import flush
 from ._sides import Side, SocketSide, StreamSide, side
 
+_LIMIT = Reason.LIMIT  # an enum's members cost a call each, on some versions
+
 _Data = bytes | bytearray | memoryview
 
 __all__ = ["IncompleteTransferError", "Side", "outcome_of", "relay", "splice", "transfer"]
@@ -108,11 +110,13 @@ async def splice(
         outcome = await aio.splice((reader, writer), target, idle_timeout=60)
         print(outcome)  # 78 bytes, eof, 0.250 s, userspace/os.splice
     """
-    limit, ahead = check_limit(max_bytes), check_bytes("initial", initial)
-    done = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
-    if isinstance(done, Outcome):
-        return done
-    return await _rest(done, source, drain, limit, idle_timeout, timeout, ahead, fallback)
+    ahead = check_bytes("initial", initial)
+    _check_times(idle_timeout, timeout)
+    outcome = write_buffered(source, drain, max_bytes, ahead) if fallback else 0
+    if isinstance(outcome, int):
+        limit = check_limit(max_bytes)
+        outcome = await _rest(outcome, source, drain, limit, idle_timeout, timeout, ahead, fallback)
+    return outcome
 
 
 async def transfer(
@@ -154,29 +158,21 @@ async def transfer(
         target[1].write(head)
         await aio.transfer((reader, writer), target, content_length)
     """
-    limit = check_limit(count, "count", may_be_none=False)
     ahead = check_bytes("initial", initial)
-    outcome = _at_once(source, drain, limit, idle_timeout, timeout, ahead, fallback)
-    if not isinstance(outcome, Outcome):
+    _check_times(idle_timeout, timeout)
+    outcome = write_buffered(source, drain, count, ahead) if fallback else 0
+    if isinstance(outcome, int):
+        limit = check_limit(count, "count", may_be_none=False)
         outcome = await _rest(outcome, source, drain, limit, idle_timeout, timeout, ahead, fallback)
-    if outcome.reason is not Reason.LIMIT:
+    if outcome.reason is not _LIMIT:
         raise IncompleteTransferError(outcome, count) from outcome.error
     return outcome
 
 
-def _at_once(
-    source: Side,
-    drain: Side,
-    limit: int | None,
-    idle_timeout: float | None,
-    timeout: float | None,
-    initial: bytes,
-    fallback: bool,
-) -> int | Outcome:
-    """Return the outcome if no splice is needed; else how many bytes are written already."""
-    check_seconds("idle_timeout", idle_timeout)
-    check_seconds("timeout", timeout)
-    return write_buffered(source, drain, limit, initial) if limit and fallback else 0
+def _check_times(idle_timeout: float | None, timeout: float | None) -> None:
+    if idle_timeout is not None or timeout is not None:
+        check_seconds("idle_timeout", idle_timeout)
+        check_seconds("timeout", timeout)
 
 
 async def _rest(

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Coroutine
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -91,6 +92,83 @@ def test_a_buffered_body_needs_no_splice(name: str, initial: bytes) -> None:
 
     with runtime(NothingElsePlatform()):  # which the model puts its own before
         play(name, case)
+
+
+@every_loop
+def test_what_the_drains_writer_holds_goes_first(name: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream(small=True)
+        await client.write(PATTERN[200_000:205_000])
+        await buffered(net, source, 5_000)
+        drain[1].write(PATTERN[:200_000])  # more than the socket takes
+        assert drain[1].transport.get_write_buffer_size()
+        transferring = asyncio.ensure_future(aio.transfer(source, drain, 5_000))
+        assert await server.read(205_000) == PATTERN[:205_000]
+        assert (await transferring).bytes == 5_000
+
+    play(name, case)
+
+
+@every_loop
+@pytest.mark.parametrize("which", ["source", "drain"])
+def test_a_stream_that_the_program_has_closed(name: str, which: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream()
+        await client.write(b"12345")
+        await buffered(net, source, 5)
+        (source if which == "source" else drain)[1].close()
+        with pytest.raises(OSError, match="closed") as caught:
+            await aio.transfer(source, drain, 5)
+        assert caught.value.errno == errno.EBADF
+        assert await source[0].readexactly(5) == b"12345"
+        drain[1].close()
+        assert await server.read(1) == b""
+
+    play(name, case)
+
+
+@pytest.mark.usefixtures("userspace")
+def test_it_makes_hardly_more_calls_than_read_and_write() -> None:
+    """31 calls of the package's and asyncio's functions took twice the time of the write."""
+
+    async def read_and_write(source: Stream, drain: Stream) -> None:
+        drain[1].write(await source[0].readexactly(5))
+        await drain[1].drain()
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, server = await net.stream()
+        called = []
+        for way in (aio.transfer(source, drain, 5), read_and_write(source, drain)):
+            await client.write(b"12345")
+            await buffered(net, source, 5)
+            called.append(_functions_called(way))
+            assert await server.read(5) == b"12345"
+        assert len(called[0]) <= len(called[1]) + 3, called
+
+    with runtime(NothingElsePlatform()):
+        play("asyncio", case)
+
+
+def _functions_called(call: Coroutine[Any, Any, object]) -> list[str]:
+    """Return the names of the Python functions that the call runs, where it waits for nothing."""
+    names = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            names.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call.send(None)
+    except StopIteration:
+        return names
+    finally:
+        sys.setprofile(before)
+    raise AssertionError("it waits for something")
 
 
 @every_loop

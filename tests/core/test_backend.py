@@ -15,6 +15,7 @@ import pytest
 
 from conformance.harness import Harness
 from freebsd_splice import Backend, BackendUnavailable, InvalidArgument, _errors, backend
+from freebsd_splice._backend import kernel_demanded
 from freebsd_splice._platform import raw_splice
 from freebsd_splice._platform.borrowed import Borrowed
 from freebsd_splice._thin import messages
@@ -257,6 +258,21 @@ def test_an_unknown_value_names_the_three(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "Kernel")
     with pytest.raises(ValueError, match="auto, kernel or userspace"):
         backend()
+
+
+@pytest.mark.parametrize("value", ["auto", "userspace", "", None, "kernel"])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_the_kernel_is_demanded_by_one_value_alone(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, is_replaced: bool
+) -> None:
+    """Another mapping can stand for ``os.environ``, whose own dict is looked into."""
+    if is_replaced:
+        monkeypatch.setattr(os, "environ", dict(os.environ))
+    if value is None:
+        monkeypatch.delenv("FREEBSD_SPLICE_BACKEND", raising=False)
+    else:
+        monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", value)
+    assert kernel_demanded() == (value == "kernel")
 
 
 # The errors
