@@ -47,6 +47,7 @@ PARTS = {
         "docs/sharp_edges",
         "docs/openbsd",
         "docs/benchmarks",
+        "docs/cost_of_a_byte",
         "docs/cost_of_a_connection",
         "docs/conformance",
         "docs/reliability",
