@@ -53,6 +53,13 @@ class NoThreadsPlatform(UserspacePlatform):
         raise RuntimeError("can't start new thread")
 
 
+class NothingWrittenPlatform(UserspacePlatform):
+    """A system on which nothing may be written at once."""
+
+    def write_through(self, original: SocketLike, data: bytes | bytearray) -> int:
+        raise AssertionError(f"{bytes(data)!r} was written")
+
+
 class UntilFullPlatform(UserspacePlatform):
     """This machine; ``is_full`` from the first write on that did not take all."""
 
@@ -127,6 +134,40 @@ def test_a_stream_that_the_program_has_closed(name: str, which: str) -> None:
         assert await server.read(1) == b""
 
     play(name, case)
+
+
+@every_loop
+@pytest.mark.parametrize("which", ["source", "drain"])
+def test_a_failure_that_the_reader_has_to_report(name: str, which: str) -> None:
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        await client.write(b"12345")
+        await buffered(net, source, 5)
+        failure = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        (source if which == "source" else drain)[0].set_exception(failure)
+        with pytest.raises(ConnectionResetError) as caught:
+            await aio.transfer(source, drain, 5)
+        assert caught.value is failure
+        assert bytes(source[0]._buffer) == b"12345"  # type: ignore[attr-defined]
+
+    play(name, case)
+
+
+@every_loop
+def test_no_bytes_are_not_written(name: str) -> None:
+    """What an empty write does differs between systems and kinds of sockets."""
+
+    async def case(net: Net) -> None:
+        source, client = await net.stream()
+        drain, _ = await net.stream()
+        await client.write(b"12345")
+        await buffered(net, source, 5)
+        outcome = await aio.transfer(source, drain, 0)
+        assert (outcome.reason, outcome.bytes) == (Reason.LIMIT, 0)
+
+    with runtime(NothingWrittenPlatform()):
+        play(name, case)
 
 
 @pytest.mark.usefixtures("userspace")
@@ -347,6 +388,9 @@ def test_what_is_wrong_is_said_though_nothing_has_to_be_spliced(
         for wrong in ({"timeout": 0}, {"idle_timeout": -1}):
             with pytest.raises(ValueError, match="timeout"):
                 await aio.transfer(source, drain, 5, **wrong)  # type: ignore[arg-type]
+        for count in (True, 5.0, "5"):
+            with pytest.raises(TypeError, match="count must be an int"):
+                await aio.transfer(source, drain, count)  # type: ignore[arg-type]
         if sys.platform == "linux":
             monkeypatch.setenv("FREEBSD_SPLICE_BACKEND", "kernel")
             with pytest.raises(BackendUnavailable):
