@@ -124,6 +124,7 @@ TITLES = {
     "test_thin_errors.py": "The thin functions: errors",
     "test_thin_many.py": "The thin functions: many splices, threads, processes",
     "test_thin_moving.py": "The thin functions: moving bytes",
+    "test_thin_peers.py": "The thin functions: peers that stand still or vanish",
     "test_counterparts.py": "Counterparts of the kernels' own cases",
 }
 

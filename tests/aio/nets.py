@@ -87,7 +87,7 @@ def _net(name: str) -> Iterator[tuple[asyncio.AbstractEventLoop, Net]]:
 class RealNet:
     def __init__(self, name: str) -> None:
         self.name = name
-        self._opened: list[socket.socket | asyncio.StreamWriter] = []
+        self.opened: list[socket.socket | asyncio.StreamWriter] = []
 
     async def socket(self, *, small: bool = False) -> tuple[Any, Peer]:
         with socket.socket() as listener:
@@ -104,14 +104,14 @@ class RealNet:
             near, _ = listener.accept()
         near.setblocking(False)
         far.setblocking(False)
-        self._opened += [near, far]
+        self.opened += [near, far]
         return near, RealPeer(far)
 
     async def stream(self, *, small: bool = False, limit: int = 65_536) -> tuple[Stream, Peer]:
         near, peer = await self.socket(small=small)
         stream = await asyncio.open_connection(sock=near, limit=limit)
-        self._opened.remove(near)
-        self._opened.append(stream[1])
+        self.opened.remove(near)
+        self.opened.append(stream[1])
         return stream, peer
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -119,7 +119,7 @@ class RealNet:
             await asyncio.sleep(0.001)
 
     async def close(self) -> None:
-        for opened in self._opened:
+        for opened in self.opened:
             opened.close()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

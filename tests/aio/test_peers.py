@@ -186,6 +186,54 @@ def test_a_drain_full_for_ever_is_idle(name: str, phase: str) -> None:
     play(name, case)
 
 
+STILL = "nothing, and what is sent meanwhile waits and goes on with it; `Reason.IDLE` after "
+STILL += "`idle_timeout`, no exception"
+
+
+@cell(
+    "the peer stands still",
+    "aio",
+    "initial",
+    sees=STILL,
+    counted=f"all; or {REMAINDER}",
+    others=True,
+)
+@cell(
+    "the peer stands still",
+    "aio",
+    "half-closed",
+    sees=STILL,
+    counted="all that was moved",
+    others=True,
+)
+@every_net
+def test_a_peer_that_stands_still_is_waited_for(name: str) -> None:
+    phases = ("initial", "half-closed")
+
+    async def case(net: Net) -> None:
+        async with bystander(net):
+            patient = [await scene(net, phase) for phase in phases]
+            for made in patient:
+                await made.client.write(UP)
+            for made in [await scene(net, phase, SOON) for phase in phases]:
+                outcome = await made.relaying
+                assert outcome.reason is Reason.IDLE
+                accounted(outcome, made.moved)
+            for phase, made in zip(phases, patient, strict=True):
+                assert not made.relaying.done()
+                ahead, before = (MUCH, b"") if phase == "initial" else (b"", UP)
+                assert await made.server.read(len(ahead[1:] + UP)) == ahead[1:] + UP
+                for peer, other in ((made.client, made.server), (made.server, made.client)):
+                    if phase == "initial" or peer is made.client:
+                        peer.fin()
+                        assert await other.read(1) == b""
+                outcome = await made.relaying
+                assert outcome.reason is Reason.EOF
+                assert outcome.left_to_right.bytes == len(before + ahead + UP)
+
+    play(name, case)
+
+
 async def _write_until_reset(client: Peer) -> None:
     with contextlib.suppress(ConnectionError):
         await client.write(bytes(20_000_000))

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+import freebsd_splice
 from conformance.backends import MODELS
 from conformance.harness import DEADLINE
 from faults.cells import cell
-from freebsd_splice import Reason, Relay, Splice
+from freebsd_splice import Reason, Relay, Splice, _thin
+from freebsd_splice._thin.kernel import ThinKernel
 from model.harness import ModelHarness
 from model.kqueue import Kqueue
 from model.platform import Calls, ModelPlatform
@@ -83,6 +85,48 @@ def test_a_shortage_at_each_call_costs_no_byte(
             sys.setswitchinterval(before)
 
     injection.play_each(once)
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        pytest.param(shortage, id=shortage.name, marks=cell(
+            shortage.name, "thin", "any",
+            sees=f"`splice` raises {said}, and nothing was spliced: it can be called again",
+            counted="all that was said waits at the source",
+        ))
+        for shortage, said in ((NO_MEMORY, "ENOMEM"), (NO_BUFFER, "ENOBUFS"))
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kernel", MODELS)
+def test_a_shortage_of_the_thin_calls_costs_no_byte(
+    kernel: str, shortage: Shortage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else these calls ask the kernel needs no memory."""
+    injection = Injection(shortage)
+    injection.wrap(monkeypatch, Calls, "set_splice", "socket.setsockopt")
+    monkeypatch.setattr(_thin, "_check_open", lambda *descriptors: None)
+
+    def once(injecting: AbstractContextManager[object]) -> None:
+        harness = ModelHarness(kernel.split()[1])
+        calls = ThinKernel(harness.world.calls)
+        monkeypatch.setattr(_thin, "_calls", lambda: calls)
+        (source, sender), (drain, receiver) = harness.pair(), harness.pair()
+        sender.write(AHEAD)
+        with injecting:
+            try:
+                freebsd_splice.splice(source, drain)
+            except OSError as error:
+                injection.check(error)
+                assert harness.waiting(source, len(AHEAD)) == AHEAD
+                sender.write(AHEAD)
+                freebsd_splice.splice(source, drain)
+        assert receiver.read(len(AHEAD)) == AHEAD
+        assert freebsd_splice.spliced_bytes(source) == len(AHEAD)
+        freebsd_splice.unsplice(source)
+        harness.world.check_quiet()
+
+    assert len(injection.play_each(once)) == 1
 
 
 def play(injection: Injection, harness: ModelHarness, *, both: bool) -> None:

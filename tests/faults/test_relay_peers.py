@@ -24,6 +24,8 @@ BROKEN = (Reason.SOURCE_ERROR, Reason.DRAIN_ERROR)
 NEVER = 60 * DEADLINE  # of a time limit that is not the subject
 SOON = 1.5 * SLOWNESS  # seconds without a byte; the set-up has to be faster
 
+REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
+
 #: Where there are bytes unread, closing is a reset (F27), or becomes one with the next byte.
 RESETS = "`ConnectionResetError` in the outcome, and the other side is reset"
 
@@ -271,6 +273,37 @@ def test_a_drain_full_for_ever_is_idle(phase: str, harness: Harness, bystander: 
         writer.join()
     with pytest.raises(ConnectionResetError):
         scene.server.read_to_end()
+
+
+STILL = "nothing, and what is sent meanwhile waits and goes on with it; `Reason.IDLE` after "
+STILL += "`idle_timeout`, and a side that lacks bytes is reset"
+
+
+@cell("the peer stands still", "Relay", "initial", sees=STILL, counted=f"all; or {REMAINDER}")
+@cell("the peer stands still", "Relay", "moving", sees=STILL, counted="all that was moved")
+@cell("the peer stands still", "Relay", "half-closed", sees=STILL, counted="all that was moved")
+def test_a_peer_that_stands_still_is_waited_for(harness: Harness, bystander: Bystander) -> None:
+    phases = (initial, moving, half_closed)
+    patient = [phase(harness) for phase in phases]
+    writers = [harness.in_background(scene.client.finish, MUCH) for scene in patient]
+    for scene in [phase(harness, SOON) for phase in phases]:
+        outcome = scene.relay.wait(DEADLINE)
+        assert outcome.reason is Reason.IDLE
+        accounted(outcome, scene)
+        lacks_bytes = bool(outcome.left_to_right.unsent)
+        with pytest.raises(ConnectionResetError) if lacks_bytes else contextlib.nullcontext():
+            assert scene.server.read_to_end() == b""
+    bystander.served()
+    for phase, scene, writer in zip(phases, patient, writers, strict=True):
+        assert not scene.relay.done
+        whole = MUCH + MUCH if phase is initial else MUCH
+        assert scene.server.read_to_end() == whole
+        if phase is not half_closed:
+            scene.server.fin()
+        outcome = scene.relay.wait(DEADLINE)
+        writer.join()
+        assert outcome.reason is Reason.EOF
+        assert outcome.left_to_right.bytes == scene.moved[0] + len(whole)
 
 
 def _write_until_reset(client: Peer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.usefixtures("served")
 #: More than any buffers take while nobody reads.
 MUCH = random.Random(13).randbytes(1_000_000)
 SOON = 1.0 * SLOWNESS  # seconds without a byte
+NEVER = 60 * DEADLINE
+UP = b"a request"
+STILL = "nothing, and what is sent meanwhile waits and goes on with it; `Reason.IDLE` after "
+STILL += "`idle_timeout`"
 REMAINDER = "what the drain took; the remainder of `initial` is `Outcome.unsent`"
 
 
@@ -112,6 +117,55 @@ def test_a_drain_full_for_ever_is_idle(phase: str, harness: Harness, bystander: 
         assert harness.waiting(source, 1) == MUCH[next_at_source : next_at_source + 1]
         source.close()  # with bytes unread: its peer is reset
         writer.join()
+
+
+class Scene(NamedTuple):
+    splice: Splice
+    sender: Peer
+    receiver: Peer
+    #: What was moved before, or is being sent ahead.
+    said: bytes
+
+
+def scene(harness: Harness, phase: str, idle: float) -> Scene:
+    source, sender = harness.pair()
+    drain, receiver = harness.pair(small_buffers=True)
+    if phase == "initial":
+        splice = Splice(source, drain, idle_timeout=idle, initial=MUCH)
+        harness.until(lambda: splice.bytes > 0, "a first byte")
+        return Scene(splice, sender, receiver, MUCH)
+    splice = Splice(source, drain, idle_timeout=idle)
+    if phase == "half-closed":
+        receiver.fin()
+    sender.write(UP)
+    assert receiver.read(len(UP)) == UP
+    return Scene(splice, sender, receiver, b"")
+
+
+PHASES = ("initial", "moving", "half-closed")
+
+
+@cell("the peer stands still", "Splice", "initial", sees=STILL, counted=f"all; or {REMAINDER}")
+@cell("the peer stands still", "Splice", "moving", sees=STILL, counted="all that was moved")
+@cell("the peer stands still", "Splice", "half-closed", sees=STILL, counted="all that was moved")
+def test_a_peer_that_stands_still_is_waited_for(harness: Harness, bystander: Bystander) -> None:
+    patient = [scene(harness, phase, NEVER) for phase in PHASES]
+    writers = [harness.in_background(made.sender.finish, MUCH) for made in patient]
+    for made in [scene(harness, phase, SOON) for phase in PHASES]:
+        outcome = made.splice.wait(DEADLINE)
+        assert outcome.reason is Reason.IDLE
+        if made.said:
+            assert MUCH[outcome.bytes :] == outcome.unsent
+        else:
+            assert (outcome.bytes, outcome.unsent) == (len(UP), b"")
+    bystander.served()
+    for made, writer in zip(patient, writers, strict=True):
+        assert not made.splice.done
+        assert made.receiver.read(len(made.said) + len(MUCH)) == made.said + MUCH
+        outcome = made.splice.wait(DEADLINE)
+        writer.join()
+        assert outcome.reason is Reason.EOF
+        assert outcome.bytes == len(made.said or UP) + len(MUCH)
 
 
 def _write_until_reset(sender: Peer) -> None:

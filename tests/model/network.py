@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from .so_splice import SoSplice
-from .tcp import Half
+from .tcp import Endpoint, Half
 
 
 class Network:
@@ -71,7 +71,19 @@ class Network:
         if receiver.dead or receiver.closed:
             return True
         receiver.was_reset = True
-        receiver.die(errno.ECONNRESET)
-        self.so_splice.source_woken(receiver)
-        self.so_splice.drain_woken(receiver)
+        self._break(receiver, errno.ECONNRESET)
         return True
+
+    def cut(self, endpoint: Endpoint) -> None:
+        """Drop from now on whatever this endpoint and its peer send to each other."""
+        endpoint.outgoing.is_cut = endpoint.incoming.is_cut = True
+
+    def give_up(self, endpoint: Endpoint) -> None:
+        """Have the endpoint's system find that nothing is answered, by whichever of its timers."""
+        if not endpoint.dead and not endpoint.closed:
+            self._break(endpoint, errno.ETIMEDOUT)
+
+    def _break(self, endpoint: Endpoint, number: int) -> None:
+        endpoint.die(number)
+        self.so_splice.source_woken(endpoint)
+        self.so_splice.drain_woken(endpoint)

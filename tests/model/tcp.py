@@ -31,6 +31,7 @@ class Half:
         self.fin = False  # a FIN follows these bytes
         self.fin_delivered = False
         self.reset = False  # an RST is on the way
+        self.is_cut = False  # nothing arrives any more
         self.is_the_programs = False  # its sender is the program's end, not a peer
         self.sender: Endpoint
         self.receiver: Endpoint

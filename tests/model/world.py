@@ -270,6 +270,8 @@ class World(Network):
         """Return the rules that could happen now, besides the package's loops and the clock."""
         rules = []
         for number, half in enumerate(self.halves):
+            if half.is_cut:
+                continue
             receiver = half.receiver
             gone = receiver.closed or receiver.dead
             if half.reset:
