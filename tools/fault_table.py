@@ -22,6 +22,7 @@ import pytest
 
 if TYPE_CHECKING:
     from faults.cells import Cell
+    from faults.gaps import Place
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -50,6 +51,9 @@ class Row(NamedTuple):
     cell: Cell
 
 
+#: What stands in the place of a reason that tests/faults/gaps.py doesn't give.
+NO_REASON = "**no reason is given**"
+
 #: The worst of several tests of one name, such as those of several parameters, counts.
 WORST = ("failed", "xfailed", "passed", "skipped")
 
@@ -74,7 +78,7 @@ class _Tests:
                 key = (test, cell.fault, cell.layer, cell.phase)
                 known = self.rows.setdefault(key, Row(test, cell))
                 assert known.cell == cell, f"{test} says two things of {cell}"
-                place = (platform.system(), *key, backend_of(item))
+                place = (platform.system(), *key, backend_of(item, cell.layer))
                 self._playing.setdefault(item.nodeid, []).append(place)
             if item.nodeid in self._playing:
                 mine.append(item)
@@ -145,7 +149,7 @@ def write_notes(old: list[Note], new: list[Note], rows: Iterable[Row]) -> None:
 
 def tables(rows: list[Row], notes: list[Note]) -> str:
     """A table for each layer."""
-    from faults.cells import LAYERS, faults_at
+    from faults.cells import LAYERS
 
     parts = [f"{len(rows)} cells.\n"]
     for layer, title in LAYERS.items():
@@ -153,14 +157,53 @@ def tables(rows: list[Row], notes: list[Note]) -> str:
         if chosen:
             parts.append(f"\n## {title}\n\n| the fault, when | what is seen | others | held on |\n")
             parts.append("|---|---|---|---|\n" + "".join(_lines(chosen, notes)))
-        missing = [fault for fault in faults_at(layer) if not _has(fault, chosen)]
-        if missing:
-            parts.append(f"\nNot played here: {', '.join(missing)}.\n")
+        parts.append(_left_empty(layer, notes))
     return "".join(parts)
 
 
-def _has(fault: str, rows: list[Row]) -> bool:
-    return any(row.cell.fault == fault for row in rows)
+def _left_empty(layer: str, notes: list[Note]) -> str:
+    """Which cells of the layer no test plays, and why."""
+    from faults.gaps import BACKENDS_AT, gap_of
+
+    backends: dict[tuple[str, str, str], set[str]] = {}
+    for place in _empty(notes):
+        if place.layer == layer:
+            gap = gap_of(place)
+            because = gap.because if gap else NO_REASON
+            backends.setdefault((because, place.fault, place.phase), set()).add(place.backend)
+    phases: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (because, fault, phase), found in backends.items():
+        where = _names(found) if len(BACKENDS_AT.get(layer, ())) > 1 else ""
+        phases.setdefault((because, where), {}).setdefault(fault, []).append(phase)
+    reasons = []
+    for (because, where), faults in phases.items():
+        what = [
+            fault if found == ["any"] else f"{fault} ({', '.join(found)})"
+            for fault, found in faults.items()
+        ]
+        on = f", on {where}" if where else ""
+        reasons.append(f"- {', '.join(what)}{on}: {because}.\n")
+    if not reasons:
+        return ""
+    return "\nLeft empty:\n\n" + "".join(reasons)
+
+
+def _unfounded(notes: list[Note]) -> list[str]:
+    """The reasons that no empty cell has."""
+    from faults.gaps import GAPS, gap_of
+
+    used = {gap_of(place) for place in _empty(notes)}
+    return [gap.because for gap in GAPS if gap not in used]
+
+
+def _empty(notes: list[Note]) -> list[Place]:
+    from faults.gaps import Place, empty
+
+    return empty(
+        Place(note.layer, note.fault, note.phase, note.backend)
+        for note in notes
+        if note.outcome != "skipped"
+    )
 
 
 def _lines(rows: list[Row], notes: list[Note]) -> list[str]:
@@ -183,8 +226,6 @@ def _lines(rows: list[Row], notes: list[Note]) -> list[str]:
 
 def _held(notes: list[Note]) -> str:
     """Where a cell's test has passed: "userspace", "models", "kernel", or by name."""
-    from conformance.backends import MODELS
-
     said: dict[str, set[str]] = {}
     for note in notes:
         if note.outcome != "skipped":
@@ -195,16 +236,22 @@ def _held(notes: list[Note]) -> str:
         return f"not played: {notes[0].system}" if notes else "**not played**"
     parts = []
     for outcome, backends in sorted(said.items(), key=lambda each: WORST.index(each[0])):
-        names = []
-        groups = {"userspace": {"os.splice", "copy"}, "the models": set(MODELS)}
-        for group, members in groups.items():
-            if members <= backends:
-                names.append(group)
-                backends = backends - members
-        names += sorted(backends)
-        text = ", ".join(names)
+        text = _names(backends)
         parts.append(text if outcome == "passed" else f"**not on {text}**")
     return "; ".join(reversed(parts))
+
+
+def _names(backends: set[str]) -> str:
+    """The backends, in as few words as there are."""
+    from conformance.backends import MODELS
+
+    names = []
+    groups = {"userspace": {"os.splice", "copy"}, "the models": set(MODELS)}
+    for group, members in groups.items():
+        if members <= backends:
+            names.append(group)
+            backends = backends - members
+    return ", ".join(names + sorted(backends))
 
 
 def main() -> int:
@@ -225,12 +272,15 @@ def main() -> int:
     head, _, remainder = before.partition(BEGIN)
     text = head + BEGIN + "\n" + tables(rows, notes) + "\n" + END + remainder.partition(END)[2]
     wrong = [note for note in notes if note.outcome == "failed"]
-    missing = text.count("**not played**")
+    missing = text.count("**not played**") + text.count(NO_REASON)
+    unfounded = _unfounded(notes)
+    for because in unfounded:
+        print(f"tests/faults/gaps.py: no empty cell has this reason: {because}")
     if not options.check:
         PAGE.write_text(text)
     print(f"{PAGE.relative_to(ROOT)}: {len(rows)} cells, {missing} not played, {len(wrong)} failed")
     stale = options.check and text != before
-    return 1 if wrong or missing or stale else 0
+    return 1 if wrong or missing or unfounded or stale else 0
 
 
 if __name__ == "__main__":

@@ -121,6 +121,13 @@ def test_idle_that_has_not_passed_ends_nothing(thin: Thin, harness: Harness) -> 
 @cell(
     "the peer closes",
     "thin",
+    "initial",
+    sees="of the source's: the splice is over at once, and EOF is not passed on",
+    counted="what had come before was moved",
+)
+@cell(
+    "the peer closes",
+    "thin",
     "moving",
     sees="the splice is over, and EOF is not passed on: the drain can be used",
     counted="`spliced_bytes` has all that was moved",
@@ -148,6 +155,15 @@ def test_fin_from_the_sources_peer_ends_and_is_not_passed_on(
     assert errors(harness, source, drain) == (0, 0)
 
 
+@cell(
+    "the peer stops reading for ever",
+    "thin",
+    "half-closed",
+    sees="the source has ended: FreeBSD's kernel ends the splice with bytes left, elsewhere "
+    "nothing is seen until `unsplice`",
+    counted="what was moved can be read; the remainder is still at the source",
+)
+@pytest.mark.usefixtures("bystander")
 def test_fin_behind_a_full_drain_leaves_nothing_behind_unseen(thin: Thin, harness: Harness) -> None:
     """F13: FreeBSD ends early, with bytes left; either way all of them can be had in order."""
     source, client = harness.pair(small_buffers=True)

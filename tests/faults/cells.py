@@ -55,7 +55,8 @@ LAYERS = {
 
 PHASES = ("dialling", "handshake", "initial", "moving", "half-closed", "closing", "any")
 
-_OF_PEERS = FAULTS[: FAULTS.index("no descriptor")]
+#: What a peer does: each phase is a cell of its own. All else comes at any time.
+OF_PEERS = FAULTS[: FAULTS.index("no descriptor")]
 _OF_PROXIES = (
     "the name server is dead or slow",
     "the log cannot be written",
@@ -112,10 +113,8 @@ def faults_at(layer: str) -> tuple[str, ...]:
     if layer in ("thin", "Splice", "Relay", "aio"):
         return tuple(fault for fault in FAULTS if fault not in _OF_PROXIES)
     if layer == "processes":
-        return tuple(
-            fault for fault in FAULTS[len(_OF_PEERS) :] if fault not in ("fork", "suspend")
-        )
-    return _OF_PEERS
+        return tuple(fault for fault in FAULTS[len(OF_PEERS) :] if fault not in ("fork", "suspend"))
+    return OF_PEERS
 
 
 def cells_of(item: pytest.Function) -> list[Cell]:
@@ -131,15 +130,16 @@ def cells_of(item: pytest.Function) -> list[Cell]:
     return found
 
 
-def backend_of(item: pytest.Function) -> str:
+def backend_of(item: pytest.Function, layer: str) -> str:
     """By what the test was served, as far as its parameters and fixtures say it."""
     for value in _parameters(item).values():
         name = value.rpartition("/")[2].replace("SO_SPLICE", "kernel")
         if name in BACKENDS:
             return name
-    if _parameters(item).get("thin") == "userspace":
-        return "copy"  # the emulation, which copies
-    return "kernel" if KERNEL and "userspace" not in item.fixturenames else MOVERS[0]
+    emulated = _parameters(item).get("thin") == "userspace"
+    if KERNEL and not emulated and "userspace" not in item.fixturenames:
+        return "kernel"
+    return "copy" if layer == "thin" else MOVERS[0]  # the emulation copies
 
 
 def _parameters(item: pytest.Function) -> dict[str, str]:

@@ -95,11 +95,19 @@ def test_a_source_that_goes_amid_initial(how: str, harness: Harness, bystander: 
             counted="what the drain took, which its peer can still read; behind that come "
             "`Outcome.unsent`, and what is still at the source",
         )),
+        pytest.param("half-closed", marks=cell(
+            "the peer stops reading for ever", "Splice", "half-closed",
+            sees="`Reason.IDLE` after `idle_timeout`; both sockets can be used",
+            counted="what the drain took, which its peer can still read; behind that come "
+            "`Outcome.unsent`, and what is still at the source",
+        )),
     ],
 )  # fmt: skip
 def test_a_drain_full_for_ever_is_idle(phase: str, harness: Harness, bystander: Bystander) -> None:
     source, sender = harness.pair(small_buffers=True)
     drain, receiver = harness.pair(small_buffers=True)
+    if phase == "half-closed":
+        receiver.fin()
     ahead = MUCH if phase == "initial" else b""
     writer = None if ahead else harness.in_background(_write_until_reset, sender)
     harness.until(lambda: bool(ahead) or harness.readable(source), "bytes to move")

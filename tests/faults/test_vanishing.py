@@ -69,9 +69,7 @@ def test_a_splice_ends_as_the_sockets_options_say(
 
 
 @cell("the peer vanishes", "Relay", "half-closed", sees=f"`SOURCE_ERROR`: {KEEPALIVE}")
-@cell(
-    "the peer vanishes", "Relay", "moving", sees=f"`DRAIN_ERROR`: {UNANSWERED}", counted=TAKEN
-)
+@cell("the peer vanishes", "Relay", "moving", sees=f"`DRAIN_ERROR`: {UNANSWERED}", counted=TAKEN)
 @cell(
     "the peer vanishes", "Relay", "initial", sees=f"`DRAIN_ERROR`: {UNANSWERED}", counted=REMAINDER
 )

@@ -119,6 +119,30 @@ def test_a_peer_that_reads_no_more_is_idle(
                     read_to_eof(still)
 
 
+STILL = "nothing, within `--idle-timeout`: what is sent meanwhile waits, and goes on with it"
+
+
+@cell("the peer stands still", "{command}", "moving", sees=STILL, counted=ALL, others=True)
+@cell("the peer stands still", "{command}", "half-closed", sees=STILL, counted=ALL, others=True)
+@each_command
+def test_a_peer_that_stands_still_is_waited_for(
+    command: str, listener: socket.socket, front: StartFront
+) -> None:
+    made = front(command, listener.getsockname(), *PATIENT)
+    for half_closed in (False, True):
+        joined = made.join(listener)
+        with joined.client as client, joined.target as target:
+            if half_closed:
+                target.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+            client.sendall(UP)
+            made.served()
+            assert receive(target, len(UP)) == UP
+            client.shutdown(socket.SHUT_WR)
+            assert target.recv(1) == b""
+        made.logged(joined, len(UP), 0, "eof, ")
+
+
 @contextlib.contextmanager
 def _served_all_the_time(front: Front) -> Iterator[None]:
     over = threading.Event()
