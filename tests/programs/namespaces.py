@@ -25,7 +25,9 @@ LINKS = [
 ]
 PROXY, SERVER = "198.51.100.2", "203.0.113.1"
 
-NETEM = "netem delay 1ms 1ms loss 0.3% duplicate 0.3% reorder 2%"
+#: Without jitter: netem draws a delay for each packet then, and most of them arrive out of order.
+#: "reorder" sends so many at once, ahead of those that are delayed (tc-netem(8)).
+NETEM = "netem limit 10000 delay 1ms loss 0.3% duplicate 0.3% reorder 2%"
 
 
 class Network:
@@ -37,8 +39,6 @@ class Network:
             for name in ("client", "proxy", "server", "weather")
         }
         self._weather: subprocess.Popen[str] | None = None
-        #: The devices of the machines, if the kernel itself makes the weather.
-        self._netem: list[tuple[str, str]] = []
         try:
             for name in self._names.values():
                 _run(f"ip netns add {name}")
@@ -82,7 +82,7 @@ class Network:
         assert self._weather.stdout.readline() == "ready\n"
 
     def _has_netem(self) -> bool:
-        """Return whether the kernel has sch_netem."""
+        """Return whether the kernel has sch_netem; it is tried where nothing passes through it."""
         tried = f"tc -n {self._names['weather']} qdisc add dev lo root {NETEM}"
         return subprocess.run(tried.split(), capture_output=True).returncode == 0
 
@@ -101,7 +101,10 @@ class Network:
             _set_namespace(namespace.fileno())
 
     def losses(self) -> int:
-        """End the weather, and return how many packets it has lost; the other kinds must occur."""
+        """Return how many packets the weather has lost, which may end by this.
+
+        The other kinds must have occurred; netem itself counts what it has lost, and nothing else.
+        """
         if self._weather is None:
             shown = _run(f"tc -n {self._names['weather']} -s qdisc show")
             return sum(map(int, re.findall(r"netem .*?dropped (\d+)", shown, re.S)))
