@@ -144,7 +144,7 @@ GAPS: tuple[Gap, ...] = (
         phases=("closing",),
     ),
     Gap(
-        "a handshake is a PROXY header alone, which the same code reads as the others' handshakes",
+        "a handshake is a PROXY header alone, with the time limit of the others' handshakes",
         layers=("forward",),
         phases=("handshake",),
     ),
