@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import freebsd_splice
 
@@ -138,11 +138,8 @@ def fetch(url: str, copy: Path, size: int, what: str) -> float:
     copy.unlink(missing_ok=True)
     command = ["curl", "--fail", "--silent", "--show-error", "--noproxy", "*"]
     began = time.monotonic()
-    curl = subprocess.Popen(
-        [*command, "--output", str(copy), url], stderr=subprocess.PIPE, text=True
-    )
-    assert curl.stderr is not None
-    with curl:
+    with started([*command, "--output", str(copy), url]) as curl:
+        assert curl.stderr is not None
         shown = False
         while True:
             try:
@@ -153,15 +150,41 @@ def fetch(url: str, copy: Path, size: int, what: str) -> float:
                     done = copy.stat().st_size if copy.exists() else 0
                     print(f"\r{what}: {100 * done // size} %", end="", flush=True)
                     shown = True
-            except BaseException:
-                curl.kill()
-                raise
         took = time.monotonic() - began
         said = curl.stderr.read().strip()
     say(f"\r{what}: 100 %" if shown and not status else what)
     if status:
         raise DemoError(f"curl ended with status {status}: {said or 'and said nothing'}")
     return took
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a program, which ends with the block at the latest.
+
+    An interrupt waits for the program to be started: else it would be left behind.
+    """
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    process = None
+    try:
+        try:
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if caught:
+            raise KeyboardInterrupt
+        yield process
+    finally:
+        if process is not None:
+            process.kill()
+            with process:
+                pass  # close its pipe, wait for its end
 
 
 # Who serves it, and the forwarder
@@ -193,19 +216,27 @@ class Forwarder:
     """``freebsd-splice forward``, as a user starts it, with the log that programs read."""
 
     def __init__(self, target: str) -> None:
-        self._process = subprocess.Popen(
+        self._running = started(
             [
                 *(sys.executable, "-m", "freebsd_splice", "forward", "--log-format", "json"),
                 *("127.0.0.1:0", target),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
+            ]
         )
-        assert self._process.stderr is not None
-        self._log = self._process.stderr
+        self._process: subprocess.Popen[str]
+        self._log: IO[str]
         self.address = ""
 
     def __enter__(self) -> Forwarder:
+        self._process = self._running.__enter__()
+        try:
+            return self._listening()
+        except BaseException:
+            self._running.__exit__(*sys.exc_info())
+            raise
+
+    def _listening(self) -> Forwarder:
+        assert self._process.stderr is not None
+        self._log = self._process.stderr
         for line in self._log:
             event = _event(line)
             if event.get("event") == "listening":
@@ -221,10 +252,8 @@ class Forwarder:
         self._process.wait()
         return [event for event in events if event.get("event") == "connection"]
 
-    def __exit__(self, *failure: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+    def __exit__(self, *failure: Any) -> None:
+        self._running.__exit__(*failure)
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -85,10 +85,15 @@ def test_it_ends_with_what_moved_how_fast_and_by_what(demo: Demo, userspace: Non
 SAYS: dict[str, Any] = {}
 
 
-def who_moved_them(*arguments: object) -> str:
+def its(name: str) -> Any:
+    """A function of the program."""
     if not SAYS:
         SAYS.update(runpy.run_path(str(DEMO)))
-    said: str = SAYS["who_moved_them"](*arguments)
+    return SAYS[name]
+
+
+def who_moved_them(*arguments: object) -> str:
+    said: str = its("who_moved_them")(*arguments)
     return said
 
 
@@ -152,6 +157,26 @@ def test_no_room_for_the_files(demo: Demo) -> None:
     status, said = demo.run("--megabytes", str(1 << 40))
     assert status == 1
     assert re.search(r"failed: .* MB left, and two files of \d+ MB .* \(TMPDIR names", said)
+
+
+def test_an_interrupt_amid_a_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[subprocess.Popen[str]] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        made.append(popen(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return made[0]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("subprocess.Popen", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), its("started")(["sleep", "600"]):
+            pass
+        assert made[0].returncode == -signal.SIGKILL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
