@@ -204,11 +204,15 @@ def _children(pid: int) -> set[int]:
 
 
 def _memory(pid: int) -> float:
-    """Kilobytes, of which those shared with other processes count in part."""
+    """Kilobytes of its own: without files' pages, and of those shared with a fork's child in part.
+
+    A library's pages count the less for each process the more processes have it, and would seem to
+    grow while other programs on the machine end.
+    """
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Pss_Anon:"):
             return float(line.split()[1])
-    raise AssertionError("no Pss")
+    raise AssertionError("no Pss_Anon, which Linux has since 5.3")
 
 
 def _tcp_sockets(pid: int) -> int:
