@@ -316,6 +316,11 @@ class UserspaceFlow:
                             return self._finish(Reason.LIMIT)
                         self._settle()
                     end = end or self._pull(told=told and self._moved == before)
+                    if end is None and self._has_all and not self.reads_until_empty:
+                        end = self._push() or self._count_message()
+                        if end is None:
+                            # Asking again would waste a system call: the poller reports more.
+                            raise _NotNow(read=True)
                 except MoverRefusedError:
                     self._ahead = memoryview(self._mover.take_back())
                     self._mover = self._worker.mover(copy=True)
@@ -324,15 +329,6 @@ class UserspaceFlow:
                     return end
                 if self._moved - before >= BYTES_A_TURN:
                     break
-                if self._has_all and not self.reads_until_empty:
-                    # Asking again would waste a system call: the poller reports when there is more.
-                    end = self._push()
-                    if end is not None:
-                        return end
-                    end = self._count_message()
-                    if end is not None:
-                        return end
-                    raise _NotNow(read=True)
         except _GoneHome as gone:
             return gone.end
         except _NotNow as wanted:
