@@ -116,6 +116,18 @@ def test_where_os_splice_refuses_a_copy_serves(harness: Harness, way: str) -> No
 
 
 @linux
+def test_a_refusal_behind_a_sources_last_bytes_is_no_end(harness: Harness) -> None:
+    """So few bytes are pushed in the same step, as no more can be there."""
+    with runtime(RefusingPlatform("out"), OS_SPLICE):
+        source, sender = harness.pair()
+        drain, receiver = harness.pair()
+        with Splice(source, drain) as splice:
+            sender.write(b"a few")
+            assert receiver.read(5) == b"a few"
+    assert splice.wait(DEADLINE).mover == COPY
+
+
+@linux
 def test_without_a_descriptor_for_a_pipe_a_copy_serves(harness: Harness) -> None:
     with runtime(NoPipesPlatform()):
         source, sender = harness.pair()
