@@ -315,6 +315,8 @@ class UserspaceFlow:
                         if self.ends_when_busy:
                             return self._finish(Reason.LIMIT)
                         self._settle()
+                    if end is None and self._moved - before >= BYTES_A_TURN:
+                        break  # while nothing is held, which a copy would have to keep
                     end = end or self._pull(told=told and self._moved == before)
                     if end is None and self._has_all and not self.reads_until_empty:
                         end = self._push() or self._count_message()
@@ -327,8 +329,6 @@ class UserspaceFlow:
                     continue
                 if end is not None:
                     return end
-                if self._moved - before >= BYTES_A_TURN:
-                    break
         except _GoneHome as gone:
             return gone.end
         except _NotNow as wanted:
